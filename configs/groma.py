@@ -1,0 +1,191 @@
+"""Groma in three stages, each from the checkpoint of the one before:
+
+    python -m launch.train --config configs/groma.py:stage=detection,size=tiny --workdir runs/a
+    python -m launch.train --config configs/groma.py:stage=alignment,size=tiny --workdir runs/b \\
+        --config.init_from=runs/a
+    python -m launch.train --config configs/groma.py:stage=instruction,size=tiny --workdir runs/c \\
+        --config.init_from=runs/b
+
+size=tiny trains on procedural scenes on a CPU. size=7b has the published shape and
+hyper-parameters (Groma spec 3 and 6; 8 devices of 80 GB) and needs --config.data=... and
+--config.codec.tokenizer=FOLDER, and its first two stages the encoder (stage=detection) and the
+language model (stage=alignment) as converted releases: --config.init_from=FOLDER,FOLDER.
+form=published takes the published code's choices where they differ from the paper's, to go on
+from converted weights; form=scratch the correct ones. Real pictures, detection alone:
+
+    python -m launch.train --config configs/groma.py:stage=detection,size=tiny --workdir runs/d \\
+        --config.data=voc:FOLDER
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mg_jax.config import to_dict
+from mg_jax.data.transforms import Augment
+from mg_jax.lm import LMConfig
+from mg_jax.models.detr import DetrConfig
+from mg_jax.models.groma import GromaConfig
+from mg_jax.models.regions import RegionConfig
+from mg_jax.vision.vit import ViTConfig
+
+CHOICES = {
+    "stage": ("detection", "alignment", "instruction"),
+    "size": ("tiny", "7b"),
+    "form": ("scratch", "published"),
+}
+# What the language stages train beside the language model (spec 6)
+BRIDGES = ("projector/.*", "region_encoder/.*", "new_tokens/.*")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Config of "stage=...,size=...,form=..."; the docstring of this file is the manual."""
+    choice = base.parse_arg(arg, CHOICES)
+    c = base.get_config()
+    c.system, c.stage, c.size = "groma", choice["stage"], choice["size"]
+    model = tiny_model() if c.size == "tiny" else full_model()
+    c.image_size = model.image_size
+    c.model = ConfigDict(to_dict(model))
+    c.model.image_size = c.get_ref("image_size")
+    form(c.model, choice["form"])
+
+    # Resize, crop, squash and flip for the detector, in pixels of a 448-px model (spec 3)
+    c.augment = ConfigDict(dataclasses.asdict(Augment()))
+
+    {"detection": detection, "alignment": alignment, "instruction": instruction}[c.stage](c)
+    if c.size == "tiny":
+        tiny(c)
+    return c.lock()
+
+
+# -- stages, as published (spec 3 and 6) ---------------------------------------------------------
+
+
+def detection(c: ConfigDict) -> None:
+    """Encoder and proposer alone, on boxes of any data set as "object"."""
+    c.init_stages = ("encoder", "detection")
+    c.init_required = ("vision/.*",)
+    c.trainable = ("proposer/.*",)
+    c.single_source = True  # a batch trains one objectness head
+    c.batch_size = 64
+    c.optim.lr = 2e-4
+    c.optim.weight_decay = 1e-4
+    c.optim.warmup_steps = 100
+    c.optim.lr_multipliers = ((".*/offsets/.*", 0.1),)
+    c.train.epochs = 12.0
+
+
+def alignment(c: ConfigDict) -> None:
+    """The parts between encoder and language model, on captions and regions."""
+    c.init_stages = ("detection", "language", "alignment")
+    c.init_required = ("vision/.*", "proposer/.*", "lm/.*")
+    c.trainable = BRIDGES
+    c.codec.template = "default"  # no end-of-answer token is trained in this stage
+    language(c)
+    c.accumulate = 8
+    c.optim.lr = 1e-4
+    c.train.epochs = 2.0
+
+
+def instruction(c: ConfigDict) -> None:
+    """As alignment, and the language model learns too, on conversations."""
+    c.init_stages = ("alignment", "instruction")
+    c.init_required = (".*",)
+    c.trainable = (*BRIDGES, "lm/.*")
+    language(c)
+    c.optim.lr = 1e-5
+    c.train.epochs = 1.0
+
+
+def language(c: ConfigDict) -> None:
+    """What alignment and instruction share."""
+    c.preprocess = "groma_mmdet"
+    c.single_source = True
+    c.batch_size = 128
+    c.codec.text_tokens = 2046  # 2,048 before <image> and <region> are expanded
+    c.codec.buckets = (254, 510, 1022, 2046)
+    c.optim.warmup_ratio = 0.03
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def form(model: ConfigDict, name: str) -> None:
+    """The choices in which paper and published code differ; docs/groma.md tables them."""
+    published = name == "published"
+    model.vision.position_rule = "scale_offset" if published else "size"
+    model.proposer.refinement = "none" if published else "look_forward_twice"
+    model.regions.box_format = "cxcywh" if published else "xyxy"
+    model.regions.strides = "published" if published else "true"
+    model.region_order = "random" if published else "score"
+    model.frozen_dropout = published
+
+
+def full_model() -> GromaConfig:
+    """DINOv2-L/14, six layers of proposer, Vicuna-7B."""
+    compute = {"dtype": "bfloat16", "remat": "full"}
+    return GromaConfig(
+        vision=ViTConfig(**compute),
+        proposer=DetrConfig(dtype="bfloat16"),
+        regions=RegionConfig(dtype="bfloat16"),
+        lm=LMConfig(**compute),
+    )
+
+
+def tiny_model() -> GromaConfig:
+    """Under 5 million parameters, 224 px, 64 image tokens, 24 regions."""
+    return GromaConfig(
+        vision=ViTConfig(width=128, layers=6, heads=4, image_size=224),
+        proposer=DetrConfig(
+            width=128, encoder_layers=2, decoder_layers=3, encoder_heads=4, decoder_heads=4,
+            encoder_ffn=256, decoder_ffn=256, queries=60, box_hidden=128, dropout=0.0,
+        ),
+        regions=RegionConfig(
+            width=128, hidden=64, upsample=(2, 1), rounds=1, groups=8, roi_size=7,
+            position_width=64, scale=224.0,
+        ),
+        lm=LMConfig(
+            vocab=2000, width=160, mlp=432, layers=4, heads=5, kv_heads=5, head=32,
+            max_positions=512, tied=True,
+        ),
+        max_regions=24,
+        image_size=224,
+    )  # fmt: skip
+
+
+def tiny(c: ConfigDict) -> None:
+    """What size=tiny does otherwise than the published recipe, and why."""
+    c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
+    c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
+    c.codec.tokenizer = "tokenizer-tiny"
+    c.codec.text_tokens = 176
+    c.codec.refer_slots, c.codec.ground_slots = 4, 12
+    c.codec.too_long = "skip"  # one scene too talkative among a million does not end a run
+    c.preprocess = "groma_pil"  # as in use: the shipped model sees what it was trained on
+    c.accumulate = 1
+    c.train.save_minutes = 5.0
+    if c.stage == "detection":
+        c.data = "scenes:seed=1,n=1000000,tasks=none,size=256"
+        c.init_required = ()  # no pretrained encoder is shipped ...
+        c.trainable = ("vision/.*", "proposer/.*")  # ... so it learns here, with the proposer
+        c.target_slots = 16
+        c.batch_size = 16
+        c.optim.lr = 4e-4
+        c.optim.weight_decay = 1e-4
+        c.optim.warmup_steps = 500
+        c.train.steps = 20000
+        return
+    c.batch_size = 32
+    c.optim.lr = 1e-3 if c.stage == "alignment" else 3e-4
+    c.optim.warmup_steps = 300
+    if c.stage == "alignment":
+        c.data = "scenes:seed=2,n=1000000,tasks=all,size=224"
+        c.init_stages = ("detection", "alignment")
+        c.init_required = ("vision/.*", "proposer/.*")  # no pretrained language model is shipped
+        c.trainable = (*BRIDGES, "lm/.*")  # so it learns from this stage on
+        c.codec.template = "llava"  # and must learn where an answer ends
+        c.train.steps = 20000
+    else:
+        c.data = "scenes:seed=3,n=1000000,tasks=all,turns=2,size=224"
+        c.train.steps = 10000

@@ -1,0 +1,372 @@
+"""One table per architecture, read in both directions.
+
+A table is a list of rules. A rule names a PyTorch tensor, the leaf of our parameter tree it
+becomes, and an einops pattern whose arrow can be turned round:
+
+    Rule("model.layers.{l}.self_attn.q_proj.weight", "blocks/attn/q/kernel", "(n h) d -> d n h")
+
+`{l}` stands for 0 .. sizes["l"]-1; the tensors are stacked on a leading axis of our leaf. A tuple
+of leaves splits the leading axis of the right side. Axis sizes come from the config alone and are
+checked against the tensors, so a wrong config cannot pass. Numbers are moved, never changed.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+from mg_jax.errors import UserError
+
+LISTED = 40  # names shown per side of an error; the rest is counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Tensor(s) `torch` <-> leaf `jax` (or several leaves, split on the right side's first axis)."""
+
+    torch: str
+    jax: str | tuple[str, ...]
+    how: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Tied:
+    """`torch` is the same tensor as `source`: equal or absent on import, written on export."""
+
+    torch: str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Drop:
+    """`torch` may be present and is not kept, because `why`; it is not written on export."""
+
+    torch: str
+    why: str
+
+
+Entry = Rule | Tied | Drop
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rules, each bound to the axis sizes of its architecture. Tables add up."""
+
+    entries: tuple[tuple[Entry, Mapping[str, int]], ...]
+
+    def __add__(self, other: "Table") -> "Table":
+        return Table(self.entries + other.entries)
+
+
+def table(rules: tuple[Entry, ...], sizes: Mapping[str, int]) -> Table:
+    """Bind `rules` to the sizes of their axes and `{indexes}`."""
+    return Table(tuple((rule, sizes) for rule in rules))
+
+
+def under(torch: str, jax: str, inner: Table) -> Table:
+    """`inner` with its tensor names under prefix `torch` and its leaves under prefix `jax`."""
+
+    def move(rule: Entry) -> Entry:
+        if isinstance(rule, Rule):
+            paths = (rule.jax,) if isinstance(rule.jax, str) else rule.jax
+            moved = tuple(jax + path for path in paths)
+            return Rule(torch + rule.torch, moved if len(moved) > 1 else moved[0], rule.how)
+        if isinstance(rule, Tied):
+            return Tied(torch + rule.torch, torch + rule.source)
+        return Drop(torch + rule.torch, rule.why)
+
+    return Table(tuple((move(rule), sizes) for rule, sizes in inner.entries))
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype of a stored tensor, without its bytes. `dtype` None: unknown."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One rule with every size filled in.
+
+    `names` are the source tensors in row-major order of `stack`; `paths` the leaves they fill,
+    each of `shape`.
+    """
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    stack: tuple[int, ...]
+    torch_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    left: str
+    right: str
+    axes: Mapping[str, int]
+
+    def indexed(self) -> Iterator[tuple[tuple[int, ...], str]]:
+        """(index into the stacked axes, tensor name) of every source."""
+        return zip(np.ndindex(*self.stack), self.names, strict=True)
+
+    def forward(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
+        """One source tensor as its slice of each leaf."""
+        out = rearrange(tensor, f"{self.left} -> {self.right}", **self.axes)
+        return tuple(out) if len(self.paths) > 1 else (out,)
+
+    def backward(self, slices: tuple[np.ndarray, ...]) -> np.ndarray:
+        """The slices of each leaf as one source tensor."""
+        whole = np.stack(slices) if len(self.paths) > 1 else slices[0]
+        return rearrange(whole, f"{self.right} -> {self.left}", **self.axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A table written out: every tensor and leaf by name and shape, no bytes.
+
+    `tied` maps copies to their source and `dropped` names to reasons. In a plan made from a
+    manifest these hold what the manifest has, and `dtypes` the dtypes of the sources.
+    """
+
+    leaves: tuple[Leaf, ...]
+    tied: Mapping[str, str]
+    dropped: Mapping[str, str]
+    dtypes: Mapping[str, np.dtype | None] = dataclasses.field(default_factory=dict)
+
+    def torch_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of every tensor an export writes."""
+        shapes = {name: leaf.torch_shape for leaf in self.leaves for name in leaf.names}
+        return shapes | {copy: shapes[source] for copy, source in self.tied.items()}
+
+    def jax_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Path -> shape of every leaf."""
+        return {path: leaf.shape for leaf in self.leaves for path in leaf.paths}
+
+    def abstract(self, dtype: Any = None) -> dict[str, Any]:
+        """The parameter tree as jax.ShapeDtypeStruct, in `dtype` or the sources' own."""
+        import jax
+
+        def struct(leaf):
+            kept = dtype or self.dtypes.get(leaf.names[0]) or np.float32
+            return jax.ShapeDtypeStruct(leaf.shape, kept)
+
+        return unflatten({path: struct(leaf) for leaf in self.leaves for path in leaf.paths})
+
+
+def expand(table: Table) -> Plan:
+    """Write a table out. Raises ValueError when the table itself is at fault."""
+    leaves, tied, dropped = [], {}, {}
+    for rule, sizes in table.entries:
+        if isinstance(rule, Rule):
+            leaves.append(_leaf(rule, sizes))
+        elif isinstance(rule, Tied):
+            sources = _names(rule.source, sizes)
+            tied.update(zip(_names(rule.torch, sizes), sources, strict=True))
+        else:
+            dropped.update(dict.fromkeys(_names(rule.torch, sizes), rule.why))
+    names = [name for leaf in leaves for name in leaf.names]
+    paths = [path for leaf in leaves for path in leaf.paths]
+    for what, listed in (("tensor", [*names, *tied, *dropped]), ("leaf", paths)):
+        seen: set[str] = set()
+        for name in listed:
+            if name in seen:
+                raise ValueError(f"table: {what} {name!r} is named by more than one rule")
+            seen.add(name)
+    known = set(names)
+    for copy, source in tied.items():
+        if source not in known:
+            raise ValueError(f"table: {copy!r} is tied to {source!r}, which no rule names")
+    return Plan(tuple(leaves), tied, dropped)
+
+
+def plan(manifest: Mapping[str, Any], table: Table, where: str = "checkpoint") -> Plan:
+    """Match a checkpoint's names and shapes with a table, reading no bytes.
+
+    `manifest` maps names to shapes, or to anything with `.shape` (and `.dtype`). Tied copies and
+    dropped tensors may be absent, nothing else. Raises UserError that lists the names only in the
+    checkpoint (+), the names only in the model (-) and the wrong shapes (!).
+    """
+    full = expand(table)
+    infos = {name: _info(value) for name, value in manifest.items()}
+    expected = full.torch_shapes()
+    extra = [
+        f"+ {name} {list(info.shape)}"
+        for name, info in infos.items()
+        if name not in expected and name not in full.dropped
+    ]
+    missing = [
+        f"- {name} {list(shape)}"
+        for name, shape in expected.items()
+        if name not in infos and name not in full.tied
+    ]
+    wrong = [
+        f"! {name} {list(infos[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in infos and infos[name].shape != shape
+    ]
+    _report(where, extra, missing, wrong)
+    return Plan(
+        full.leaves,
+        {copy: source for copy, source in full.tied.items() if copy in infos},
+        {name: why for name, why in full.dropped.items() if name in infos},
+        {name: info.dtype for name, info in infos.items()},
+    )
+
+
+def iter_jax(
+    read: Callable[[str], np.ndarray], plan: Plan, dtype: Any = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, array) leaf by leaf; in memory are one leaf and one source tensor.
+
+    `read(name)` gives a tensor. The dtype is the source's unless `dtype` asks for a cast. Raises
+    UserError when a tied copy differs from its source or the layers of a leaf differ in dtype.
+    """
+    for copy, source in plan.tied.items():
+        if not _bits_equal(read(copy), read(source)):
+            raise UserError(f"checkpoint: {copy} should equal {source}, but differs from it")
+    for leaf in plan.leaves:
+        filled: list[np.ndarray] = []
+        for index, name in leaf.indexed():
+            tensor = np.asarray(read(name))
+            if tensor.shape != leaf.torch_shape:
+                shapes = f"{list(tensor.shape)}, expected {list(leaf.torch_shape)}"
+                raise UserError(f"checkpoint: {name} has shape {shapes}")
+            kept = np.dtype(dtype or tensor.dtype)
+            if not filled:
+                filled = [np.empty(leaf.shape, kept) for _ in leaf.paths]
+            if filled[0].dtype != kept:
+                raise UserError(
+                    f"checkpoint: {name} is {kept}, {leaf.names[0]} is {filled[0].dtype}; "
+                    "ask for one dtype to stack them"
+                )
+            for out, part in zip(filled, leaf.forward(tensor), strict=True):
+                out[index] = part
+        yield from zip(leaf.paths, filled, strict=True)
+
+
+def to_jax(read: Callable[[str], np.ndarray], plan: Plan, dtype: Any = None) -> dict[str, Any]:
+    """The whole parameter tree as nested dicts of numpy arrays. See `iter_jax`."""
+    return unflatten(dict(iter_jax(read, plan, dtype)))
+
+
+def iter_torch(
+    params: Mapping[str, Any], table: Table, dtype: Any = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, tensor) one by one, tied copies included.
+
+    `params` is the nested tree. Raises UserError listing the leaves only in the parameters (+),
+    only in the table (-), and the wrong shapes (!).
+    """
+    full, leaves = expand(table), flatten(params)
+    expected = full.jax_shapes()
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    extra = [f"+ {path} {list(shapes[path])}" for path in leaves if path not in expected]
+    missing = [f"- {path} {list(shape)}" for path, shape in expected.items() if path not in leaves]
+    wrong = [
+        f"! {path} {list(shapes[path])}, expected {list(shape)}"
+        for path, shape in expected.items()
+        if path in leaves and shapes[path] != shape
+    ]
+    _report("parameters", extra, missing, wrong)
+    copies: dict[str, list[str]] = {}
+    for copy, source in full.tied.items():
+        copies.setdefault(source, []).append(copy)
+    for leaf in full.leaves:
+        whole = tuple(np.asarray(leaves[path]) for path in leaf.paths)
+        for index, name in leaf.indexed():
+            tensor = leaf.backward(tuple(part[index] for part in whole))
+            tensor = np.ascontiguousarray(tensor, dtype=dtype or tensor.dtype)
+            for written in (name, *copies.get(name, ())):
+                yield written, tensor.reshape(leaf.torch_shape)
+
+
+def to_torch(params: Mapping[str, Any], table: Table, dtype: Any = None) -> dict[str, np.ndarray]:
+    """The whole state dict as numpy arrays under upstream's names. See `iter_torch`."""
+    return dict(iter_torch(params, table, dtype))
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> {"a/b/c": leaf}."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b/c": leaf} -> nested dicts."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree
+
+
+def _leaf(rule: Rule, sizes: Mapping[str, int]) -> Leaf:
+    paths = (rule.jax,) if isinstance(rule.jax, str) else rule.jax
+    left, right = (side.strip() for side in rule.how.split("->"))
+    needed = sorted(set(re.findall(r"[a-z_]\w*", rule.how)))
+    for name in needed:
+        if name not in sizes:
+            raise ValueError(f"table: {rule.torch!r}: no size for axis {name!r}")
+    axes = {name: sizes[name] for name in needed}
+    shape = _shape(right, axes)
+    if len(paths) > 1:
+        if shape[0] != len(paths):
+            raise ValueError(f"table: {rule.torch!r} splits {shape[0]} ways into {len(paths)}")
+        shape = shape[1:]
+    stack = tuple(sizes[name] for name in _indexes(rule.torch))
+    names = tuple(_names(rule.torch, sizes))
+    return Leaf(paths, names, stack, _shape(left, axes), stack + shape, left, right, axes)
+
+
+def _indexes(name: str) -> list[str]:
+    return re.findall(r"\{(\w+)\}", name)
+
+
+def _names(name: str, sizes: Mapping[str, int]) -> list[str]:
+    """The tensors of a pattern, in row-major order of its `{indexes}`."""
+    indexes = _indexes(name)
+    ranges = (range(sizes[i]) for i in indexes)
+    return [name.format(**dict(zip(indexes, at, strict=True))) for at in itertools.product(*ranges)]
+
+
+def _shape(side: str, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """Shape of one side of a pattern: axes, ones, and (groups)."""
+    groups = re.findall(r"\(([^)]*)\)|(\S+)", side)
+    sizes = ([axes.get(axis, 1) for axis in (group or axis).split()] for group, axis in groups)
+    return tuple(int(np.prod(size)) for size in sizes)
+
+
+def _info(value: Any) -> TensorInfo:
+    if hasattr(value, "shape"):
+        return TensorInfo(tuple(value.shape), getattr(value, "dtype", None))
+    return TensorInfo(tuple(value))
+
+
+def _bits_equal(a: np.ndarray, b: np.ndarray) -> bool:
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    bits = f"u{a.dtype.itemsize}"
+    return np.array_equal(*(np.ascontiguousarray(x).view(bits) for x in (a, b)))
+
+
+def _report(where: str, extra: list[str], missing: list[str], wrong: list[str]) -> None:
+    if not (extra or missing or wrong):
+        return
+    lines = [
+        f"{where} does not fit the model of its config: {len(extra)} only in {where} (+), "
+        f"{len(missing)} only in the model (-), {len(wrong)} of another shape (!)"
+    ]
+    for side in (extra, missing, wrong):
+        lines += [f"  {line}" for line in side[:LISTED]]
+        if len(side) > LISTED:
+            lines.append(f"  {side[0][0]} ... and {len(side) - LISTED} more")
+    raise UserError("\n".join(lines))

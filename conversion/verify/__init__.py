@@ -1,0 +1,189 @@
+"""Run a recorded instance of an original implementation and compare every recorded array.
+
+The arrays that must be produced are the names in the recordings' zip directories. The recordings
+themselves are opened only after ours exist, save the draws of upstream's random number generator
+and the inputs that a file keeps beside its outputs; both are reported as such.
+
+Tolerance of an array: `tolerance` (1e-4) absolute while its largest finite value is of order one,
+times max(1, largest) beyond that, and at most 1 % of the largest (but 1e-6 always), so that an
+array of small numbers cannot pass as zeros. Integers, booleans and strings are compared exactly,
+infinities must stand at the same places with the same sign, and a NaN is a miss.
+"""
+
+import dataclasses
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mg_jax.errors import UserError
+
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    """A produced array of which only the places where `mask` holds mean anything.
+
+    `mask` covers the leading axes (padding positions of a batch, say).
+    """
+
+    array: np.ndarray
+    mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What a folder asks for and how to answer.
+
+    `required`: names of recorded arrays. `given`: name -> "fed" or "input" for those read
+    beforehand. `produce()`: our arrays by name, and one line for every part that failed.
+    A value may be a Masked, or a dict of variants (two forms of an operation) that must all fit.
+    """
+
+    kind: str
+    required: tuple[str, ...]
+    given: Mapping[str, str]
+    produce: Callable[[], tuple[dict[str, Any], list[str]]]
+    recorded: Callable[[str], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Verdict on one recorded array. `error`: largest absolute difference (count if exact)."""
+
+    name: str
+    shape: tuple[int, ...]
+    error: float | None
+    tolerance: float | None
+    ok: bool
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Verdicts in the order of the recordings, and the parts that failed to run."""
+
+    kind: str
+    lines: tuple[Line, ...]
+    failures: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True when every recorded array is matched."""
+        return bool(self.lines) and all(line.ok for line in self.lines)
+
+
+def verify(folder: str | Path, tolerance: float = TOLERANCE) -> Report:
+    """Verify a folder of recordings. Raises UserError when it is none or cannot be read."""
+    case = open_case(Path(folder))
+    produced, failures = case.produce()
+    lines = tuple(_judge(name, case, produced, tolerance) for name in case.required)
+    return Report(case.kind, lines, tuple(failures))
+
+
+def open_case(folder: Path) -> Case:
+    """The case of a folder, told by the files present."""
+    from conversion.verify import parts
+
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if (folder / "outputs.npz").exists():
+        from conversion.verify import groma
+
+        return groma.case(folder)
+    for mark, make in (
+        ("ops.npz", parts.ops_case),
+        ("preprocess.npz", parts.preprocess_case),
+        ("tokenization.json", parts.tokenizer_case),
+    ):
+        if (folder / mark).exists():
+            return make(folder)
+    raise UserError(
+        f"{folder}: holds none of outputs.npz, ops.npz, preprocess.npz, tokenization.json"
+    )
+
+
+def compare(name: str, ours: Any, recorded: Any, tolerance: float = TOLERANCE) -> Line:
+    """Verdict on one array (or variants, or Masked) by the rule of this module."""
+    if isinstance(ours, Mapping):
+        lines = [compare(name, v, recorded, tolerance) for v in ours.values()]
+        noted = [
+            dataclasses.replace(line, note=f"{variant} {line.note}".strip())
+            for variant, line in zip(ours, lines, strict=True)
+        ]
+        return max(noted, key=lambda line: (not line.ok, line.error or 0.0))
+    note = ""
+    if isinstance(ours, Masked):
+        ours, mask = np.asarray(ours.array), np.asarray(ours.mask)
+        recorded = np.asarray(recorded)
+        if ours.shape == recorded.shape:
+            note = f"{int(mask.sum())} of {mask.size} positions (no padding)"
+            shape = recorded.shape
+            line = compare(name, ours[mask], recorded[mask], tolerance)
+            return dataclasses.replace(line, shape=shape, note=f"{note} {line.note}".strip())
+    if isinstance(recorded, str):
+        same = ours == recorded
+        return Line(name, (), float(not same), 0.0, same, "" if same else f"{ours!r}")
+    ours, recorded = np.asarray(ours), np.asarray(recorded)
+    exact = recorded.dtype.kind in "iub"
+    if ours.shape != recorded.shape:
+        return Line(name, recorded.shape, None, None, False, f"ours has shape {list(ours.shape)}")
+    if exact:
+        if ours.dtype.kind not in "iub":
+            return Line(name, recorded.shape, None, 0.0, False, f"ours is {ours.dtype}")
+        difference = np.abs(ours.astype(np.int64) - recorded.astype(np.int64))
+        error = float(difference.max(initial=0))
+        return Line(name, recorded.shape, error, 0.0, error == 0.0, note)
+    ours, recorded = ours.astype(np.float64), recorded.astype(np.float64)
+    finite = np.isfinite(recorded)
+    largest = float(np.abs(recorded[finite]).max(initial=0.0))
+    allowed = max(min(tolerance * max(1.0, largest), 0.01 * largest), 0.01 * tolerance)
+    if not np.array_equal(ours[~finite], recorded[~finite]):
+        return Line(name, recorded.shape, None, allowed, False, "infinities differ")
+    if not np.isfinite(ours[finite]).all():
+        return Line(name, recorded.shape, None, allowed, False, "ours is not finite everywhere")
+    error = float(np.abs(ours[finite] - recorded[finite]).max(initial=0.0))
+    return Line(name, recorded.shape, error, allowed, error <= allowed, note)
+
+
+def npz_names(path: Path) -> list[str]:
+    """Names of the arrays in an .npz, from its directory; no array is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except zipfile.BadZipFile:
+        raise UserError(f"{path}: not an .npz archive, or cut short") from None
+
+
+def npz_read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """The arrays `names` of an .npz, and no others."""
+    names = list(names)
+    if missing := sorted(set(names) - set(npz_names(path))):
+        raise UserError(f"{path}: no array {missing[0]!r}")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in names}
+    except (ValueError, zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path}: unreadable ({error})") from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # numpy hands out what it cannot parse as bytes
+            raise UserError(f"{path}: {name} is not an array")
+    return arrays
+
+
+def _judge(name: str, case: Case, produced: Mapping[str, Any], tolerance: float) -> Line:
+    recorded = case.recorded(name)
+    shape = () if isinstance(recorded, str) else np.asarray(recorded).shape
+    if case.given.get(name) == "input":
+        return Line(name, shape, None, None, True, "input")
+    if name not in produced:
+        return Line(name, shape, None, None, False, "not produced")
+    line = compare(name, produced[name], recorded, tolerance)
+    if name in case.given:
+        return dataclasses.replace(line, note=f"{case.given[name]} {line.note}".strip())
+    return line

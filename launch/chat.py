@@ -1,0 +1,117 @@
+"""Ask a grounded model about a picture; see its answer and its boxes.
+
+    python -m launch.chat --checkpoint groma-tiny --image photo.jpg \\
+        --prompt "[grounding] Describe the picture." --out answer.png
+
+Regions are given in the picture's own pixels and are named <r:0>, <r:1>, ... in the prompt, in
+the order of the flags (all boxes, then points, then polygons); one that the prompt does not name
+is appended. Without --prompt questions are read line by line, as one conversation.
+"""
+
+import argparse
+import json
+import sys
+
+from launch import cli
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m launch.chat",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
+    p.add_argument("--image", required=True, help="picture file, any size and mode")
+    p.add_argument("--prompt", help="the question; without it a conversation starts")
+    p.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
+    p.add_argument("--point", action="append", default=[], metavar="X,Y")
+    p.add_argument("--polygon", action="append", default=[], metavar="X,Y,X,Y,X,Y,...")
+    p.add_argument("--out", help="write the picture with the answer's boxes here (PNG or JPEG)")
+    p.add_argument("--json", action="store_true", help="print the answer as one JSON line")
+    p.add_argument("--max-new-tokens", type=int, default=128)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) is deterministic")
+    p.add_argument("--seed", type=int, default=0, help="of sampling, with --temperature")
+    return p
+
+
+def numbers(text: str, flag: str, count: int | None = None) -> list[float]:
+    """Comma-separated numbers of a flag. Raises UserError naming the flag and the value."""
+    from mg_jax.errors import UserError
+
+    try:
+        values = [float(v) for v in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or (count and len(values) != count) or len(values) % 2:
+        shape = f"{count} numbers" if count else "an even count of numbers"
+        raise UserError(f"{flag} {text}: expected {shape} separated by commas, in pixels")
+    return values
+
+
+def regions(args: argparse.Namespace, width: int, height: int) -> list:
+    """Regions of the flags, from pixels of a width x height picture."""
+    from mg_jax.example import Region
+
+    def scaled(values):
+        return [v / (width, height)[i % 2] for i, v in enumerate(values)]
+
+    found = [Region.from_box(tuple(scaled(numbers(b, "--box", 4)))) for b in args.box]
+    found += [Region.from_point(*scaled(numbers(p, "--point", 2))) for p in args.point]
+    for text in args.polygon:
+        values = scaled(numbers(text, "--polygon"))
+        found.append(Region.from_polygon(list(zip(values[::2], values[1::2], strict=True))))
+    return found
+
+
+def show(answer, args: argparse.Namespace, picture) -> None:
+    """Print an answer, and draw it when --out is given."""
+    if args.json:
+        print(json.dumps(answer.to_json()), flush=True)
+    else:
+        print(answer.text or "(no words)")
+        for phrase in answer.phrases:
+            for box, score in zip(phrase.boxes, phrase.scores, strict=True):
+                place = ", ".join(f"{v:.0f}" for v in box)
+                print(f"  {phrase.text or 'region'}: [{place}]  score {score:.2f}")
+        for note in answer.notes:
+            print(f"  note: {note}")
+    if args.out:
+        answer.draw(picture).save(args.out)
+        print(f"wrote {args.out}", file=sys.stderr)
+
+
+def ask() -> str:
+    """The next question; empty at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    import mg_jax
+    from mg_jax.generate import Sampling
+    from mg_jax.vision.preprocess import load_image
+
+    picture = load_image(args.image)
+    given = regions(args, picture.shape[1], picture.shape[0])
+    assistant = mg_jax.load(args.checkpoint)
+    options = {
+        "max_new_tokens": args.max_new_tokens,
+        "sampling": Sampling(args.temperature),
+        "seed": args.seed,
+    }
+    if args.prompt is not None:
+        show(assistant.chat(picture, args.prompt, given, **options), args, picture)
+        return
+    print("Ask about the picture; an empty line ends.", file=sys.stderr)
+    while prompt := ask():
+        show(assistant.chat(picture, prompt, given, **options), args, picture)
+        given = []
+
+
+if __name__ == "__main__":
+    cli.run(main)

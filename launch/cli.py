@@ -1,0 +1,80 @@
+"""What every command line shares: exit codes, and errors as one line.
+
+0 done, 2 bad input or a full disk, 130 after Ctrl-C; a launcher may return codes of its own.
+MG_JAX_TRACEBACK=1 shows the whole traceback of a user error.
+"""
+
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from mg_jax.errors import UserError
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with its code; mistakes of the user become one line on stderr."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = _say("interrupted", 130)
+    except BrokenPipeError:
+        # the reader (head, less) has gone: no complaint now, nor at the flush on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except UserError as e:
+        if os.environ.get("MG_JAX_TRACEBACK"):
+            raise
+        code = _say(f"error: {' '.join(str(e).split())}", 2)
+    except Exception as e:
+        if not full_disk(e):
+            raise
+        where = f" for {e.filename}" if isinstance(e, OSError) and e.filename else ""
+        mend = "free some or name another folder; what was saved before is kept"
+        code = _say(f"error: no space left on the disk{where}: {mend}", 2)
+    sys.exit(code)
+
+
+def parse_flags(argv: Sequence[str] | None = None) -> list[str]:
+    """Parse absl flags, the config file's among them; returns the arguments that are no flags.
+
+    Raises UserError for an unknown flag, a bad value, an unknown config key or a missing file.
+    """
+    from absl import app, flags
+
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(list(sys.argv if argv is None else argv))[1:]
+        if getattr(flags.FLAGS, "config", None) is not None:
+            _ = flags.FLAGS.config.lock  # a file that failed to load complains only when touched
+    except SystemExit:  # absl's --help leaves with 1
+        sys.exit(0)
+    except (flags.Error, OSError) as e:
+        # several lines are "flag --config=F: Error whilst parsing", a traceback, the reason
+        first, *more = [line.strip() for line in str(e).strip().splitlines()]
+        flag = first.partition(": Error whilst")[0].rpartition("load: ")[2]
+        reason = more[-1].removeprefix("mg_jax.errors.UserError: ") if more else ""
+        raise UserError(f"{flag}: {reason}" if more else first) from e
+    except AttributeError as e:
+        key, *near = re.findall(r"(\w+)\\?['\"]", str(e))
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"unknown config key {key!r}{hint}") from e
+    return rest
+
+
+def full_disk(e: BaseException | None) -> bool:
+    """Whether a full disk is behind an error, whichever library wraps it."""
+    while e is not None:
+        if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(e) or "Disk quota exceeded" in str(e):
+            return True
+        e = e.__cause__ or e.__context__
+    return False
+
+
+def _say(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code

@@ -1,0 +1,95 @@
+"""Measure a model on one task.
+
+    python -m launch.evaluate --checkpoint groma-tiny --task rec \\
+        --data scenes:seed=700000,n=500 [--json] [--blind]
+
+tasks, with their first metric:
+  rec               locate one thing: acc@0.5 (IoU > 0.5); on as many absent ones absent_accuracy
+  regions           name the thing in a box: accuracy (colour and shape both right)
+  presence          is it there, yes or no: accuracy
+  all_instances     locate all of a class: as_many_ar (k boxes for k targets, IoU .5:.95)
+  proposals         the detector alone: ar@100 (IoU .5:.95), ap50; takes voc: and coco: too
+  grounded_caption  describe with boxes: phrase_recall, and invented phrases
+  absent            locate what may not be there: accuracy of denying, half of them absent
+
+The majority column is the best answer that looks at no picture. Data: scenes:..., jsonl:FILE,
+voc:DIR, coco:FILE,DIR. Scene seeds from 700000 on are never trained on.
+"""
+
+import argparse
+import json
+import sys
+
+from launch import cli
+from mg_jax.errors import UserError
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    from mg_jax.evals.tasks import TASKS
+
+    p = argparse.ArgumentParser(
+        prog="python -m launch.evaluate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
+    p.add_argument("--task", required=True, choices=list(TASKS), help="see above")
+    p.add_argument("--data", default="scenes:seed=700000,n=500", help="default %(default)s")
+    p.add_argument("--json", action="store_true", help="print one JSON line")
+    p.add_argument("--blind", action="store_true", help="noise in place of every picture")
+    p.add_argument("--batch-size", type=int, default=16, metavar="N", help="default %(default)s")
+    p.add_argument("--limit", type=int, metavar="N", help="ask at most N questions")
+    p.add_argument("--examples", type=int, default=0, metavar="N",
+                   help="print N questions with answer and expected answer")  # fmt: skip
+    p.add_argument("--out", metavar="DIR", help="save up to 50 failures there, drawn")
+    p.add_argument("--max-new-tokens", type=int, metavar="N", help="default depends on the task")
+    return p
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments().parse_args(argv)
+    for name in ("batch_size", "limit", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    from mg_jax.evals import report, tasks
+    from mg_jax.evals.questions import warning
+
+    task = tasks.get(args.task)
+    items = tasks.questions(task, args.data, args.limit)
+    folder = report.failures_folder(args.out) if args.out else None
+    if note := warning(args.data):
+        print(f"note: {note}", file=sys.stderr)
+    import mg_jax
+
+    assistant = mg_jax.load(args.checkpoint)
+    length = args.max_new_tokens or task.max_new_tokens
+
+    def predict(queries):
+        return assistant.answer(queries, max_new_tokens=length, batch_size=args.batch_size)
+
+    result = tasks.evaluate(
+        task,
+        args.data,
+        predict,
+        assistant.propose,
+        items=items,
+        batch_size=args.batch_size,
+        blind=args.blind,
+        progress=sys.stderr.isatty(),
+    )
+    if args.examples > 0:
+        print(report.examples(result, args.examples), file=sys.stderr if args.json else sys.stdout)
+    if folder:
+        wrong = report.save_failures(result, folder)
+        shown = min(wrong, report.MOST_FAILURES)
+        print(f"{wrong} wrong answers, {shown} drawn in {folder}", file=sys.stderr)
+    if args.json:
+        print(json.dumps(report.as_dict(result, args.checkpoint)))
+    else:
+        print(report.table(result, args.checkpoint))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,68 @@
+"""Train a stage, or resume it: the same command again continues where the run stopped.
+
+    python -m launch.train --config configs/groma.py:stage=detection,size=tiny --workdir runs/a
+
+Any value of the config can be set as --config.section.key=value, for example
+--config.data=voc:FOLDER or --config.train.steps=500; configs/groma.py and configs/base.py list
+them. The workdir gets checkpoints, metrics.jsonl, TensorBoard files, a loss curve and, when the
+run is finished, release/, which mg_jax.load() and --config.init_from of the next stage take.
+
+Exit codes: 0 only when training is finished, 75 after SIGTERM (saved), 130 after Ctrl-C (saved),
+2 for bad input (one line says what), 1 for anything else, such as a loss that is not finite.
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from mg_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "config file and its argument, as configs/groma.py:stage=detection,size=tiny"
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: made, or resumed")
+
+
+def main() -> int:
+    """Parse the flags, then train; returns the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    rest = cli.parse_flags()
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        name, example = ("workdir", "runs/a") if _CONFIG.value is not None else (
+            "config", "configs/groma.py:stage=detection,size=tiny"
+        )  # fmt: skip
+        raise UserError(f"--{name} is missing: for example --{name} {example}")
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag: write --flag=value")
+    command = shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
+    return run(_CONFIG.value, _WORKDIR.value, command)
+
+
+def run(config, workdir: str, command: str = "") -> int:
+    """Run `config` in `workdir`, export the release of a finished run; returns the exit code."""
+    from mg_jax import train
+    from mg_jax.data import pipeline
+
+    try:
+        outcome = train.train(config, workdir)
+    except train.Diverged as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 1
+    if outcome.code == 0 and not (Path(workdir) / "release" / "config.json").is_file():
+        fields = pipeline.release_fields(config, outcome.plan.system.cfg)
+        folder = train.export(
+            outcome, config, workdir, fields=fields, command=command,
+            tokenizer=pipeline.tokenizer_folder(config),
+        )  # fmt: skip
+        print(f"finished: the release is in {folder}", file=sys.stderr)
+    return outcome.code
+
+
+if __name__ == "__main__":
+    cli.run(main)

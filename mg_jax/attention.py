@@ -1,0 +1,109 @@
+"""Rotary positions, the one owner of mask semantics, attention, and the KV cache as a value."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mg_jax.sharding import shard
+
+NEG = -1e30  # a finite "minus infinity": a row with no key stays finite
+
+
+def rope(
+    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], theta: float = 10000.0
+) -> Float[Array, "B T N H"]:
+    """Rotate pairs (i, i + H/2) of each head by position * theta^(-2i/H), in float32."""
+    half = x.shape[-1] // 2
+    freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions[:, :, None, None].astype(jnp.float32) * freq[None, None, None]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def attention_mask(
+    key_valid: Bool[Array, "B S"],
+    *,
+    queries: Int[Array, "B T"] | None = None,
+    keys: Int[Array, "B S"] | None = None,
+    query_segments: Int[Array, "B T"] | None = None,
+    key_segments: Int[Array, "B S"] | None = None,
+    window: int | None = None,
+) -> Bool[Array, "B T S"]:
+    """Which key each query may see; True = visible.
+
+    A key is visible when it is valid; and, where given: its index is not after the query's
+    (`queries`, `keys`: indices in the sequence), it lies in the same packed segment, and it is
+    fewer than `window` indices back. Example, key_valid 1 1 0 1 and causal indices 0..3:
+
+        query 0   1 0 0 0
+        query 1   1 1 0 0
+        query 2   1 1 0 0      (itself invalid: it may look, but nobody looks at it)
+        query 3   1 1 0 1
+    """
+    mask = key_valid[:, None, :]
+    if queries is not None and keys is not None:
+        mask = mask & (keys[:, None, :] <= queries[:, :, None])
+        if window is not None:
+            mask = mask & (queries[:, :, None] - keys[:, None, :] < window)
+    if query_segments is not None and key_segments is not None:
+        mask = mask & (query_segments[:, :, None] == key_segments[:, None, :])
+    return mask
+
+
+def attend(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B S K H"],
+    v: Float[Array, "B S K H"],
+    mask: Bool[Array, "B T S"] | None = None,
+    scale: float | None = None,
+) -> Float[Array, "B T N H"]:
+    """Softmax attention, softmax in float32; query head n reads key head n // (N/K)."""
+    b, t, n, h = q.shape
+    kv = k.shape[2]
+    scale = h**-0.5 if scale is None else scale
+    q = q.reshape(b, t, kv, n // kv, h)
+    logits = jnp.einsum("btkgh,bskh->bkgts", q * jnp.asarray(scale, q.dtype), k)
+    logits = logits.astype(jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, NEG)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)
+    return shard(out, "batch", "seq", "act_heads", None)
+
+
+class KVCache(flax.struct.PyTreeNode):
+    """Keys and values of all layers. Rows are filled from slot 0, each at its own `length`.
+
+    k, v: [L, B, S, K, H]; valid [B, S]: slot holds a token that may be attended to; length [B]:
+    slots written so far; position [B]: rotary position of the next token.
+    """
+
+    k: Any
+    v: Any
+    valid: Any
+    length: Any
+    position: Any
+
+    @classmethod
+    def create(cls, layers, batch, slots, kv_heads, head, dtype=jnp.float32) -> "KVCache":
+        """An empty cache of `slots` tokens a row."""
+        shape = (layers, batch, slots, kv_heads, head)
+        return cls(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            valid=jnp.zeros((batch, slots), bool),
+            length=jnp.zeros((batch,), jnp.int32),
+            position=jnp.zeros((batch,), jnp.int32),
+        )
+
+
+def write_rows(cache: jax.Array, layer: jax.Array, rows: jax.Array, start: jax.Array) -> jax.Array:
+    """Write rows[B,T,K,H] into cache[L,B,S,K,H] at `layer`, row b from slot start[b]."""
+    b, t = rows.shape[:2]
+    slots = start[:, None] + jnp.arange(t)[None]
+    index = jnp.arange(b)[:, None]
+    return cache.at[layer, index, slots].set(rows.astype(cache.dtype), mode="drop")

@@ -1,0 +1,403 @@
+"""Parameters on disk: train states, which resume a run, and releases, which `load()` opens.
+
+    workdir/config.json           the run's whole config
+    workdir/frozen/               frozen parameters, written once at the start
+    workdir/checkpoints/<step>/   params (trainable), opt, meta (step, data position); the newest N
+    release/config.json           system, stage, model, codec, preprocessing, provenance
+    release/params.safetensors    or params/ (Orbax) from 1 GiB on
+    release/tokenizer/ README.md  tokenizer files, model card
+
+Frozen parameters are kept beside the checkpoints, not in them: a run neither writes 14 GB of
+unchanged numbers at every save nor depends on the folder it was started from. Trees are flat by
+path ("a/b/c") on disk. Orbax restores them onto any mesh; a folder gets its final name only when
+it is whole.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from mg_jax.errors import UserError
+from mg_jax.optim import Flat, flatten, unflatten
+
+FORMAT = "mg_jax release"
+SMALL = 2**30  # bytes: below, a release is one safetensors file
+_TMP = ".orbax-checkpoint-tmp"
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname  # what it logs as an error it also raises
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, mend: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turn a full disk or missing permission into a UserError that names `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # tensorstore reports a full disk in the text of a ValueError
+        seen: list[BaseException] = [e]
+        while (e2 := seen[-1].__cause__ or seen[-1].__context__) and e2 not in seen:
+            seen.append(e2)
+        codes = {x.errno for x in seen if isinstance(x, OSError)}
+        text = " ".join(map(str, seen))
+        if codes & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text or "quota" in text:
+            amount = f" ({e.strerror})" if isinstance(e, OSError) and "MiB" in str(e) else ""
+            raise UserError(f"{path}: the disk is full{amount}. {mend()}".rstrip()) from e
+        if codes & {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
+            raise UserError(f"{path}: cannot be written ({e}). {mend()}".rstrip()) from e
+        raise
+
+
+def need_space(folder: Path, tree: Any) -> None:
+    """Raises OSError(ENOSPC) when the disk of `folder` cannot hold the arrays of `tree`.
+
+    Asked before a save: told in time, tensorstore leaves no half of a checkpoint behind.
+    """
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < 0.9 * size:  # floats compress by about a tenth
+        text = f"{size / 2**20:.0f} MiB are to be written, {free / 2**20:.0f} MiB are free"
+        raise OSError(errno.ENOSPC, text)
+
+
+class TrainStates:
+    """The newest `keep` train states under `folder`, written in the background.
+
+    A save that fails leaves the earlier ones; a half-written one is passed over with a warning.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2, warn: Callable[[str], None] = print):
+        self.folder, self._warn = Path(folder).absolute(), warn
+        logger = logging.getLogger("absl")
+        if _quiet not in logger.filters:
+            logger.addFilter(_quiet)
+        for part in self._unfinished():
+            warn(f"{part}: half-written checkpoint, not used")
+        with disk_errors(self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=keep, cleanup_tmp_directories=True
+                ),
+            )
+
+    def steps(self) -> list[int]:
+        """Steps that have a whole checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, params: Flat, opt: Any, meta: Mapping[str, Any]) -> None:
+        """Write a train state; returns once the arrays may be donated.
+
+        Raises UserError when the disk is full, now or at the next save or wait.
+        """
+        if step in self._manager.all_steps():
+            return
+        with self._guard():
+            self._manager.wait_until_finished()  # the last save counts as used space
+            need_space(self.folder, (params, opt))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    opt=ocp.args.StandardSave(opt),
+                    meta=ocp.args.JsonSave(dict(meta)),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Until everything is on disk. Raises UserError as `save`."""
+        with self._guard():
+            self._manager.wait_until_finished()
+
+    def restore(self, params: Flat, opt: Any) -> tuple[Flat, Any, dict[str, Any]] | None:
+        """(params, opt, meta) of the newest whole checkpoint, None if there is none.
+
+        `params`, `opt`: ShapeDtypeStructs with shardings: of any mesh. A checkpoint that cannot
+        be read is set aside as `<step>.broken` with a warning once an earlier one could be.
+        Raises UserError when there are checkpoints and none can be read.
+        """
+        broken: list[Path] = []
+        reason = ""
+        for step in reversed(self.steps()):
+            try:
+                found = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(params),
+                        opt=ocp.args.StandardRestore(opt),
+                        meta=ocp.args.JsonRestore(),
+                    ),
+                )
+                if found["meta"] is None:
+                    raise ValueError("meta is missing")
+            except Exception as e:
+                broken.append(self.folder / str(step))
+                reason = str(e).split("\n")[0][:200]
+                continue
+            for part in broken:
+                self._warn(f"{part}: cannot be read, using step {step} instead ({reason})")
+                if jax.process_index() == 0:
+                    part.rename(part.with_name(part.name + ".broken"))
+            if broken:
+                self._manager.reload()
+            return found["params"], found["opt"], found["meta"]
+        if broken:
+            raise UserError(
+                f"{self.folder}: none of the checkpoints {[p.name for p in broken]} can be read "
+                f"({reason}); remove them to start afresh, or use another --workdir"
+            )
+        return None
+
+    def close(self) -> None:
+        """Wait, then release the background threads."""
+        self.wait()
+        self._manager.close()
+
+    def _unfinished(self) -> list[Path]:
+        return sorted(self.folder.glob(f"*{_TMP}*")) if self.folder.is_dir() else []
+
+    def _guard(self):
+        def mend():
+            for part in self._unfinished():
+                shutil.rmtree(part, ignore_errors=True)
+            kept = sorted(int(p.name) for p in self.folder.glob("*") if p.name.isdigit())
+            return (
+                f"Earlier checkpoints are kept (steps {kept}): free some space and run the "
+                "same command again to continue"
+            )
+
+        return disk_errors(self.folder, mend)
+
+
+class ParamFile:
+    """Parameters on disk, flat by path: `shapes` now, the numbers when `read`."""
+
+    def __init__(self, path: Path):
+        """`path`: an Orbax folder or a .safetensors file. Raises UserError if it is neither."""
+        self.path = Path(path).absolute()
+        try:
+            self.shapes = self._safetensors() if self._is_file else self._orbax()
+        except Exception as e:
+            reason = str(e).split("\n")[0][:200]
+            raise UserError(f"{self.path}: parameters cannot be read ({reason})") from e
+
+    def read(self, abstract: Flat | None = None) -> Flat:
+        """Every array; cast and laid out as the ShapeDtypeStructs of `abstract`, where given.
+
+        Without it: numpy arrays or arrays of one device, in the stored dtype.
+        """
+        abstract = abstract or self.shapes
+        if not self._is_file:
+            with ocp.StandardCheckpointer() as c:
+                return c.restore(self.path, {p: abstract[p] for p in self.shapes})
+        from safetensors import safe_open
+
+        with safe_open(self.path, "np") as f:
+            return {p: place(f.get_tensor(p), abstract[p]) for p in self.shapes}
+
+    @property
+    def _is_file(self) -> bool:
+        return self.path.suffix == ".safetensors"
+
+    def _orbax(self) -> Flat:
+        with ocp.StandardCheckpointer() as c:
+            tree = c.metadata(self.path).item_metadata.tree
+        return {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in tree.items()}
+
+    def _safetensors(self) -> Flat:
+        from safetensors import safe_open
+
+        names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I32": "int32"}
+        with safe_open(self.path, "np") as f:
+            slices = {p: f.get_slice(p) for p in f.keys()}  # noqa: SIM118
+            return {
+                p: jax.ShapeDtypeStruct(tuple(s.get_shape()), jnp.dtype(names[s.get_dtype()]))
+                for p, s in slices.items()
+            }
+
+
+def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
+    """A host array, cast and laid out as `like`; without a sharding it stays a host array."""
+    x = np.asarray(x).astype(like.dtype, copy=False)
+    if like.sharding is None:
+        return x
+    return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+
+
+def save_params(path: Path, params: Flat) -> None:
+    """Write a flat tree as an Orbax folder, replacing one that is there."""
+    with disk_errors(path), ocp.StandardCheckpointer() as c:
+        need_space(Path(path).absolute(), params)
+        c.save(Path(path).absolute(), params, force=True)
+        c.wait_until_finished()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON under a temporary name first, so that the file is whole or absent."""
+    if jax.process_index() == 0:
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(path.name + ".tmp")
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            part.rename(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: cannot be read ({e})") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return content
+
+
+# -- releases ----------------------------------------------------------------------------------
+
+
+def find(source: str | Path) -> Path:
+    """The folder of a shipped release's name or of a path. Raises UserError if there is none."""
+    path = Path(source)
+    if path.is_dir():
+        return path.absolute()
+    root = resources.files("mg_jax") / "releases"
+    names = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+    if str(source) in names:
+        with resources.as_file(root / str(source)) as folder:
+            return folder
+    shipped = f" and no shipped release ({', '.join(names)})" if names else ""
+    raise UserError(f"{source}: no such folder{shipped}")
+
+
+def save_release(
+    folder: str | Path,
+    params: Mapping[str, Any],
+    config: Mapping[str, Any],
+    tokenizer: str | Path | None = None,
+    card: str = "",
+    *,
+    dtype: str = "bfloat16",
+    format: Literal["auto", "safetensors", "orbax"] = "auto",
+) -> Path:
+    """Write a release, replacing one that is there; returns its folder.
+
+    `params` nested or flat, floats cast to `dtype`. `config` needs at least "system" and "model".
+    `tokenizer`: folder whose files are copied. `format` "auto": one safetensors file below
+    1 GiB, else Orbax. Raises UserError when the disk is full.
+    """
+    folder = Path(folder).absolute()
+    part = folder.with_name(folder.name + ".tmp")
+    flat = {p: jnp.asarray(x) for p, x in flatten(params).items()}
+    floats = {p for p, x in flat.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+    flat = {p: x.astype(dtype) if p in floats else x for p, x in flat.items()}
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in flat.values())
+    if format == "auto":
+        format = "safetensors" if size < SMALL else "orbax"
+    first = jax.process_index() == 0
+    if format == "safetensors":
+        flat = {p: _whole(x) for p, x in flat.items()}
+    with disk_errors(folder):
+        need_space(folder, flat)
+        try:
+            if first:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+                write_json(part / "config.json", {"format": FORMAT, "version": 1, **config})
+                (part / "README.md").write_text(card, encoding="utf-8")
+                if tokenizer is not None:
+                    shutil.copytree(tokenizer, part / "tokenizer")
+            _together("release")
+            if format == "orbax":
+                save_params(part / "params", flat)
+            elif first:
+                from safetensors.numpy import save_file
+
+                save_file(flat, part / "params.safetensors", {"format": "mg_jax"})
+                (part / "params.safetensors").chmod(0o644)
+            if first:
+                old = folder.with_name(folder.name + ".old")
+                shutil.rmtree(old, ignore_errors=True)
+                if folder.exists():
+                    folder.rename(old)
+                part.rename(folder)
+                shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    _together("release written")
+    return folder
+
+
+def open_release(folder: str | Path, system: str | None = None) -> tuple[dict[str, Any], ParamFile]:
+    """(config, unread parameters) of a release folder or shipped name; errors as load_release."""
+    folder = find(folder)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a release folder (it has no config.json)")
+    config = read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        if (folder / "checkpoints").is_dir():
+            raise UserError(f"{folder}: a training folder; its release is {folder / 'release'}")
+        if "model_type" in config:
+            raise UserError(
+                f"{folder}: a PyTorch checkpoint (model_type {config['model_type']!r}): convert "
+                "it with python -m launch.convert"
+            )
+        raise UserError(f"{folder}: config.json is not of a release ('format' is missing)")
+    for key in ("system", "model"):
+        if key not in config:
+            raise UserError(f"{folder / 'config.json'}: {key!r} is missing")
+    if system is not None and config["system"] != system:
+        raise UserError(
+            f"{folder}: a checkpoint of system {config['system']!r}, but {system!r} is asked for"
+        )
+    paths = [folder / "params.safetensors", folder / "params"]
+    path = next((p for p in paths if p.exists()), None)
+    if path is None:
+        raise UserError(f"{folder}: params.safetensors (or params/) is missing")
+    return config, ParamFile(path)
+
+
+def load_release(
+    folder: str | Path, system: str | None = None, abstract: Mapping[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+    """(config, nested parameters, tokenizer folder or None) of a release folder or shipped name.
+
+    `abstract`: nested or flat ShapeDtypeStructs that give dtype and sharding; without it the
+    arrays come in the stored dtype. Raises UserError for a folder that is no release, a missing
+    file, or a checkpoint of another system than `system`.
+    """
+    config, params = open_release(folder, system)
+    tokenizer = params.path.parent / "tokenizer"
+    flat = params.read(None if abstract is None else flatten(abstract))
+    return config, unflatten(flat), tokenizer if tokenizer.is_dir() else None
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.ascontiguousarray(x)
+
+
+def _together(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

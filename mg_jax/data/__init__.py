@@ -1,0 +1,1 @@
+"""Data: sources (readers), procedural scenes, augmentation, batches. Never imports models."""

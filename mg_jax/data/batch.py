@@ -1,0 +1,341 @@
+"""Batches: one global order fixed by the seed, read by any number of processes, resumable.
+
+The order of an epoch is computed, never stored: which record stands at which place depends on
+(seed, epoch) alone, and the random numbers of a record on (seed, epoch, place). So a run can stop
+after any batch and go on with the same batches, on as many processes and workers as it likes, and
+the iterator's whole state is the number of batches delivered.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mg_jax.data.sources.base import Source
+from mg_jax.errors import UserError
+from mg_jax.example import Example
+
+Record = dict[str, Any]
+MakeRecord = Callable[[Example, np.random.Generator], Record | None]
+Collate = Callable[[list[Record]], dict[str, np.ndarray]]
+
+_ENDLESS = 1 << 40  # batches of a run without a stated number of epochs
+_TRIES = 100  # records tried in place of one that make_record refuses
+
+
+class Plan:
+    """Which record stands where.
+
+    sizes: records per source. ratios: the share of a source that is used; below 1, one subset
+    fixed by the seed, as upstream; above 1, that many rounds an epoch. weights: if given, the
+    sources' shares of an epoch, whatever their sizes; a small one starts over, a large one goes
+    on in the next epoch. single_source: every batch from one source, remainders dropped.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        batch_size: int,
+        seed: int,
+        ratios: Sequence[float] | None = None,
+        weights: Sequence[float] | None = None,
+        single_source: bool = False,
+        shuffle: bool = True,
+    ):
+        self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
+        self.single_source, self.shuffle = single_source, shuffle
+        ratios = [1.0] * len(self.sizes) if ratios is None else list(ratios)
+        self.pools = [
+            self._subset(s, n, r - int(r))
+            for s, (n, r) in enumerate(zip(sizes, ratios, strict=True))
+        ]
+        rounds = [int(r) for r in ratios]
+        counts = [n * r + len(p) for n, r, p in zip(sizes, rounds, self.pools, strict=True)]
+        self.rounds = rounds
+        self.pool_sizes = counts
+        if weights is not None:
+            total = sum(counts)
+            shares = np.asarray(weights, np.float64) / np.sum(weights)
+            counts = [round(total * float(share)) for share in shares]
+        self.counts = counts
+        if single_source:
+            self.per_epoch = sum(n // batch_size for n in counts)
+        self.epoch_size = self.per_epoch * batch_size if single_source else sum(counts)
+        self._orders: dict[int, np.ndarray] = {}
+
+    def _rng(self, *key: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))
+
+    def _subset(self, source: int, size: int, share: float) -> np.ndarray:
+        if share <= 0:
+            return np.zeros(0, np.int64)
+        count = max(round(size * share), 1)
+        return np.sort(self._rng(1, source).permutation(size)[:count])
+
+    def _shuffled(self, source: int, cycle: int) -> np.ndarray:
+        """All records of a source, with repeats of rounds, in the order of one pass."""
+        whole = np.arange(self.sizes[source])
+        records = np.concatenate([whole] * self.rounds[source] + [self.pools[source]])
+        return self._rng(2, source, cycle).permutation(records) if self.shuffle else records
+
+    def _drawn(self, source: int, epoch: int) -> np.ndarray:
+        """The records of a source in an epoch: a window of its endless shuffled passes."""
+        count, size = self.counts[source], self.pool_sizes[source]
+        start = epoch * count
+        parts, place = [], start
+        while place < start + count:
+            cycle, offset = divmod(place, size)
+            take = min(size - offset, start + count - place)
+            parts.append(self._shuffled(source, cycle)[offset : offset + take])
+            place += take
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def order(self, epoch: int) -> np.ndarray:
+        """[epoch_size, 2]: source and record of every place of an epoch. The last two are kept."""
+        found = self._orders.get(epoch)
+        if found is None:
+            found = self._make_order(epoch)
+            last = dict(list(self._orders.items())[-1:])
+            self._orders = {**last, epoch: found}  # one assignment: threads may be reading
+        return found
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        rows = [
+            np.stack([np.full(self.counts[s], s), self._drawn(s, epoch)], 1)
+            for s in range(len(self.sizes))
+        ]
+        rng = self._rng(3, epoch)
+        if not self.single_source:
+            order = np.concatenate(rows)
+            return rng.permutation(order) if self.shuffle else order
+        batches = [
+            part[: len(part) // self.batch_size * self.batch_size].reshape(-1, self.batch_size, 2)
+            for part in rows
+        ]
+        order = np.concatenate(batches)
+        return (rng.permutation(order) if self.shuffle else order).reshape(-1, 2)
+
+    def at(self, place: int) -> tuple[int, int, int, int]:
+        """(source, record, epoch, place in the epoch) of a place in the endless global order."""
+        epoch, offset = divmod(place, self.epoch_size)
+        source, record = self.order(epoch)[offset]
+        return int(source), int(record), epoch, offset
+
+
+class _Failure:
+    """A user's error on its way from a worker, whose own exceptions lose their type."""
+
+    def __init__(self, message: str):
+        self.message = message
+
+
+class _Batches:
+    """Random access to the batches of one process, the first being number `start`."""
+
+    def __init__(self, plan, sources, make_record, collate, process_index, process_count, stop):
+        self.plan, self.sources = plan, sources
+        self.make_record, self.collate = make_record, collate
+        self.process_index, self.process_count = process_index, process_count
+        self.start, self.stop = 0, stop
+
+    def __len__(self) -> int:
+        return max(self.stop - self.start, 0)
+
+    def __getitem__(self, i) -> tuple[Any, int]:
+        first = (self.start + int(i)) * self.plan.batch_size
+        places = range(first + self.process_index, first + self.plan.batch_size, self.process_count)
+        try:
+            made = [self._record(place) for place in places]
+            return self.collate([record for record, _ in made]), sum(n for _, n in made)
+        except UserError as e:
+            return _Failure(str(e)), 0
+
+    def _record(self, place: int) -> tuple[Record, int]:
+        source, record, epoch, offset = self.plan.at(place)
+        data = self.sources[source]
+        for skipped in range(min(_TRIES, len(data))):
+            example = data[(record + skipped) % len(data)]
+            example.meta.setdefault("head", data.head)
+            key = [self.plan.seed, 4, epoch, offset, skipped]
+            rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+            made = self.make_record(example, rng)
+            if made is not None:
+                return made, skipped
+        raise UserError(
+            f"data {data.name}: none of {min(_TRIES, len(data))} examples from number {record} on "
+            "can be used: check its boxes and the filters"
+        )
+
+
+class BatchIterator:
+    """Iterates over the batches of one process; built by `batches`.
+
+    state: batches delivered so far, all there is to save. restore(state) goes there. skipped:
+    records that make_record refused and the next one replaced, since construction.
+    """
+
+    def __init__(self, batches: _Batches, workers: int, threads: int):
+        self._batches, self._workers, self._threads = batches, workers, threads
+        self.state, self.skipped = 0, 0
+        self._iterator: Any = None
+
+    @property
+    def epoch_size(self) -> int:
+        """Records of an epoch, of all processes together."""
+        return self._batches.plan.epoch_size
+
+    @property
+    def total(self) -> int | None:
+        """Batches of the whole run, None for an endless one."""
+        return None if self._batches.stop == _ENDLESS else self._batches.stop
+
+    @property
+    def epoch(self) -> float:
+        """Epochs delivered so far."""
+        return self.state * self._batches.plan.batch_size / self.epoch_size
+
+    def restore(self, state: int) -> "BatchIterator":
+        """Go on as if `state` batches had been delivered."""
+        if state < 0:
+            raise UserError(f"data iterator: state {state} is negative")
+        self.close()
+        self.state = int(state)
+        return self
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        iterator, self._iterator = self._iterator, None
+        if hasattr(iterator, "close"):
+            iterator.close()
+
+    def __iter__(self) -> "BatchIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._open()
+        batch, skipped = next(self._iterator)
+        if isinstance(batch, _Failure):
+            self.close()
+            raise UserError(batch.message)
+        self.state += 1
+        self.skipped += int(skipped)
+        if self._workers:
+            # What a worker made lies in shared memory; a copy frees it at once.
+            batch = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+        return batch
+
+    def _open(self) -> Any:
+        """A grain iterator from the present state on. One element is one batch, so that workers,
+        who take turns element by element, cannot change what is in a batch."""
+        import grain  # here, since it brings jax along
+
+        self._batches.start = self.state
+        data = grain.MapDataset.source(self._batches)
+        ahead = 0 if self._threads == 0 else 2 * self._threads
+        read = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=ahead)
+        data = data.to_iter_dataset(read)
+        if self._workers:
+            _parse_no_flags()
+            options = grain.MultiprocessingOptions(
+                num_workers=self._workers, per_worker_buffer_size=2
+            )
+            data = data.mp_prefetch(options)
+        return iter(data)
+
+
+def _parse_no_flags() -> None:
+    """grain's workers read absl flags and fail where no absl main has parsed them."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def batches(
+    sources: Sequence[Source],
+    ratios: Sequence[float] | None,
+    make_record: MakeRecord,
+    collate: Collate,
+    batch_size: int,
+    seed: int,
+    *,
+    weights: Sequence[float] | None = None,
+    single_source: bool = False,
+    workers: int = 0,
+    threads: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    shuffle: bool = True,
+    epochs: float | None = None,
+) -> BatchIterator:
+    """Batches of a mixture of sources.
+
+    ratios, weights, single_source: see `Plan`. Without single_source the order runs on through
+    the epochs and nothing is dropped but a remainder at the very end.
+    make_record(example, rng): a sample as arrays, or None to have the source's next one instead;
+        `example.meta["head"]` is set to the source's head. collate(records): a batch.
+    batch_size: rows of the global batch; process p of n gets its rows [p::n].
+    workers: processes that make batches (0: none; make_record and collate must then be picklable
+        if there are any); threads: threads that do so in each (0: none, nothing is read ahead).
+    epochs: None for an endless run; 2.5 for two and a half.
+    Raises UserError for an empty source, a batch size that the processes do not divide, or (with
+    single_source) a source too small for one batch.
+    """
+    if not sources:
+        raise UserError("data: no source is given")
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(
+            f"batch_size={batch_size} is no positive multiple of the {process_count} processes"
+        )
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process_index={process_index} is not in 0..{process_count - 1}")
+    for values, name in ((ratios, "ratios"), (weights, "weights")):
+        if values is None:
+            continue
+        if len(values) != len(sources):
+            raise UserError(f"{name}: {len(values)} given for {len(sources)} sources")
+        if any(not v > 0 for v in values):
+            raise UserError(f"{name}: {list(values)} are not all above 0")
+    for source in sources:
+        if not len(source):
+            raise UserError(f"data {source.name}: holds no example")
+    plan = Plan(
+        [len(s) for s in sources], batch_size, seed, ratios, weights, single_source, shuffle
+    )
+    if single_source:
+        for source, count in zip(sources, plan.counts, strict=True):
+            if count < batch_size:
+                raise UserError(
+                    f"data {source.name}: {count} examples an epoch do not fill one batch of "
+                    f"{batch_size}: lower batch_size or raise its ratio"
+                )
+    stop = _ENDLESS if epochs is None else int(plan.epoch_size * epochs) // batch_size
+    if stop == 0:
+        raise UserError(
+            f"data: {plan.epoch_size} examples and epochs={epochs} do not fill one batch of "
+            f"{batch_size}"
+        )
+    rows = _Batches(plan, list(sources), make_record, collate, process_index, process_count, stop)
+    return BatchIterator(rows, workers, threads)
+
+
+def stack(records: list[Record]) -> dict[str, np.ndarray]:
+    """The plainest collate: every array of the records stacked along a new first axis."""
+    return {key: np.stack([record[key] for record in records]) for key in records[0]}
+
+
+def refuse_empty_loss(batch: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError when a row of the batch holds text but no token to train on.
+
+    batch: loss_mask [B, T] bool, valid [B, T] bool if there is padding.
+    """
+    mask = np.asarray(batch["loss_mask"], bool)
+    used = np.asarray(batch.get("valid", np.ones_like(mask)), bool)
+    empty = np.flatnonzero(used.any(-1) & ~mask.any(-1))
+    if len(empty) or not mask.any():
+        rows = ", ".join(map(str, empty[:5])) or "all"
+        raise UserError(
+            f"batch: loss_mask is empty in row(s) {rows}: these examples have no answer to train "
+            "on; give every turn an answer, or raise text_tokens if answers are cut off"
+        )

@@ -1,0 +1,207 @@
+"""From a training config to its batches: which sources, which record, which collate.
+
+A mixture is one text: `coco:a.json,images + scenes:seed=1,n=1000 * 0.5`, spaces around + and *.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mg_jax import config as configs
+from mg_jax.data import batch as batching
+from mg_jax.data.sources import Source, open_source
+from mg_jax.data.transforms import Augment, detection_record
+from mg_jax.errors import UserError
+from mg_jax.example import Example
+from mg_jax.text import codecs
+from mg_jax.text.tokenizer import Tokenizer
+from mg_jax.vision import preprocess
+
+DETECTION = "detection"  # the one stage without text
+_NO_LIMIT = 10**9
+
+
+def open_mixture(text: str) -> tuple[list[Source], list[float]]:
+    """(sources, share of each that is used) of `config.data`.
+
+    Raises UserError for an empty text, a share that is no positive number, an unknown source, or
+    scene seeds that are kept for evaluation.
+    """
+    if not text.strip():
+        raise UserError(
+            "config.data is empty: say what to train on, for example "
+            "--config.data=coco:annotations.json,images"
+        )
+    sources, ratios = [], []
+    for part in re.split(r"\s+\+\s+", text.strip()):
+        spec, star, share = (
+            x.strip() for x in re.match(r"(.*?)(?:(\s\*\s)(.*))?$", part).groups("")
+        )
+        try:
+            ratio = float(share) if star else 1.0
+        except ValueError:
+            ratio = 0.0
+        if not ratio > 0:
+            raise UserError(f"config.data: {part!r}: the share {share[0]!r} is no positive number")
+        sources.append(open_source(spec, training=True))
+        ratios.append(ratio)
+    return sources, ratios
+
+
+def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
+    """The batches of a training config; `cfg` is the system's model config.
+
+    Raises UserError for data, tokenizer or settings that do not fit together.
+    """
+    sources, ratios = open_mixture(config.data)
+    if config.stage == DETECTION:
+        make, collate = detection(config)
+    else:
+        make, collate = conversation(config, cfg)
+    return batching.batches(
+        sources,
+        ratios,
+        make,
+        collate,
+        config.batch_size,
+        config.seed,
+        single_source=config.single_source and len(sources) > 1,
+        workers=config.loader.workers,
+        threads=config.loader.threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def detection(config: Any) -> tuple[batching.MakeRecord, batching.Collate]:
+    """make_record and collate of a stage that trains on boxes."""
+    augment = configs.build(Augment, config.augment.to_dict(), "config.augment")
+    make = functools.partial(
+        detection_record,
+        size=config.image_size,
+        slots=config.target_slots,
+        augment=augment.scaled(config.image_size),
+    )
+    return make, batching.stack
+
+
+def conversation(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.Collate]:
+    """make_record and collate of a stage that trains on answers."""
+    rest = config.codec
+    if rest.too_long not in ("error", "skip"):
+        raise UserError(f"config.codec.too_long: {rest.too_long!r} is not 'error' or 'skip'")
+    codec = make_codec(config, cfg)
+    if codec.tokenizer.vocab_size != cfg.lm.vocab:
+        raise UserError(
+            f"config.model.lm.vocab is {cfg.lm.vocab}, but the tokenizer {rest.tokenizer} has "
+            f"{codec.tokenizer.vocab_size} pieces: set the one to the other"
+        )
+    fixed = codec.length - codec.text_tokens
+    buckets = tuple(sorted(fixed + size for size in rest.buckets)) or (codec.length,)
+    if jax.process_count() > 1:
+        buckets = buckets[-1:]  # processes do not see each other's rows, and shapes must agree
+    slots = {"refer": rest.refer_slots, "ground": rest.ground_slots}
+    limits = (buckets[-1], slots) if rest.too_long == "skip" else None
+    if limits:
+        codec.text_tokens = _NO_LIMIT  # measured here instead, where it is no error
+    make = functools.partial(
+        _conversation_record,
+        codec=codec,
+        preprocessing=config.preprocess,
+        size=config.image_size,
+        limits=limits,
+    )
+    collate = functools.partial(_conversation_batch, codec=codec, buckets=buckets, slots=slots)
+    return make, collate
+
+
+def _conversation_record(
+    example: Example,
+    rng: np.random.Generator,
+    *,
+    codec: Any,
+    preprocessing: str,
+    size: int,
+    limits: tuple[int, dict[str, int]] | None,
+) -> dict[str, Any] | None:
+    record: dict[str, Any] = codec.encode(example, rng)
+    if limits:
+        length, slots = limits
+        if len(record["tokens"]) > length:
+            return None
+        if any(len(record[f"{kind}_boxes"]) > n for kind, n in slots.items()):
+            return None
+    record["pixels"] = preprocess.get(preprocessing)(example.pixels(), size)
+    record["name"] = f"example {example.id!r} of {example.source}"
+    return record
+
+
+def _conversation_batch(
+    records: list[dict[str, Any]], *, codec: Any, buckets: Sequence[int], slots: dict[str, int]
+) -> dict[str, np.ndarray]:
+    out = codec.collate(
+        records,
+        buckets=buckets,
+        refer_slots=slots["refer"],
+        ground_slots=slots["ground"],
+        names=[r["name"] for r in records],
+    )
+    batching.refuse_empty_loss(out)
+    return {**out, "pixels": np.stack([r["pixels"] for r in records])}
+
+
+def make_codec(config: Any, cfg: Any) -> Any:
+    """The codec of the config's system. Raises UserError when there is no tokenizer."""
+    folder = tokenizer_folder(config)
+    if folder is None:
+        raise UserError(
+            f"config.codec.tokenizer: {config.codec.tokenizer!r} is no folder with a "
+            "tokenizer.model: pass --config.codec.tokenizer=FOLDER"
+        )
+    return codecs.get(config.system)(Tokenizer.load(folder), **_codec_options(config, cfg))
+
+
+def tokenizer_folder(config: Any) -> Path | None:
+    """Folder of the tokenizer that the config names (a folder or a shipped name), or None."""
+    name = config.codec.tokenizer
+    if not name:
+        return None
+    shipped = Path(str(resources.files("mg_jax"))) / "releases" / name
+    for folder in (Path(name), shipped):
+        for path in (folder, folder / "tokenizer"):
+            if (path / "tokenizer.model").is_file():
+                return path
+    return None
+
+
+def release_fields(config: Any, cfg: Any) -> dict[str, Any]:
+    """What a release's config.json says of pictures and text: `preprocess` and `codec`."""
+    return {"preprocess": config.preprocess, "codec": _codec_options(config, cfg)}
+
+
+def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
+    """The sizes of a batch, as the system's `example_batch` takes them."""
+    if config.stage == DETECTION:
+        return {"targets": config.target_slots}
+    text = max(config.codec.buckets, default=config.codec.text_tokens)
+    return {
+        "tokens": cfg.image_tokens + 2 * cfg.max_regions + text,
+        "refer": config.codec.refer_slots,
+        "ground": config.codec.ground_slots,
+    }
+
+
+def _codec_options(config: Any, cfg: Any) -> dict[str, Any]:
+    return {
+        "template": config.codec.template,
+        "image_tokens": cfg.image_tokens,
+        "max_regions": cfg.max_regions,
+        "text_tokens": config.codec.text_tokens,
+        "refer_format": config.codec.refer_format,
+    }

@@ -1,0 +1,68 @@
+"""The procedural scenes as a source."""
+
+from mg_jax.data.scenes.conversation import parse_tasks, scene_example
+from mg_jax.data.scenes.world import RESERVED_SEED
+from mg_jax.data.sources.base import Source, number
+from mg_jax.errors import UserError
+from mg_jax.example import Example
+
+
+class SceneSource(Source):
+    """Scenes 0 to n-1 of a seed, made when they are asked for.
+
+    tasks: see `scenes.parse_tasks`; "none" for pictures without conversation. turns: questions a
+    conversation. size: "224" or "320x240" (width x height). training: refuse reserved seeds.
+    Raises UserError for a wrong option.
+    """
+
+    def __init__(
+        self,
+        seed: int | str = 0,
+        n: int | str = 1000,
+        tasks: str = "all",
+        turns: int | str = 1,
+        size: int | str = 224,
+        min_objects: int | str = 2,
+        max_objects: int | str = 12,
+        distractors: float | str = 0.65,
+        head: str = "coco",
+        name: str = "scenes",
+        training: bool = False,
+    ):
+        super().__init__(name, head)
+        self.seed = number(name, "seed", seed)
+        if training and self.seed >= RESERVED_SEED:
+            raise UserError(
+                f"data {name}: seed={self.seed} is kept for evaluation: train on seeds below "
+                f"{RESERVED_SEED}"
+            )
+        self.n = number(name, "n", n, low=1)
+        self.tasks = None if tasks == "none" else parse_tasks(tasks)
+        self.turns = number(name, "turns", turns, low=1)
+        width, _, height = str(size).partition("x")
+        self.size = tuple(number(name, "size", v, low=32) for v in (width, height or width))
+        self.options = {
+            "min_objects": number(name, "min_objects", min_objects, low=1),
+            "max_objects": number(name, "max_objects", max_objects, low=1),
+            "distractors": number(name, "distractors", distractors, float),
+        }
+        if self.options["min_objects"] > self.options["max_objects"]:
+            raise UserError(
+                f"data {name}: min_objects={min_objects} is more than max_objects={max_objects}"
+            )
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Example:
+        if not -self.n <= i < self.n:
+            raise IndexError(f"{self.name}: index {i} of {self.n}")
+        return scene_example(
+            self.seed,
+            int(i) % self.n,
+            width=self.size[0],
+            height=self.size[1],
+            tasks=self.tasks,
+            turns=self.turns,
+            **self.options,
+        )

@@ -1,0 +1,168 @@
+"""From a data text to the questions that a task asks, one item a question."""
+
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mg_jax.data.scenes import RESERVED_SEED
+from mg_jax.data.sources import Source, open_source
+from mg_jax.example import Example, Query, Region
+from mg_jax.text import markup
+
+# Scenes are drawn without end: this many are looked through for one that fits, on average.
+_PATIENCE = 50
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One question, or one picture where nothing is asked (turn None).
+
+    key: unique within a run, "<example id>/<turn>". record: what the source knows of the turn
+    (task, targets, object, ...), empty where it knows nothing.
+    """
+
+    key: str
+    example: Example
+    turn: int | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """The annotated answer, in neutral markup."""
+        return "" if self.turn is None else self.example.turns[self.turn].assistant or ""
+
+    @property
+    def targets(self) -> tuple[Region, ...]:
+        """The regions that the annotated answer gives, each once."""
+        ids = dict.fromkeys(markup.regions_of(self.reference))
+        return tuple(self.example.regions[k] for k in ids)
+
+    @property
+    def absent(self) -> bool:
+        """The annotated answer denies that the thing is there."""
+        said = self.record.get("absent", markup.says_absent(self.reference))
+        return bool(said) and not self.targets
+
+    def pixel_boxes(self, regions: tuple[Region, ...]) -> np.ndarray:
+        """Boxes float64 [n, 4] of regions, xyxy in the picture's pixels."""
+        size = np.tile([self.example.width, self.example.height], 2)
+        return np.asarray([r.box for r in regions], np.float64).reshape(-1, 4) * size
+
+    def picture(self, blind: bool = False) -> np.ndarray:
+        """The picture, uint8 RGB [H, W, 3]; blind: noise of its size, one per example's id."""
+        if not blind:
+            return self.example.pixels()
+        rng = np.random.default_rng(zlib.crc32(self.example.id.encode()))
+        shape = (self.example.height, self.example.width, 3)
+        return rng.integers(0, 256, shape, np.uint8)
+
+    def query(self, blind: bool = False) -> Query:
+        """The question by itself, without the turns before it. It carries the regions that its
+        own text points at and no others: those of the annotated answer must not leak."""
+        prompt, regions = asked(self.example, self.turn or 0)
+        return Query(self.picture(blind), prompt, regions)
+
+
+_YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
+_THERE_IS = re.compile(r"\W*there (is|are) (a|an|one|some|the)\b", re.IGNORECASE)
+
+
+def yes_no(text: str) -> bool | None:
+    """True for yes, False for no or an answer that denies, None for neither.
+
+    The first word decides; "There is no ..." denies, "There is a ..." affirms.
+    """
+    found = _YES_NO.match(text)
+    if found:
+        return found[1].lower() == "yes"
+    if markup.says_absent(text):
+        return False
+    return True if _THERE_IS.match(text) else None
+
+
+def asked(example: Example, turn: int) -> tuple[str, tuple[Region, ...]]:
+    """(prompt, regions) of one turn; regions are numbered anew in order of mention."""
+    segments = markup.parse(example.turns[turn].user)
+    new: dict[int, int] = {}
+    for segment in segments:
+        for k in segment.regions:
+            new.setdefault(k, len(new))
+    prompt = markup.format(replace(s, regions=tuple(new[k] for k in s.regions)) for s in segments)
+    return prompt, tuple(example.regions[k] for k in new)
+
+
+def collect(
+    data: str,
+    accepts: Callable[[Item], bool],
+    scenes: Mapping[str, Any] | None = None,
+    asks: bool = True,
+    limit: int | None = None,
+) -> list[Item]:
+    """The items of a data text that a task accepts.
+
+    Of scenes, `n` is the number of questions: scenes are looked through until so many are found,
+    with the options of `scenes` where the text does not set them itself. Of other data every turn
+    is a candidate. limit: at most so many. asks=False: one item a picture, without question.
+    Raises UserError for a malformed text.
+    """
+    source = open_source(data)
+    count = limit
+    if is_scenes(data):
+        count = min(len(source), limit or len(source))
+        source = open_source(with_options(data, scenes or {}, n=count * _PATIENCE))
+    items = []
+    for item in _candidates(source, asks):
+        if accepts(item):
+            items.append(item)
+            if len(items) == count:
+                break
+    return items
+
+
+def _candidates(source: Source, asks: bool) -> Iterator[Item]:
+    for i in range(len(source)):
+        example = source[i]
+        if not asks:
+            yield Item(example.id, example)
+            continue
+        records = example.meta.get("turns")
+        for turn in range(len(example.turns)):
+            record = records[turn] if isinstance(records, list) and turn < len(records) else {}
+            record = record if isinstance(record, Mapping) else {}
+            yield Item(f"{example.id}/{turn}", example, turn, record)
+
+
+def is_scenes(data: str) -> bool:
+    """True for the text of a source of procedural scenes."""
+    return data.partition(":")[0] == "scenes"
+
+
+def with_options(data: str, defaults: Mapping[str, Any], **fixed: Any) -> str:
+    """The data text with options set: `fixed` in any case, `defaults` where it has none."""
+    kind, _, rest = data.partition(":")
+    given = dict(
+        (key.strip(), value) for key, _, value in (p.partition("=") for p in rest.split(",")) if key
+    )
+    options = {**defaults, **given, **fixed}
+    return f"{kind}:" + ",".join(f"{k}={v}" for k, v in options.items())
+
+
+def warning(data: str) -> str | None:
+    """What a reader of the numbers should know about the data, or None."""
+    if is_scenes(data):
+        seed = int(getattr(open_source(data), "seed", 0))
+        if seed < RESERVED_SEED:
+            return (
+                f"scenes of seed {seed} may have been trained on: "
+                f"seeds from {RESERVED_SEED} on are kept for evaluation"
+            )
+    return None
+
+
+def file_name(key: str) -> str:
+    """A key as a plain file name."""
+    return re.sub(r"[^\w.-]+", "-", key)[:80]

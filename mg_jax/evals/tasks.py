@@ -1,0 +1,139 @@
+"""The tasks by name, and the run: questions to answers to numbers."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mg_jax.answer import Answer
+from mg_jax.errors import UserError
+from mg_jax.evals.base import Task
+from mg_jax.evals.locating import Absent, AllInstances, Proposals, Rec
+from mg_jax.evals.questions import Item
+from mg_jax.evals.wording import GroundedCaption, Presence, Regions
+from mg_jax.example import Query
+
+Predict = Callable[[Sequence[Query]], Sequence[Answer]]
+Propose = Callable[[Sequence[np.ndarray]], Sequence[tuple[Any, Any]]]
+
+_ALL = (Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent)
+TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
+
+
+def get(name: str) -> Task:
+    """The task of a name. Raises UserError listing the known ones."""
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}: choose from {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run found. answers: as `predict` or `propose` gave them, one an item.
+
+    metrics: name to number. majority: the same of the best constant strategy. invalid: how many
+    answers could not be read. seconds: asking and answering, drawing the pictures included.
+    """
+
+    task: Task
+    data: str
+    blind: bool
+    items: list[Item]
+    answers: list[Any]
+    predictions: list[Any]
+    metrics: dict[str, float]
+    majority: dict[str, float]
+    invalid: int
+    seconds: float
+
+
+def questions(task: Task, data: str, limit: int | None = None) -> list[Item]:
+    """The items of a data text for a task, at most `limit`.
+
+    Raises UserError for a malformed text, data that holds nothing for the task, or two questions
+    of one id.
+    """
+    items = task.items(data, limit)
+    if not items or not task.count(items):
+        raise UserError(f"data {data!r} has nothing to ask for task {task.name}")
+    seen: set[str] = set()
+    for item in items:
+        if item.key in seen:
+            raise UserError(
+                f"data {data!r}: two questions have the id {item.key!r}: give every example an id "
+                "of its own"
+            )
+        seen.add(item.key)
+    return items
+
+
+def evaluate(
+    task: Task,
+    data: str,
+    predict: Predict | None = None,
+    propose: Propose | None = None,
+    *,
+    items: list[Item] | None = None,
+    batch_size: int = 16,
+    blind: bool = False,
+    progress: bool = False,
+) -> Result:
+    """Ask all questions, `batch_size` at a time, and score the answers.
+
+    predict(queries) gives an Answer each, propose(pictures) gives (boxes [n, 4] xyxy pixels,
+    scores [n]) each; a task needs one of them. items: of `questions`, made here if absent.
+    blind: noise in place of every picture. progress: a bar on stderr.
+    """
+    items = questions(task, data) if items is None else items
+    start = time.perf_counter()
+    answers: list[Any] = []
+    chunks = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
+    for chunk in _bar(chunks, len(items), task.name, progress):
+        found = _ask(task, chunk, predict, propose, blind)
+        if len(found) != len(chunk):
+            raise ValueError(f"{len(chunk)} questions, but {len(found)} answers")
+        answers += found
+    seconds = time.perf_counter() - start
+    predictions = [task.read(i, a) for i, a in zip(items, answers, strict=True)]
+    rivals = [dict(task.score(items, p)) for p in task.strategies(items)]
+    return Result(
+        task,
+        data,
+        blind,
+        items,
+        answers,
+        predictions,
+        dict(task.score(items, predictions)),
+        max(rivals, key=lambda scores: np.nan_to_num(scores[task.headline])),
+        sum(task.invalid(i, p) for i, p in zip(items, predictions, strict=True)),
+        seconds,
+    )
+
+
+def _ask(
+    task: Task, chunk: list[Item], predict: Predict | None, propose: Propose | None, blind: bool
+) -> Sequence[Any]:
+    if task.asks and predict is not None:
+        return predict([item.query(blind) for item in chunk])
+    if not task.asks and propose is not None:
+        return propose([item.picture(blind) for item in chunk])
+    raise ValueError(f"task {task.name} needs {'predict' if task.asks else 'propose'}")
+
+
+def _bar(chunks: list[list[Item]], total: int, name: str, show: bool) -> Iterable[list[Item]]:
+    """The chunks, with a progress bar on stderr while they are worked through."""
+    if not show:
+        yield from chunks
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        job = bar.add_task(name, total=total)
+        for chunk in chunks:
+            yield chunk
+            bar.advance(job, len(chunk))

@@ -1,0 +1,294 @@
+"""The neutral form of one training or evaluation sample: a picture, its regions, a conversation.
+
+Every reader of a data set produces `Example`; every system consumes it through its codec. Boxes
+and points are `xyxy` / `xy` floats in [0, 1] of the original image, x to the right, y down.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from mg_jax.errors import UserError
+
+Box = tuple[float, float, float, float]
+Point = tuple[float, float]
+Kind = Literal["box", "point", "polygon", "mask"]
+
+# A point stands for a box of this share of the picture's width and height, centred on the point
+# and cut at the border: about one and a half patches of a 448-px, 14-px-patch encoder.
+POINT_SIDE = 0.05
+# Rounding in annotation files may leave a coordinate this far outside; it is cut silently.
+_SLACK = 1e-5
+
+
+@dataclass(frozen=True)
+class Region:
+    """A place in the picture: a box, a point, a polygon or scribble, or a mask.
+
+    kind: "box" | "point" | "polygon" | "mask".
+    box: (x0, y0, x1, y1), always present; the tightest box of the other kinds, and for a point a
+        box of POINT_SIDE x POINT_SIDE around it.
+    points: the vertices of a point or polygon, else ().
+    mask: COCO run-length encoding {"size": [height, width], "counts": ...}, else None.
+    label: name or phrase, where the source has one. score: confidence, where there is one.
+
+    Build it with the `from_*` methods, which validate.
+    """
+
+    kind: Kind
+    box: Box
+    points: tuple[Point, ...] = ()
+    mask: dict[str, Any] | None = None
+    label: str | None = None
+    score: float | None = None
+
+    @classmethod
+    def from_box(
+        cls,
+        box: Sequence[float],
+        label: str | None = None,
+        score: float | None = None,
+        *,
+        clip: bool = False,
+    ) -> "Region":
+        """A region from `xyxy` in [0, 1]; clip=True cuts what lies outside the picture first.
+
+        Raises UserError for a wrong count, NaN, reversed corners, no area, or a box outside.
+        """
+        return cls("box", _checked_box(box, clip), label=label, score=score)
+
+    @classmethod
+    def from_point(
+        cls, x: float, y: float, label: str | None = None, *, clip: bool = False
+    ) -> "Region":
+        """A region from a point in [0, 1]; its box has POINT_SIDE of each axis, cut at the border.
+
+        Raises UserError for NaN or a point outside.
+        """
+        ((x, y),) = _checked_points([(x, y)], "point", clip)
+        r = POINT_SIDE / 2
+        box = (max(x - r, 0.0), max(y - r, 0.0), min(x + r, 1.0), min(y + r, 1.0))
+        return cls("point", box, points=((x, y),), label=label)
+
+    @classmethod
+    def from_polygon(
+        cls, points: Iterable[Sequence[float]], label: str | None = None, *, clip: bool = False
+    ) -> "Region":
+        """A region from the vertices (x, y) in [0, 1] of a polygon or the track of a scribble.
+
+        Raises UserError for fewer than two points, NaN, points outside, or no area in the box.
+        """
+        checked = _checked_points(points, "polygon", clip)
+        if len(checked) < 2:
+            raise UserError(f"polygon has {len(checked)} point(s): give at least 2, better 3")
+        xs, ys = [x for x, _ in checked], [y for _, y in checked]
+        box = _checked_box((min(xs), min(ys), max(xs), max(ys)), clip, name="polygon's box")
+        return cls("polygon", box, points=checked, label=label)
+
+    @classmethod
+    def from_mask(
+        cls,
+        mask: "np.ndarray | dict[str, Any]",
+        label: str | None = None,
+        score: float | None = None,
+    ) -> "Region":
+        """A region from a bool array [H, W] of the whole picture, or a COCO RLE dict.
+
+        The RLE counts may be a list (uncompressed) or a string/bytes (compressed). The region
+        keeps RLE. Raises UserError for a malformed or an empty mask.
+        """
+        if isinstance(mask, dict):
+            array, rle = decode_rle(mask), mask
+        else:
+            array = np.asarray(mask)
+            if array.ndim != 2 or array.size == 0:
+                raise UserError(f"mask has shape {array.shape}: give [height, width]")
+            if array.dtype.kind == "f" and np.isnan(array).any():
+                raise UserError("mask holds NaN: give booleans")
+            array = array.astype(bool)
+            rle = encode_rle(array)
+        rows, columns = np.flatnonzero(array.any(1)), np.flatnonzero(array.any(0))
+        if not rows.size:
+            raise UserError(f"mask of size {list(array.shape)} is empty: it marks no pixel")
+        height, width = array.shape
+        box = (
+            float(columns[0] / width),
+            float(rows[0] / height),
+            float((columns[-1] + 1) / width),
+            float((rows[-1] + 1) / height),
+        )
+        return cls("mask", box, mask=rle, label=label, score=score)
+
+    def mask_array(self) -> np.ndarray | None:
+        """The mask as bool [H, W], or None for the other kinds."""
+        return None if self.mask is None else decode_rle(self.mask)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One exchange in neutral markup (`mg_jax.text.markup`); assistant None = to be answered."""
+
+    user: str
+    assistant: str | None = None
+
+
+@dataclass
+class Example:
+    """One picture with its regions and conversation.
+
+    image: uint8 RGB array [H, W, 3], a path, or a function without arguments that returns the
+        array (so that listing a data set draws or reads nothing).
+    width, height: size in pixels of the original image, after EXIF rotation.
+    regions: what the markup of `turns` refers to by index.
+    objects: all annotated boxes, for detection. crowd: boxes to be ignored there.
+    meta: whatever the source wants to hand on (task name, template, file name, answers).
+    """
+
+    image: Callable[[], np.ndarray] | np.ndarray | str
+    width: int
+    height: int
+    regions: tuple[Region, ...] = ()
+    turns: tuple[Turn, ...] = ()
+    id: str = ""
+    source: str = ""
+    objects: tuple[Region, ...] = ()
+    crowd: tuple[Region, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def pixels(self) -> np.ndarray:
+        """The picture as uint8 RGB [H, W, 3], EXIF rotation applied.
+
+        Raises UserError for an unreadable file or a picture of another size than stated.
+        """
+        image = self.image
+        if callable(image):
+            array = np.asarray(image())
+        elif isinstance(image, np.ndarray):
+            array = image
+        else:
+            from mg_jax.vision.preprocess import load_image
+
+            array = np.asarray(load_image(image))
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+            raise UserError(
+                f"example {self.id!r}: picture is {array.dtype} {array.shape}, "
+                "expected uint8 [height, width, 3]"
+            )
+        if array.shape[:2] != (self.height, self.width):
+            raise UserError(
+                f"example {self.id!r}: picture is {array.shape[1]}x{array.shape[0]} px but the "
+                f"annotation says {self.width}x{self.height}: correct the annotation file"
+            )
+        return array
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """COCO run-length encoding (uncompressed counts, column-major) of a bool array [H, W]."""
+    flat = np.asarray(mask, bool).ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    if flat.size and flat[0]:
+        counts.insert(0, 0)  # counts start with a run of zeros
+    return {"size": [int(n) for n in mask.shape], "counts": counts}
+
+
+def decode_rle(rle: dict[str, Any]) -> np.ndarray:
+    """Bool array [H, W] of a COCO RLE dict, compressed (str, bytes) or not (list of int).
+
+    Raises UserError for missing keys or counts that do not fill the size.
+    """
+    try:
+        height, width = (int(n) for n in rle["size"])
+        counts = rle["counts"]
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(
+            'mask is no COCO RLE: expected {"size": [height, width], "counts": ...}'
+        ) from e
+    if isinstance(counts, str | bytes):
+        counts = _uncompress(counts if isinstance(counts, bytes) else counts.encode())
+    try:
+        runs = np.asarray(counts, np.int64).reshape(-1)
+    except (TypeError, ValueError) as e:
+        raise UserError("mask RLE counts are neither numbers nor a COCO string") from e
+    if height <= 0 or width <= 0 or (runs < 0).any() or runs.sum() != height * width:
+        raise UserError(
+            f"mask RLE counts sum to {int(runs.sum())}, but its size {[height, width]} "
+            f"has {height * width} pixels"
+        )
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
+    return flat.reshape((height, width), order="F")
+
+
+def _uncompress(text: bytes) -> list[int]:
+    """Run lengths of COCO's compressed counts: 5 bits a character, low first, sign-extended,
+    each run from the fourth on stored as the difference to the one two before."""
+    counts: list[int] = []
+    value = shift = 0
+    for byte in text:
+        code = byte - 48
+        if not 0 <= code < 64:
+            raise UserError(f"mask RLE counts hold the character {chr(byte)!r}: not COCO's coding")
+        value |= (code & 31) << shift
+        shift += 5
+        if code & 32:
+            continue
+        if code & 16:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value = shift = 0
+    if shift:
+        raise UserError("mask RLE counts are cut off in the middle of a number")
+    return counts
+
+
+def _numbers(values: Any, name: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(v) for v in values)
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{name} {values!r} is not {count} numbers") from e
+    if len(numbers) != count:
+        raise UserError(f"{name} {values!r} has {len(numbers)} numbers, expected {count}")
+    if not all(math.isfinite(v) for v in numbers):
+        raise UserError(f"{name} {list(numbers)} holds NaN or infinity")
+    return numbers
+
+
+def _checked_box(box: Any, clip: bool, name: str = "box") -> Box:
+    x0, y0, x1, y1 = numbers = _numbers(box, name, 4)
+    shown = "[" + ", ".join(f"{v:.6g}" for v in numbers) + "]"
+    if x1 < x0 or y1 < y0:
+        raise UserError(f"{name} {shown} is reversed: give x0,y0,x1,y1 with x0 < x1 and y0 < y1")
+    if not clip and (min(x0, y0) < -_SLACK or max(x1, y1) > 1 + _SLACK):
+        raise UserError(f"{name} {shown} lies outside [0, 1]: divide by width and height, or clip")
+    x0, y0, x1, y1 = (min(max(v, 0.0), 1.0) for v in numbers)
+    if x1 <= x0 or y1 <= y0:
+        raise UserError(f"{name} {shown} has no area inside the picture")
+    return x0, y0, x1, y1
+
+
+def _checked_points(points: Any, name: str, clip: bool) -> tuple[Point, ...]:
+    checked = []
+    for point in points:
+        x, y = _numbers(point, name, 2)
+        if not clip and not all(-_SLACK <= v <= 1 + _SLACK for v in (x, y)):
+            raise UserError(
+                f"{name} ({x:.6g}, {y:.6g}) lies outside [0, 1]: divide by width and height"
+            )
+        checked.append((min(max(x, 0.0), 1.0), min(max(y, 0.0), 1.0)))
+    return tuple(checked)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question to a system: neutral markup in `prompt` and `history`, regions by number.
+
+    `image`: path, uint8 RGB array [H,W,3] or PIL picture.
+    """
+
+    image: Any
+    prompt: str
+    regions: tuple[Region, ...] = ()
+    history: tuple[Turn, ...] = ()

@@ -1,0 +1,320 @@
+"""Groma: propose regions, encode them as tokens, answer with `<r_k>` proxies (arXiv 2404.13013).
+
+Where paper and published code differ the choice is a field of a config (GromaConfig, DetrConfig,
+RegionConfig); docs/groma.md tables them. Boxes at the interface are xyxy in [0,1]; inside the
+detector and the region encoder they are normalised cxcywh.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mg_jax.attention import KVCache
+from mg_jax.boxes import cxcywh_to_xyxy, iou, nms, xyxy_to_cxcywh
+from mg_jax import losses
+from mg_jax.lm import LM, LMConfig
+from mg_jax.models import System
+from mg_jax.models.detr import DetrConfig, Proposer
+from mg_jax.models.regions import RegionConfig, RegionEncoder
+from mg_jax.models.vlm import NewTokens, occurrence, scatter, take
+from mg_jax.nn import MLP
+from mg_jax.vision.vit import ViT, ViTConfig
+
+REFER_SCORE, GROUND_SCORE = 1.0, 0.2  # of boxes given by the user / by training data (spec 2.4)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenIds:
+    """Offsets of the added tokens from the base vocabulary (spec 2.6), in the order of the codec."""
+
+    pad: int = 0
+    image: int = 8
+    region: int = 9
+    refer_box: int = 10
+    ground_box: int = 11
+    refer_feat: int = 12
+    first_region: int = 14  # <r0>; <r_k> is first_region + k
+
+
+@dataclasses.dataclass(frozen=True)
+class GromaConfig:
+    """`region_order` "random" shuffles the selected regions in training (key "regions").
+
+    `frozen_dropout`: the proposer keeps its dropout while frozen, as the published training
+    loop did. `token_merge`: four neighbouring patches make one image token.
+    """
+
+    vision: ViTConfig = ViTConfig()
+    proposer: DetrConfig = DetrConfig()
+    regions: RegionConfig = RegionConfig()
+    lm: LMConfig = LMConfig()
+    new_tokens: int = 114
+    nms_threshold: float = 0.6
+    score_threshold: float = 0.15
+    max_regions: int = 100
+    token_merge: bool = True
+    region_order: Literal["score", "random"] = "score"
+    frozen_dropout: bool = False
+    image_size: int = 448
+    tokens: TokenIds = TokenIds()
+
+    @property
+    def image_tokens(self) -> int:
+        """Prompt positions a picture takes."""
+        patches = (self.image_size // self.vision.patch) ** 2
+        return patches // 4 if self.token_merge else patches
+
+    def id(self, name: str) -> int:
+        """Token id of an added token by its name in TokenIds."""
+        return self.lm.vocab + getattr(self.tokens, name)
+
+
+class Regions(flax.struct.PyTreeNode):
+    """Selected regions: boxes [B,R,4] normalised cxcywh, scores [B,R], valid [B,R].
+
+    `index` [B,R]: row of the candidates (proposals, then refer, then ground boxes).
+    """
+
+    boxes: Any
+    scores: Any
+    valid: Any
+    index: Any
+
+
+def merge_patches(x: Float[Array, "B P C"]) -> Float[Array, "B P/4 4*C"]:
+    """Join 2x2 neighbouring patches on channels: top-left, bottom-left, top-right, bottom-right."""
+    b, p, c = x.shape
+    side = int(p**0.5)
+    x = x.reshape(b, side // 2, 2, side // 2, 2, c)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, p // 4, 4 * c)
+
+
+class Groma(nn.Module):
+    """Parameters: vision, proposer, projector, region_encoder, lm, new_tokens."""
+
+    cfg: GromaConfig
+
+    def setup(self):
+        c = self.cfg
+        self.vision = ViT(c.vision)
+        self.proposer = Proposer(c.proposer)
+        self.projector = MLP(
+            c.vision.width * (4 if c.token_merge else 1),
+            c.lm.width, c.lm.width, dtype=jnp.dtype(c.lm.dtype),
+        )  # fmt: skip
+        self.region_encoder = RegionEncoder(c.regions, c.lm.width)
+        self.lm = LM(c.lm)
+        self.new_tokens = NewTokens(c.new_tokens, c.lm.width, jnp.dtype(c.lm.dtype))
+
+    def detect(self, pixels: Float[Array, "B S S 3"]) -> dict[str, Any]:
+        """Encoder and proposer only: every intermediate of models/detr.py, and hidden states."""
+        states, normed = self.vision(pixels)
+        aux = self.proposer(states)
+        return {**aux, "hidden_states": states, "last_hidden_state": normed}
+
+    def select(
+        self,
+        proposals: dict[str, Any],
+        refer: tuple[jax.Array, jax.Array] | None = None,
+        ground: tuple[jax.Array, jax.Array] | None = None,
+        order: Int[Array, "B R"] | None = None,
+    ) -> Regions:
+        """Merge proposals with given boxes, NMS, keep the best `max_regions` (spec 2.4).
+
+        `refer`, `ground`: (boxes [B,n,4] xyxy, valid [B,n]). `order` permutes the kept regions
+        (default: by descending score, or random in training by config).
+        """
+        c = self.cfg
+        boxes, scores = proposals["boxes"][:, -1], proposals["scores"]
+        valid = jnp.ones(scores.shape, bool)
+        for given, score in ((refer, REFER_SCORE), (ground, GROUND_SCORE)):
+            if given is not None:
+                boxes = jnp.concatenate([boxes, xyxy_to_cxcywh(given[0])], 1)
+                scores = jnp.concatenate([scores, jnp.full(given[1].shape, score)], 1)
+                valid = jnp.concatenate([valid, given[1]], 1)
+
+        def one(boxes, scores, valid):
+            return nms(
+                cxcywh_to_xyxy(boxes), scores, valid, c.nms_threshold, c.score_threshold,
+                c.max_regions, fallback=True,
+            )  # fmt: skip
+
+        index, keep = jax.vmap(one)(boxes, scores, valid)
+        if order is None and c.region_order == "random" and self.has_rng("regions"):
+            noise = jax.random.uniform(self.make_rng("regions"), keep.shape)
+            order = jnp.argsort(jnp.where(keep, noise, 2.0), axis=1)
+        if order is not None:
+            index, keep = take(index, order), take(keep, order)
+        boxes = jnp.where(keep[..., None], take(boxes, index), 0.0)
+        scores = jnp.where(keep, take(scores, index), 0.0)
+        return jax.lax.stop_gradient(Regions(boxes, scores, keep, index))
+
+    def encode(self, batch: dict[str, jax.Array], order=None) -> dict[str, Any]:
+        """Pixels and given boxes -> selected regions, image vectors and region vectors.
+
+        The image encoder and the proposer get no gradient here (as upstream's no_grad).
+        """
+        aux = jax.lax.stop_gradient(self.detect(batch["pixels"]))
+        aux["regions"] = self.select(
+            aux,
+            (batch["refer_boxes"], batch["refer_mask"]) if "refer_boxes" in batch else None,
+            (batch["ground_boxes"], batch["ground_mask"]) if "ground_boxes" in batch else None,
+            order,
+        )
+        merged = aux["hidden_states"][-1][:, 1:]
+        if self.cfg.token_merge:
+            merged = merge_patches(merged)
+        aux["image_tokens_merged"] = merged
+        aux["image_tokens"] = self.projector(merged)
+        states = aux["hidden_states"][-len(self.cfg.regions.upsample) :]
+        features, more = self.region_encoder(states, aux["regions"].boxes)
+        return {**aux, **more, "region_features": features}
+
+    def embed(self, batch: dict[str, jax.Array], aux: dict[str, Any]) -> dict[str, Any]:
+        """Join: tokens with boxes replaced by `<r_k>`, their embeddings, and which are valid.
+
+        Prompts hold `<image>` once per image vector, and every pair `<r_k><region>` up to
+        max_regions; pairs past the selected regions become invalid.
+        """
+        c = self.cfg
+        tokens, valid, regions = batch["tokens"], batch["valid"], aux["regions"]
+        nearest = {}
+        for kind in ("refer", "ground"):
+            if f"{kind}_boxes" in batch:
+                nearest[kind] = match(batch[f"{kind}_boxes"], regions)
+                slot = batch["tokens"] == c.id(f"{kind}_box")
+                proxy = c.id("first_region") + take(nearest[kind], occurrence(slot))
+                tokens = jnp.where(slot, proxy, tokens)
+        is_region = tokens == c.id("region")
+        pair = is_region | jnp.roll(is_region, -1, axis=1)
+        number = jnp.cumsum(jnp.roll(is_region, -1, axis=1), axis=1) - 1
+        number = jnp.where(is_region, occurrence(is_region), number)
+        valid = valid & (~pair | take(regions.valid, number))
+
+        x = self.embed_tokens(tokens)
+        x = scatter(x, tokens == c.id("image"), aux["image_tokens"])
+        x = scatter(x, is_region, aux["region_features"])
+        if "refer" in nearest:
+            features = take(aux["region_features"], nearest["refer"])
+            x = scatter(x, tokens == c.id("refer_feat"), features)
+        return {"tokens": tokens, "valid": valid, "embeddings": x, "matched": nearest}
+
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embeddings from the base table or the table of added tokens."""
+        return self.new_tokens.embed(tokens, self.cfg.lm.vocab, self.lm.embed(tokens))
+
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V+new"]:
+        """Logits over base and added vocabulary, float32."""
+        return jnp.concatenate([self.lm.logits(hidden), self.new_tokens.logits(hidden)], -1)
+
+    def __call__(
+        self, batch: dict[str, jax.Array], order: Int[Array, "B R"] | None = None
+    ) -> tuple[Float[Array, "B T V+new"], dict[str, Any]]:
+        """Logits of every position, and every named intermediate."""
+        aux = self.encode(batch, order)
+        aux.update(self.embed(batch, aux))
+        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
+        return self.logits(hidden), {**aux, "last_hidden": hidden}
+
+    def prefill(
+        self, batch: dict[str, jax.Array], cache: KVCache, order=None
+    ) -> tuple[Float[Array, "B V+new"], KVCache, dict[str, Any]]:
+        """Read the prompt into the cache; logits after the last valid token of each row."""
+        aux = self.encode(batch, order)
+        joined = self.embed(batch, aux)
+        hidden, cache = self.lm(joined["embeddings"], joined["valid"], cache)
+        slots = jnp.arange(joined["valid"].shape[1])[None]
+        last = jnp.where(joined["valid"], slots, 0).max(1)
+        hidden = take(hidden, last[:, None])
+        cache = cache.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
+        return self.logits(hidden)[:, 0], cache, {**aux, **joined}
+
+    def decode(
+        self, tokens: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B V+new"], KVCache]:
+        """One more token a row; logits after it."""
+        x = self.embed_tokens(tokens)
+        hidden, cache = self.lm(x, jnp.ones(tokens.shape, bool), cache)
+        return self.logits(hidden)[:, 0], cache
+
+
+def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:
+    """Number of the selected region that overlaps each xyxy box most (first of equals)."""
+    overlap = jax.vmap(iou)(boxes, cxcywh_to_xyxy(regions.boxes))
+    return jnp.argmax(jnp.where(regions.valid[:, None], overlap, -1.0), axis=-1)
+
+
+
+def example_batch(
+    cfg: GromaConfig,
+    stage: str,
+    batch_size: int,
+    *,
+    tokens: int | None = None,
+    refer: int = 4,
+    ground: int = 4,
+    targets: int = 8,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch: text length, slots of refer and ground boxes, detection targets."""
+    b, s = batch_size, cfg.image_size
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    pixels = array(s, s, 3)
+    if stage == "detection":
+        return {
+            "pixels": pixels,
+            "boxes": array(targets, 4),
+            "region_mask": array(targets, dtype=bool),
+            "head": array(dtype=jnp.int32),
+        }
+    t = tokens or cfg.image_tokens + 2 * cfg.max_regions + 8
+    return {
+        "pixels": pixels,
+        "tokens": array(t, dtype=jnp.int32),
+        "valid": array(t, dtype=bool),
+        "loss_mask": array(t, dtype=bool),
+        "refer_boxes": array(refer, 4),
+        "refer_mask": array(refer, dtype=bool),
+        "ground_boxes": array(ground, 4),
+        "ground_mask": array(ground, dtype=bool),
+    }
+
+
+def system(cfg: GromaConfig) -> System:
+    """Groma with its three stages: detection (set loss), alignment and instruction (next token)."""
+    model = Groma(cfg)
+
+    def detection(params, batch, key):
+        out = model.apply(
+            {"params": params}, batch["pixels"], rngs={"dropout": key}, method=model.detect
+        )
+        loss, terms = losses.detection_loss(out, batch, cfg.proposer)
+        return loss, {k: v for k, v in terms.items() if "cardinality" not in k}
+
+    def language(params, batch, key):
+        keys = dict(zip(("regions", "dropout"), jax.random.split(key), strict=True))
+        if not cfg.frozen_dropout:
+            del keys["dropout"]
+        logits, aux = model.apply({"params": params}, batch, rngs=keys)
+        loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
+        return loss, {**metrics, "regions": aux["regions"].valid.sum(1).mean()}
+
+    return System(
+        "groma",
+        cfg,
+        model,
+        losses={"detection": detection, "alignment": language, "instruction": language},
+        entry={
+            "detection": lambda m, batch: m.detect(batch["pixels"]),
+            "alignment": lambda m, batch: m(batch),
+            "instruction": lambda m, batch: m(batch),
+        },
+        example=example_batch,
+    )

@@ -1,0 +1,60 @@
+"""What every system shares: visual vectors into the prompt, and a second vocabulary table."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers as init
+from jaxtyping import Array, Bool, Float, Int
+
+from mg_jax.nn import param
+
+
+def scatter(
+    embeddings: Float[Array, "B T D"],
+    slots: Bool[Array, "B T"],
+    vectors: Float[Array, "B n D"],
+) -> Float[Array, "B T D"]:
+    """Put vectors[b, i] at the i-th true position of slots[b]; the rest of `embeddings` stays.
+
+    Positions past the n-th take the last vector: the caller sizes prompts so that none exist.
+    """
+    chosen = take(vectors, occurrence(slots))
+    return jnp.where(slots[..., None], chosen.astype(embeddings.dtype), embeddings)
+
+
+def occurrence(slots: Bool[Array, "B T"]) -> Int[Array, "B T"]:
+    """Index of each position among the true ones of its row (meaningless where false, >= 0)."""
+    return jnp.maximum(jnp.cumsum(slots, axis=1) - 1, 0)
+
+
+def take(values: jax.Array, index: Int[Array, "B T"]) -> jax.Array:
+    """values[b, index[b, t]] for values[B, n, ...], never across the batch; index is clipped."""
+    index = jnp.clip(index, 0, values.shape[1] - 1)
+    return jax.vmap(lambda v, i: v[i])(values, index)
+
+
+class NewTokens(nn.Module):
+    """Embedding rows and head columns of tokens added after pre-training, in tables of their own.
+
+    Added token i has id vocab + i.
+    """
+
+    count: int
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        shape = (self.count, self.width)
+        self.embedding = param(
+            self, "embedding", shape, ("new_vocab", "embed"), init.normal(0.02)
+        )
+        self.head = param(self, "head", shape[::-1], ("embed", "new_vocab"), init.normal(0.02))
+
+    def embed(self, ids: Int[Array, "B T"], vocab: int, base: jax.Array) -> jax.Array:
+        """Rows of the ids at or past `vocab`; `base`[B,T,D] for the others."""
+        rows = self.embedding[jnp.clip(ids - vocab, 0, self.count - 1)]
+        return jnp.where((ids >= vocab)[..., None], rows.astype(base.dtype), base)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits of the added tokens."""
+        return jnp.dot(hidden.astype(self.dtype), self.head.astype(self.dtype)).astype(jnp.float32)

@@ -1,0 +1,280 @@
+"""A training run before its first step: shapes, shardings, the update, initial parameters.
+
+`plan` computes nothing, so it also checks that a config of any size builds and lowers.
+Order: abstract shapes -> shardings -> load what there is -> initialise the rest in place.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mg_jax import checkpoint, models, sharding
+from mg_jax import config as configs
+from mg_jax.errors import UserError
+from mg_jax.optim import Flat, OptimConfig, flatten, merge, optimizer, partition, schedule
+
+
+class State(flax.struct.PyTreeNode):
+    """What a step changes: number of updates done, trainable parameters (flat), moments."""
+
+    step: Any
+    params: Flat
+    opt: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run without its numbers: ShapeDtypeStructs with shardings, and the compiled-on-use step.
+
+    `step(state, frozen, batch, key)` -> (state, metrics); `state` is donated. `init(key)` gives
+    all parameters, nested, `init_opt(params)` the optimizer's. `example`: shapes of a batch.
+    """
+
+    system: Any
+    stage: str
+    mesh: Mesh
+    rules: str
+    steps: int
+    state: State
+    frozen: Flat
+    init: Callable[[jax.Array], Any]
+    init_opt: Callable[[Flat], Any]
+    step: Any
+    example: dict[str, Any]
+
+    @property
+    def compiles(self) -> int:
+        """Programs compiled for the step so far: one per shape of batch."""
+        return self.step._cache_size()
+
+    def lower(self) -> Any:
+        """The step lowered for this mesh with no array in existence."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        with sharding.use(self.mesh, self.rules):
+            return self.step.lower(self.state, self.frozen, self.example, key)
+
+
+def plan(
+    config: Any,
+    steps: int,
+    *,
+    system: Any = None,
+    mesh: Mesh | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Plan:
+    """Shapes, shardings and the step of a run of `steps` updates; computes nothing.
+
+    `system` and `mesh` default to those the config describes; `sizes` are passed to the system's
+    `example_batch`. Raises UserError for wrong config values: unknown keys, patterns that match
+    nothing, a batch that does not divide.
+    """
+    system = system or models.build(config.system, config.model.to_dict())
+    mesh = mesh if mesh is not None else sharding.make_mesh(**config.mesh.to_dict())
+    rules, stage, rows = config.rules, config.stage, config.batch_size
+    if rules not in sharding.RULES:
+        raise UserError(f"config.rules: {rules!r} is not one of {', '.join(sharding.RULES)}")
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.accumulate < 1 or rows % (config.accumulate * ways):
+        raise UserError(
+            f"config.batch_size: {rows} rows do not divide over accumulate={config.accumulate} "
+            f"x {ways} devices (mesh data x fsdp)"
+        )
+    init = system.init(stage)
+    boxed = sharding.abstract_params(init, jax.random.key(0))
+    shapes = flatten(sharding.unbox(boxed))
+    places = flatten(sharding.param_shardings(boxed, mesh, rules))
+    frozen_dtype = jnp.dtype(config.frozen_dtype)
+
+    def described(flat, dtype):
+        return {
+            p: jax.ShapeDtypeStruct(
+                x.shape,
+                dtype if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype,
+                sharding=places[p],
+            )
+            for p, x in flat.items()
+        }
+
+    trainable, frozen = partition(shapes, config.trainable)
+    params, frozen = described(trainable, jnp.float32), described(frozen, frozen_dtype)
+    optim = configs.build(OptimConfig, config.optim.to_dict(), "config.optim")
+    tx = optimizer(optim, steps, params)
+    whole = NamedSharding(mesh, PartitionSpec())
+    state = State(
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+        params,
+        _like_params(jax.eval_shape(tx.init, params), places, whole),
+    )
+    step = make_step(system.loss(stage), tx, schedule(optim, steps), config.accumulate)
+    out = jax.tree.map(lambda x: x.sharding, state), whole
+    batch = {
+        name: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, len(x.shape))
+        )
+        for name, x in system.example_batch(stage, rows, **(sizes or {})).items()
+    }
+    return Plan(
+        system, stage, mesh, rules, steps, state, frozen,
+        init=lambda key: sharding.unbox(init(key)["params"]),
+        init_opt=jax.jit(tx.init, out_shardings=out[0].opt),
+        step=jax.jit(step, donate_argnums=0, out_shardings=out),
+        example=batch,
+    )  # fmt: skip
+
+
+def make_step(loss: Callable, tx: Any, rate: Callable, accumulate: int = 1) -> Callable:
+    """One update as a pure function (state, frozen, batch, key) -> (state, metrics).
+
+    Update number i uses the key fold_in(key, i). The gradient is taken of trainable parameters
+    alone. With `accumulate` > 1 the rows are cut into so many micro-batches, one after the
+    other; loss, metrics and gradient are the means over them (as transformers' Trainer does).
+    """
+
+    def objective(params, frozen, batch, key):
+        return loss(merge(params, frozen), batch, key)
+
+    grad = jax.value_and_grad(objective, has_aux=True)
+
+    def step(state: State, frozen: Flat, batch: dict, key: jax.Array):
+        key = jax.random.fold_in(key, state.step)
+        if accumulate == 1:
+            (value, metrics), grads = grad(state.params, frozen, batch, key)
+        else:
+
+            def add(total, micro):
+                rows, i = micro
+                out = grad(state.params, frozen, rows, jax.random.fold_in(key, i))
+                return jax.tree.map(jnp.add, total, out), None
+
+            # row r of micro-batch i is row r * accumulate + i: no row leaves its device
+            micro = jax.tree.map(
+                lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+            first = jax.tree.map(lambda x: x[0], micro)
+            zero = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype),
+                jax.eval_shape(grad, state.params, frozen, first, key),
+            )
+            total, _ = jax.lax.scan(add, zero, (micro, jnp.arange(accumulate)))
+            (value, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
+        updates, opt = tx.update(grads, state.opt, state.params)
+        params = jax.tree.map(jnp.add, state.params, updates)
+        squares = sum(jnp.sum(jnp.square(g)) for g in grads.values())
+        metrics = {
+            **metrics, "loss": value, "grad_norm": jnp.sqrt(squares), "lr": rate(state.step)
+        }  # fmt: skip
+        return State(state.step + 1, params, opt), metrics
+
+    return step
+
+
+def _like_params(opt: Any, places: Flat, whole: NamedSharding) -> Any:
+    """Abstract optimizer state in which a moment lies as its parameter, a counter everywhere."""
+
+    def one(path, x):
+        name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else None
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, whole))
+
+    return jax.tree_util.tree_map_with_path(one, opt)
+
+
+# -- parameters at the start -------------------------------------------------------------------
+
+
+def source(folder: str) -> tuple[dict[str, Any], list[checkpoint.ParamFile]]:
+    """(config, unread parameters) of a release folder, shipped name, or training folder."""
+    path = checkpoint.find(folder)
+    steps = path / "checkpoints"
+    if not steps.is_dir():
+        config, params = checkpoint.open_release(path)
+        return config, [params]
+    done = sorted((int(p.name) for p in steps.iterdir() if p.name.isdigit()), reverse=True)
+    if not done:
+        raise UserError(f"{path}: this training run has saved no checkpoint yet")
+    files = [checkpoint.ParamFile(steps / str(done[0]) / "params")]
+    if (path / "frozen").is_dir():
+        files.append(checkpoint.ParamFile(path / "frozen"))
+    return checkpoint.read_json(path / "config.json"), files
+
+
+def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> Flat:
+    """Parameters at step 0, laid out: read from `config.init_from`, the rest initialised.
+
+    Raises UserError when init_from is of another system or of a stage this one cannot follow,
+    has a parameter the model lacks or in another shape, or lacks one of `config.init_required`.
+    """
+    target = {**p.frozen, **p.state.params}
+    allowed = " or ".join(config.init_stages)
+    if not config.init_from and config.init_required:
+        raise UserError(
+            f"stage={p.stage} starts from a checkpoint of stage {allowed}: pass its folder, "
+            "--config.init_from=FOLDER (a release, or the workdir of that stage)"
+        )
+    found: Flat = {}
+    for folder in filter(None, config.init_from.split(",")):
+        origin, files = source(folder)
+        if origin.get("system") != config.system:
+            raise UserError(
+                f"config.init_from: {folder} is a checkpoint of system {origin.get('system')!r}, "
+                f"not of {config.system!r}"
+            )
+        if config.init_stages and origin.get("stage") not in config.init_stages:
+            raise UserError(
+                f"config.init_from: {folder} is a checkpoint of stage {origin.get('stage')!r}; "
+                f"stage={p.stage} starts from one of stage {allowed}"
+            )
+        _report_difference(origin.get("model", {}), config.model.to_dict(), folder, say)
+        for file in files:
+            for path, have in file.shapes.items():
+                if path not in target:
+                    raise UserError(
+                        f"config.init_from: {folder} has {path}, which the model lacks: compare "
+                        "config.model with its config.json"
+                    )
+                if have.shape != target[path].shape:
+                    raise UserError(
+                        f"config.init_from: {path} is {have.shape} in {folder} and "
+                        f"{target[path].shape} in the model: compare config.model with its "
+                        "config.json"
+                    )
+            found |= file.read(target)
+    missing = {path: x for path, x in target.items() if path not in found}
+    for pattern in config.init_required:
+        lacking = partition(target, [pattern])[0].keys() & missing.keys()
+        if lacking:
+            raise UserError(
+                f"config.init_from: {config.init_from} lacks {len(lacking)} parameters, "
+                f"{sorted(lacking)[0]} first: stage={p.stage} starts from a checkpoint of stage "
+                f"{allowed}"
+            )
+    if missing:
+        groups = sorted({path.split("/")[0] for path in missing})
+        say(f"initialised: {len(missing)} of {len(target)} arrays, in {', '.join(groups)}")
+
+        def fresh(key):
+            flat = flatten(p.init(key))
+            return {path: flat[path].astype(x.dtype) for path, x in missing.items()}
+
+        places = {path: x.sharding for path, x in missing.items()}
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        found |= jax.jit(fresh, out_shardings=places)(key)
+    return found
+
+
+def _report_difference(theirs: Mapping, ours: Mapping, folder: str, say, where="model") -> None:
+    for key in sorted(theirs.keys() & ours.keys()):
+        a, b = theirs[key], ours[key]
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            _report_difference(a, b, folder, say, f"{where}.{key}")
+        elif _plain(a) != _plain(b) and key not in ("dtype", "remat", "scan"):
+            say(f"note: {where}.{key} is {b!r}, but {folder} was trained with {a!r}")
+
+
+def _plain(x: Any) -> Any:
+    return json.loads(json.dumps(x))

@@ -1,0 +1,228 @@
+"""Where every array lives on a mesh: logical axis names, rule presets, meshes, sharded init.
+
+A parameter names its axes once, where it is born (`nn.param`). A preset in `RULES` says which
+mesh axis each logical name is split over. One device is the 1x1x1 mesh of the same path.
+Mesh axes: `data` (batch replicas), `fsdp` (batch, and parameters split), `tensor` (heads, mlp,
+vocabulary). All axes are Auto: XLA propagates the shardings that are pinned here.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import numpy as np
+from flax.core import meta
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mg_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+_BATCH = {"batch": ("data", "fsdp")}
+_WHOLE = dict.fromkeys(
+    (
+        "layers", "embed", "embed_out", "heads", "kv_heads", "head", "mlp", "vocab", "new_vocab",
+        "conv", "conv_in", "conv_out", "grid", "levels", "points", "queries", "coord", "taps",
+        "seq", "keys", "act_embed", "act_heads", "act_mlp", "act_vocab", "regions",
+    )
+)  # fmt: skip
+
+# Logical axis name -> mesh axis (or None: not split). One table a preset, no other place.
+RULES: dict[str, dict[str, Any]] = {
+    "replicated": {**_WHOLE, **_BATCH},
+    "fsdp": {**_WHOLE, **_BATCH, "embed": "fsdp", "conv_in": "fsdp"},
+    "fsdp_tensor": {
+        **_WHOLE,
+        **_BATCH,
+        "embed": "fsdp",
+        "conv_in": "fsdp",
+        "heads": "tensor",
+        "kv_heads": "tensor",
+        "mlp": "tensor",
+        "vocab": "tensor",
+        "act_heads": "tensor",
+        "act_mlp": "tensor",
+        "act_vocab": "tensor",
+    },
+}
+
+_RULES: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
+    "sharding_rules", default=None
+)
+_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+
+
+class Named(flax.struct.PyTreeNode, meta.AxisMetadata):
+    """A parameter together with its logical axis names; lives only until init ends."""
+
+    value: Any
+    names: tuple = flax.struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> "Named":
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: dict) -> "Named":
+        names = list(self.names)
+        names.insert(index, params[nn.PARTITION_NAME])
+        return self.replace(names=tuple(names))
+
+    def remove_axis(self, index: int, params: dict) -> "Named":
+        names = list(self.names)
+        names.pop(index)
+        return self.replace(names=tuple(names))
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
+    """Mesh (data, fsdp, tensor) over `devices` (default: all). One size may be -1: the rest.
+
+    Raises UserError when the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1:
+        raise UserError(f"mesh {sizes}: only one size may be -1")
+    known = math.prod(s for s in sizes if s != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {math.prod(sizes)} "
+            f"devices, but there are {len(devices)}: change the sizes so that they multiply to it"
+        )
+    return Mesh(
+        np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    )
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh | None, rules: str | Mapping[str, Any] = "fsdp"):
+    """Inside, `shard` constrains activations on `mesh` by the preset (or table) `rules`."""
+    table = RULES[rules] if isinstance(rules, str) else rules
+    tokens = _RULES.set(table), _MESH.set(mesh)
+    try:
+        yield mesh
+    finally:
+        _RULES.reset(tokens[0])
+        _MESH.reset(tokens[1])
+
+
+def spec(
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...] | None = None,
+    *,
+    mesh: Mesh | None = None,
+    rules: str | Mapping[str, Any] | None = None,
+    strict: bool = False,
+) -> PartitionSpec:
+    """PartitionSpec of an array whose dimensions have these logical `names`.
+
+    A mesh axis already used by an earlier dimension is an error. A dimension that its mesh axes
+    do not divide is left whole (`strict`: an error). Raises ValueError naming the axis.
+    """
+    mesh = mesh if mesh is not None else _MESH.get()
+    table = RULES[rules] if isinstance(rules, str) else (rules or _RULES.get() or RULES["fsdp"])
+    used: set[str] = set()
+    entries: list[Any] = []
+    for i, name in enumerate(names):
+        if name is None:
+            entries.append(None)
+            continue
+        if name not in table:
+            raise ValueError(f"unknown logical axis {name!r} in {names}: add it to sharding.RULES")
+        axes = table[name]
+        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        if used & set(axes):
+            raise ValueError(f"mesh axis {used & set(axes)} used twice by {names}")
+        if shape is not None and mesh is not None and axes:
+            ways = math.prod(mesh.shape[a] for a in axes)
+            if shape[i] % ways:
+                if strict:
+                    raise ValueError(f"axis {name!r} of {shape} is not divisible by {ways}")
+                axes = ()
+        used |= set(axes)
+        entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
+
+
+def shard(x: jax.Array, *names: str | None) -> jax.Array:
+    """Constrain activation `x` to the mesh in use; without one, `x` itself."""
+    mesh = _MESH.get()
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape)))
+
+
+def batch_sharding(mesh: Mesh, ndim: int = 1) -> NamedSharding:
+    """Sharding of a batch array: first dimension over `data` and `fsdp`, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *(None,) * (ndim - 1)))
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """Host batch (this process's rows) -> global arrays split over the batch axes of `mesh`."""
+
+    def put(x):
+        x = np.asarray(x)
+        if x.ndim == 0:
+            return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), x)
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        if (x.shape[0] * jax.process_count()) % ways:
+            raise UserError(
+                f"batch of {x.shape[0] * jax.process_count()} rows does not divide over "
+                f"{ways} devices (mesh data x fsdp): change batch_size or the mesh"
+            )
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x)
+
+    return jax.tree.map(put, batch)
+
+
+def param_names(abstract: Any) -> Any:
+    """Tree of logical axis names, from the (abstract) boxed output of `Module.init`."""
+    return jax.tree.map(lambda b: b.names, abstract, is_leaf=lambda b: isinstance(b, Named))
+
+
+def param_shardings(abstract: Any, mesh: Mesh, rules: str | Mapping[str, Any]) -> Any:
+    """Tree of NamedSharding for the boxed (abstract) parameters."""
+
+    def one(b):
+        return NamedSharding(mesh, spec(b.names, b.value.shape, mesh=mesh, rules=rules))
+
+    return jax.tree.map(one, abstract, is_leaf=lambda b: isinstance(b, Named))
+
+
+def unbox(tree: Any) -> Any:
+    """Drop the axis names: a plain dict of arrays (or ShapeDtypeStructs)."""
+    return jax.tree.map(
+        lambda b: b.value if isinstance(b, Named) else b,
+        tree,
+        is_leaf=lambda b: isinstance(b, Named),
+    )
+
+
+def abstract_params(init, *args) -> Any:
+    """Boxed abstract parameters of `init(*args)['params']`, without computing anything."""
+    return jax.eval_shape(init, *args)["params"]
+
+
+def init_sharded(init, mesh: Mesh, rules: str, key: jax.Array, *args) -> tuple[Any, Any]:
+    """Initialise parameters directly on their devices.
+
+    `init(key, *args)` is a `Module.init`. Returns (params, shardings): a plain nested dict of
+    float32 arrays laid out by `rules` on `mesh`, and the tree of their NamedShardings.
+    """
+    boxed = abstract_params(init, key, *args)
+    shardings = param_shardings(boxed, mesh, rules)
+
+    def fresh(key):
+        return unbox(init(key, *args)["params"])
+
+    return jax.jit(fresh, out_shardings=shardings)(key), shardings

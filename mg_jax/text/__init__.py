@@ -1,0 +1,1 @@
+"""Text: tokenizer, chat templates, neutral markup, task instructions and codecs."""

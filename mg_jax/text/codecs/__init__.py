@@ -1,0 +1,12 @@
+"""Codecs, one per system: an `Example` to token ids, and generated ids to an `Answer`."""
+
+from mg_jax.errors import UserError
+
+
+def get(name: str) -> type:
+    """The codec class of a system ("groma"); UserError lists the known ones."""
+    if name == "groma":
+        from mg_jax.text.codecs.groma import GromaCodec
+
+        return GromaCodec
+    raise UserError(f"unknown codec {name!r}: choose groma")

@@ -1,0 +1,338 @@
+"""The one trainer: stages and systems differ by their config alone.
+
+    workdir/config.json, frozen/, checkpoints/   see checkpoint.py
+    workdir/metrics.jsonl, tensorboard/, loss.png
+    workdir/release/                             written when the run is finished (`export`)
+
+The same config, mesh, kind of device and process count give the same numbers, whether the run
+was interrupted or not: update i takes batch i of the data's one order and the key fold_in(key, i).
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mg_jax import checkpoint, models, progress, sharding
+from mg_jax import config as configs
+from mg_jax.errors import UserError
+from mg_jax.optim import Flat, flatten, merge
+from mg_jax.plan import Plan, State, initial_params, plan
+
+# Sections of the config that may change when a run is resumed.
+FREE = ("train", "mesh", "rules", "init_from", "loader")
+
+
+class Diverged(RuntimeError):
+    """The loss or the gradient is no finite number any more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The section `train`; every default is in configs/base.py.
+
+    steps: updates in all; 0 means `epochs` over the data. A checkpoint every save_steps updates
+    and every save_minutes (0: never), at a signal and at the end; the newest `keep` stay.
+    """
+
+    steps: int
+    epochs: float
+    log_every: int
+    save_steps: int
+    save_minutes: float
+    keep: int
+    tensorboard: bool
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a run ended: `code` 0 finished, 75 after SIGTERM, 130 after Ctrl-C; and its state."""
+
+    code: int
+    step: int
+    plan: Plan
+    state: State
+    frozen: Flat
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """All parameters, nested."""
+        return merge(self.state.params, self.frozen)
+
+
+def train(
+    config: Any, workdir: str | Path, *, system: Any = None, data: Any = None, mesh: Any = None
+) -> Outcome:
+    """Run, or resume, the training that `config` describes; see the module for the files.
+
+    `data`: an iterator of host batches (this process's rows) with `state` (int), `restore(int)`
+    and `epoch_size` (rows of one pass); by default what the config says. SIGTERM and Ctrl-C save
+    and return. Raises UserError for bad input, Diverged when the loss is not finite (the batch
+    is then in workdir/bad_batch.npz).
+    """
+    workdir = Path(workdir).absolute()
+    with progress.Stop() as stop:
+        return _Run(config, workdir, system, data, mesh, stop).run()
+
+
+class _Run:
+    def __init__(self, config, workdir, system, data, mesh, stop):
+        self.config, self.workdir, self.stop = config, workdir, stop
+        self.settings = configs.build(TrainConfig, config.train.to_dict(), "config.train")
+        self.first = jax.process_index() == 0
+        changed = changed_keys(config, workdir)
+        if changed:
+            raise UserError(changed)
+        system = system or models.build(config.system, config.model.to_dict())
+        sizes = {}
+        if data is None:
+            from mg_jax.data import pipeline
+
+            data = pipeline.open_batches(config, system.cfg)
+            sizes = pipeline.batch_sizes(config, system.cfg)
+        self.data = data
+        steps = total_steps(self.settings, data, config.batch_size)
+        self.plan = plan(config, steps, system=system, mesh=mesh, sizes=sizes)
+        self.states = checkpoint.TrainStates(
+            workdir / "checkpoints", self.settings.keep, warn=self._say
+        )
+        self.bar: progress.Bar | None = None
+
+    def run(self) -> Outcome:
+        try:
+            self._start()
+            code = self._loop() if self.step < self.plan.steps else 0
+            self.states.close()
+        except BaseException:
+            with contextlib.suppress(Exception):  # finish writing, but show the first error
+                self.states.close()
+            raise
+        if self.first:
+            progress.draw_curve(self.workdir, f"{self.config.system}, stage {self.plan.stage}")
+        return Outcome(code, self.step, self.plan, self.state, self.frozen)
+
+    def _start(self) -> None:
+        p, folder = self.plan, self.workdir / "frozen"
+        found = self.states.restore(p.state.params, p.state.opt)
+        if found is not None:
+            params, opt, meta = found
+            self.step, self.spent = int(meta["step"]), float(meta["seconds"])
+            self.data.restore(int(meta["data"]))
+            self.frozen = checkpoint.ParamFile(folder).read(p.frozen) if p.frozen else {}
+            if self.step < p.steps:
+                self._say(f"resuming {self.workdir} at step {self.step}")
+            else:
+                self._say(f"{self.workdir}: finished at step {self.step}, nothing left to do")
+        else:
+            flat = initial_params(p, self.config, self._say)
+            self.step, self.spent = 0, 0.0
+            self.frozen = {path: flat[path] for path in p.frozen}
+            params = {path: flat[path] for path in p.state.params}
+            opt = p.init_opt(params)
+            if self.frozen:
+                checkpoint.save_params(folder, self.frozen)
+        self.state = State(
+            checkpoint.place(np.int32(self.step), p.state.step), params, opt
+        )  # one counter for schedule, keys and data
+        checkpoint.write_json(self.workdir / "config.json", plain(self.config))
+
+    def _loop(self) -> int:
+        p, cfg = self.plan, self.settings
+        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+        name = f"{self.config.system} {p.stage}"
+        self.metrics = (
+            progress.Metrics(self.workdir, self.step, cfg.tensorboard) if self.first else None
+        )
+        saved, waiting, compiled = time.monotonic(), None, 1
+        self.began = time.monotonic()
+        with (
+            progress.Bar(name, self.step, p.steps, show=self.first) as self.bar,
+            sharding.use(p.mesh, p.rules),
+        ):
+            code, _ = self._agree(self.stop.code)
+            while self.step < p.steps and not code:
+                batch = self._next()
+                self.state, metrics = p.step(
+                    self.state, self.frozen, sharding.put_batch(batch, p.mesh), key
+                )
+                self.step += 1
+                if waiting:  # read the last step's numbers while this one is computed
+                    self._settle(*waiting)
+                waiting = self.step, batch, metrics
+                if p.compiles > compiled:
+                    compiled = p.compiles
+                    self._say(f"step {self.step}: compiled for a new shape of batch ({compiled})")
+                by_time = cfg.save_minutes and time.monotonic() - saved > 60 * cfg.save_minutes
+                code, by_time = self._agree(self.stop.code, bool(by_time))
+                by_step = cfg.save_steps and self.step % cfg.save_steps == 0
+                if code or by_time or by_step or self.step == p.steps:
+                    self._settle(*waiting)
+                    waiting = None
+                    self._save()
+                    saved = time.monotonic()
+            if code:
+                if not self.states.steps():  # stopped before the first step
+                    self._save()
+                self._say(f"saved step {self.step}: run the same command again to continue")
+        if self.metrics:
+            self.metrics.close()
+        return int(code)
+
+    def _next(self) -> dict[str, np.ndarray]:
+        try:
+            return next(self.data)
+        except StopIteration:
+            raise UserError(
+                f"config.data: the data ended after {self.step} of {self.plan.steps} steps: "
+                "lower config.train.steps or give more data"
+            ) from None
+
+    def _settle(self, step: int, batch: dict, metrics: dict[str, jax.Array]) -> None:
+        """Look at the numbers of a finished step: stop if they are not finite, log them."""
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        loss, norm = values.pop("loss"), values.pop("grad_norm")
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            suffix = f".{jax.process_index()}" if jax.process_count() > 1 else ""
+            path = self.workdir / f"bad_batch{suffix}.npz"
+            with checkpoint.disk_errors(path):
+                np.savez(path, **{k.replace("/", "."): v for k, v in flatten(batch).items()})
+            raise Diverged(
+                f"step {step}: the loss is {loss} and the gradient's norm {norm}; this batch is in "
+                f"{path}, whole checkpoints are at steps {self.states.steps()}. Lower "
+                "config.optim.lr, or look at the batch"
+            )
+        assert self.bar is not None
+        self.bar.update(step, loss)
+        if self.metrics and (step % self.settings.log_every == 0 or step in (1, self.plan.steps)):
+            more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
+            self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
+
+    def _save(self) -> None:
+        seconds = self.spent + time.monotonic() - self.began
+        meta = {"step": self.step, "data": int(self.data.state), "seconds": seconds}
+        self.states.save(self.step, self.state.params, self.state.opt, meta)
+
+    def _agree(self, code: int, save: bool = False) -> tuple[int, bool]:
+        """All processes stop and save at the same step: asked at every tenth."""
+        if jax.process_count() == 1:
+            return code, save
+        if self.step % 10:
+            return 0, False
+        asked = multihost_utils.process_allgather(np.array([code, save], np.int32))
+        return int(asked[:, 0].max()), bool(asked[:, 1].max())
+
+    def _say(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.say(text)
+        elif self.first:
+            print(text, file=sys.stderr, flush=True)
+
+
+def total_steps(settings: TrainConfig, data: Any, rows: int) -> int:
+    """Updates of `rows` rows in all. Raises UserError when steps and epochs give none."""
+    steps = settings.steps or int(settings.epochs * data.epoch_size) // rows
+    if steps < 1:
+        raise UserError(
+            f"config.train: steps={settings.steps} and epochs={settings.epochs} give no step; "
+            "set config.train.steps"
+        )
+    return steps
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A ConfigDict as JSON reads it back: dicts, lists, numbers, strings."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def changed_keys(config: Any, workdir: Path) -> str:
+    """Why `workdir` cannot be resumed with `config`, or "" if it can or holds no checkpoint."""
+    states = workdir / "checkpoints"
+    if not (workdir / "config.json").exists() or not states.is_dir():
+        return ""
+    if not any(p.name.isdigit() for p in states.iterdir()):
+        return ""
+    old, new = flatten(checkpoint.read_json(workdir / "config.json")), flatten(plain(config))
+    if old.get("stage") != new.get("stage") or old.get("system") != new.get("system"):
+        return (
+            f"{workdir} holds a run of {old.get('system')} stage={old.get('stage')}: use another "
+            f"--workdir for stage={new.get('stage')} (and --config.init_from={workdir} to start "
+            "from that run)"
+        )
+    changes = [
+        f"{k.replace('/', '.')} {old.get(k)!r} -> {new.get(k)!r}"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k) and k.split("/")[0] not in FREE
+    ]
+    if not changes:
+        return ""
+    return (
+        f"{workdir} was started with another config: {'; '.join(changes)}. Use the old values to "
+        "resume, or another --workdir"
+    )
+
+
+def export(
+    outcome: Outcome,
+    config: Any,
+    workdir: str | Path,
+    *,
+    fields: Mapping[str, Any] | None = None,
+    tokenizer: str | Path | None = None,
+    command: str = "",
+) -> Path:
+    """Write workdir/release of a finished run; `fields` are added to its config.json.
+
+    Returns the folder. Raises UserError when the disk is full.
+    """
+    folder = Path(workdir).absolute() / "release"
+    made = {
+        "command": command,
+        "steps": outcome.step,
+        "seed": config.seed,
+        "data": config.data,
+        "init_from": config.init_from,
+        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
+    }
+    settings = {
+        "system": config.system,
+        "stage": config.stage,
+        "model": configs.to_dict(outcome.plan.system.cfg),
+        **(fields or {}),
+        "provenance": made,
+    }
+    return checkpoint.save_release(
+        folder, outcome.params, settings, tokenizer, card(config, made, outcome), dtype="bfloat16"
+    )
+
+
+def card(config: Any, made: Mapping[str, Any], outcome: Outcome) -> str:
+    """A model card in Markdown: what was trained, from what, by which command."""
+    flat = flatten(outcome.params)
+    count = sum(math.prod(x.shape) for x in flat.values())
+    learned = sum(math.prod(x.shape) for x in outcome.state.params.values())
+    lines = [
+        f"# {config.system}, stage {config.stage}, size {config.size}",
+        "",
+        f"{count:,} parameters, of which {learned:,} were trained in this stage. Load it with",
+        "`mg_jax.load(FOLDER)`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| command | `{made['command']}` |",
+        f"| updates x batch | {made['steps']:,} x {config.batch_size} |",
+        f"| data | `{made['data']}` |",
+        f"| seed | {made['seed']} |",
+        f"| started from | {made['init_from'] or 'random parameters'} |",
+        f"| versions | {', '.join(f'{k} {v}' for k, v in made['versions'].items())} |",
+    ]
+    return "\n".join(lines) + "\n"

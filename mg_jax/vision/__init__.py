@@ -1,0 +1,1 @@
+"""Encoders of pictures, and the host-side preprocessing that feeds them."""

@@ -1,0 +1,134 @@
+"""Vision transformer by config: DINOv2 (CLIP joins here). NHWC pictures in, hidden states out."""
+
+import dataclasses
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen import initializers as init
+from jaxtyping import Array, Float
+
+from mg_jax.attention import attend
+from mg_jax.nn import MLP, LayerNorm, Linear, fan_in_init, param, stack, unrolled
+from mg_jax.ops.resize import resize_positions
+from mg_jax.sharding import shard
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Shape of an encoder. `image_size` fixes the stored position grid, not the input size.
+
+    `position_rule`: how the grid is resized to another input. "size": to the target size;
+    "scale_offset": by the factor (target + 0.1) / stored, as transformers did until 4.4x, which
+    the published Groma weights were trained with (spec 2.1).
+    """
+
+    kind: Literal["dinov2"] = "dinov2"
+    width: int = 1024
+    layers: int = 24
+    heads: int = 16
+    mlp_ratio: float = 4.0
+    patch: int = 14
+    image_size: int = 518
+    eps: float = 1e-6
+    position_rule: Literal["size", "scale_offset"] = "size"
+    layer_scale: float = 1.0
+    dtype: str = "float32"
+    remat: str = "none"
+    scan: bool = True
+
+    @property
+    def grid(self) -> int:
+        """Rows (= columns) of the stored position grid."""
+        return self.image_size // self.patch
+
+
+class Block(nn.Module):
+    cfg: ViTConfig
+
+    @nn.compact
+    def __call__(self, x, _):
+        c = self.cfg
+        dtype = jnp.dtype(c.dtype)
+        head = c.width // c.heads
+        h = LayerNorm(c.width, c.eps, dtype, name="norm1")(x)
+        h = SelfAttention(c.width, c.heads, head, dtype, name="attn")(h)
+        x = x + self._scale("scale1") * h
+        h = LayerNorm(c.width, c.eps, dtype, name="norm2")(x)
+        h = MLP(c.width, int(c.width * c.mlp_ratio), dtype=dtype, name="mlp")(h)
+        x = shard(x + self._scale("scale2") * h, "batch", "seq", "act_embed")
+        return x, x
+
+    def _scale(self, name):
+        value = init.constant(self.cfg.layer_scale)
+        scale = param(self, name, (self.cfg.width,), (None,), value)
+        return scale.astype(self.cfg.dtype)[None, None]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with biases, no mask."""
+
+    width: int
+    heads: int
+    head: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape, axes = (self.width, self.heads, self.head), ("embed", "heads", "head")
+        q, k, v = (Linear(shape, axes, 2, dtype=self.dtype, name=n)(x) for n in "qkv")
+        out = attend(q, k, v)
+        shape, axes = (self.heads, self.head, self.width), ("heads", "head", "embed")
+        return Linear(shape, axes, 1, True, self.dtype, fan_in_init(2), name="o")(out)
+
+
+class ViT(nn.Module):
+    """Parameters: patch, cls, mask_token (kept for export, unused), positions, blocks, norm."""
+
+    cfg: ViTConfig
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "B Y X 3"]
+    ) -> tuple[Float[Array, "L+1 B 1+P D"], Float[Array, "B 1+P D"]]:
+        """Hidden states of every layer (index 0: embeddings + positions), and the normed last.
+
+        Hidden states are values of the residual stream: the final norm is not applied to them.
+        Patches are in row-major order after the CLS token. Raises ValueError when the sides are
+        not multiples of the patch.
+        """
+        c = self.cfg
+        dtype = jnp.dtype(c.dtype)
+        b, height, width, _ = pixels.shape
+        if height % c.patch or width % c.patch:
+            raise ValueError(f"picture {width}x{height} is not a multiple of patch {c.patch}")
+        rows, cols = height // c.patch, width // c.patch
+        patches = pixels.reshape(b, rows, c.patch, cols, c.patch, 3).transpose(0, 1, 3, 2, 4, 5)
+        shape = (c.patch, c.patch, 3, c.width)
+        axes = ("taps", "taps", "conv_in", "embed")
+        x = Linear(shape, axes, dtype=dtype, name="patch")(patches)
+        x = x.reshape(b, rows * cols, c.width)
+
+        cls = param(self, "cls", (c.width,), (None,), init.normal(0.02))
+        param(self, "mask_token", (c.width,), (None,), init.zeros)
+        table = param(
+            self, "positions", (1 + c.grid**2, c.width), (None, "embed"), init.normal(0.02)
+        )
+        cls = jnp.broadcast_to(cls.astype(dtype)[None, None], (b, 1, c.width))
+        x = jnp.concatenate([cls, x], axis=1)
+        x = x + self._positions(table, rows, cols).astype(dtype)[None]
+
+        stacked = stack(Block, c.layers, remat=c.remat)(c, name="blocks")
+        if c.scan or self.is_initializing():
+            last, states = stacked(x, None)
+        else:
+            last, states = unrolled(stacked, Block(c, parent=None), c.layers, x)
+        norm = LayerNorm(c.width, c.eps, dtype, name="norm")(last)
+        return jnp.concatenate([x[None], states]), norm
+
+    def _positions(self, table: jax.Array, rows: int, cols: int) -> jax.Array:
+        c = self.cfg
+        grid = table[1:].reshape(c.grid, c.grid, c.width)
+        grid = resize_positions(grid, (rows, cols), c.position_rule)
+        return jnp.concatenate([table[:1], grid.reshape(rows * cols, c.width)])

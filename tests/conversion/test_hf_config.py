@@ -1,0 +1,107 @@
+"""Upstream's config.json: defaults filled in, the unknown refused, the known inert passed."""
+
+import copy
+import json
+
+import pytest
+
+import conversion
+from conversion import hf_config
+from mg_jax.errors import UserError
+
+
+@pytest.fixture
+def raw(published):
+    return copy.deepcopy(published)
+
+
+def test_missing_fields_take_the_defaults_of_the_classes(raw):
+    values = hf_config.read_groma(raw)
+    assert values["lm"] == {
+        "vocab": 32000, "width": 4096, "mlp": 11008, "layers": 32, "heads": 32, "kv_heads": 32,
+        "head": 128, "eps": 1e-5, "rope_theta": 10000.0, "max_positions": 4096, "tied": False,
+    }  # fmt: skip
+    proposer = values["proposer"]
+    assert (proposer["width"], proposer["queries"], proposer["encoder_points"]) == (256, 300, 4)
+    assert (proposer["levels"], proposer["decoder_layers"], proposer["dropout"]) == (1, 6, 0.1)
+    assert proposer["refinement"] == "none" and proposer["levels_from"] == "mean"
+    assert values["vision"]["position_rule"] == "scale_offset"
+    assert values["vision"]["eps"] == 1e-6 and values["vision"]["mlp_ratio"] == 4
+    regions = values["regions"]
+    assert (regions["hidden"], regions["scale"], regions["width"]) == (1024, 448.0, 1024)
+    assert (regions["box_format"], regions["strides"]) == ("cxcywh", "published")
+    assert values["image_size"] == 448
+
+
+def test_early_revisions_without_thresholds(raw):
+    """Their class defaults were 0, which drowned the model in proposals."""
+    values = hf_config.read_groma(raw)
+    assert (values["nms_threshold"], values["score_threshold"]) == (0.6, 0.15)
+    assert values["max_regions"] == 100
+    raw["nms_thres"] = 0.5
+    assert hf_config.read_groma(raw)["nms_threshold"] == 0.5
+
+
+def test_a_full_config_of_the_older_library_is_inert(raw):
+    raw["llm_cfg"] |= {"torch_dtype": "float16", "use_cache": True, "pretraining_tp": 1,
+                       "rope_scaling": None, "bos_token_id": 1, "architectures": ["X"],
+                       "transformers_version": "4.32.0"}  # fmt: skip
+    raw["perceiver_cfg"]["zs_weight_path"] = None
+    raw["perceiver_cfg"]["vis_encoder_cfg"] |= {"out_indices": [24], "pruned_heads": {}}
+    hf_config.read_groma(raw)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("llm_cfg", "rope_scaling"), {"type": "linear", "factor": 2}, r"llm_cfg\.rope_scaling"),
+        (("llm_cfg", "hidden_act"), "gelu", r"llm_cfg\.hidden_act: 'gelu'"),
+        (("llm_cfg", "sliding_window"), 512, r"llm_cfg\.sliding_window: unknown field of Llama"),
+        (("llm_cfg", "rope_parameters"), {"rope_type": "yarn"}, r"rope_parameters"),
+        (("perceiver_cfg", "vis_output_layer"), -2, r"perceiver_cfg\.vis_output_layer: -2"),
+        (("perceiver_cfg", "vis_encoder_cfg", "use_swiglu_ffn"), True, r"use_swiglu_ffn: True"),
+        (("perceiver_cfg", "ddetr_cfg", "two_stage"), False, r"two_stage: False"),
+        (("perceiver_cfg", "ddetr_cfg", "two_stage_num_proposals"), 900, r"differs from num_qu"),
+        (("perceiver_cfg", "ddetr_cfg", "id2label"), {"0": "a", "1": "b"}, r"id2label: 2 classes"),
+        (("roi_scale",), 224, r"config\.json\.roi_scale: unknown field of GromaConfig"),
+        (("golden_overrides",), {"seed": 1, "gn": 32}, r"golden_overrides\.gn: unknown"),
+        (("model_type",), "llava", r"model_type 'llava' is not Groma's"),
+    ],
+)
+def test_what_would_change_the_model_is_refused(raw, path, value, message):
+    node = raw
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    with pytest.raises(UserError, match=message):
+        hf_config.read_groma(raw)
+
+
+def test_a_default_that_we_do_not_compute_is_refused(raw):
+    del raw["perceiver_cfg"]["ddetr_cfg"]["with_box_refine"]
+    with pytest.raises(UserError, match="with_box_refine: missing, which means False"):
+        hf_config.read_groma(raw)
+
+
+def test_the_spelling_of_newer_configs(raw):
+    raw["llm_cfg"]["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e5}
+    assert hf_config.read_groma(raw)["lm"]["rope_theta"] == 5e5
+
+
+def test_values_build_the_frozen_config(raw, tmp_path):
+    groma = pytest.importorskip("mg_jax.models.groma")
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    layout, cfg = conversion.read_config(tmp_path)
+    assert layout == "full" and isinstance(cfg, groma.GromaConfig)
+    assert cfg.image_tokens == 256
+
+
+def test_unreadable_configs_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
+        conversion.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        conversion.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="expected an object"):
+        conversion.read_config(tmp_path)

@@ -1,0 +1,53 @@
+"""Exit codes and error lines that every command line shares."""
+
+import errno
+
+import pytest
+
+from launch import cli
+from mg_jax.errors import UserError
+
+
+def outcome(main, capsys) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.run(main)
+    return stop.value.code, capsys.readouterr().err
+
+
+def raising(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize("code", [None, 0, 1, 75])
+def test_code_of_main_is_kept(code, capsys):
+    assert outcome(lambda: code, capsys) == (code or 0, "")
+
+
+def test_user_error_is_one_line(capsys):
+    code, err = outcome(raising(UserError("a.jpg: no such file;\n  check the path")), capsys)
+    assert (code, err) == (2, "error: a.jpg: no such file; check the path\n")
+
+
+def test_user_error_shows_its_traceback_when_asked(monkeypatch):
+    monkeypatch.setenv("MG_JAX_TRACEBACK", "1")
+    with pytest.raises(UserError):
+        cli.run(raising(UserError("x")))
+
+
+def test_interrupt(capsys):
+    assert outcome(raising(KeyboardInterrupt()), capsys) == (130, "interrupted\n")
+
+
+def test_full_disk_names_the_file_also_when_wrapped(capsys):
+    code, err = outcome(raising(OSError(errno.ENOSPC, "No space left on device", "w/x")), capsys)
+    assert code == 2 and err.startswith("error: no space left on the disk for w/x")
+    code, err = outcome(raising(ValueError("RESOURCE_EXHAUSTED: No space left on device")), capsys)
+    assert code == 2 and err.count("\n") == 1
+
+
+def test_other_errors_keep_their_traceback():
+    with pytest.raises(KeyError):
+        cli.run(raising(KeyError("a bug")))

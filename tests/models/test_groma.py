@@ -1,0 +1,206 @@
+"""Groma as a whole: joining, selection, batching, sharding, full size."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mg_jax import sharding
+from mg_jax.generate import decode_loop
+from mg_jax.models import build
+
+TINY = {
+    "vision": {"width": 32, "layers": 4, "heads": 2, "mlp_ratio": 2, "image_size": 112},
+    "proposer": {
+        "width": 32, "encoder_layers": 1, "decoder_layers": 2, "encoder_heads": 4,
+        "decoder_heads": 4, "encoder_ffn": 32, "decoder_ffn": 32, "queries": 12, "box_hidden": 32,
+    },
+    "regions": {
+        "width": 32, "hidden": 24, "upsample": [2, 1], "rounds": 1, "groups": 4, "roi_size": 3,
+        "position_width": 16,
+    },
+    "lm": {
+        "vocab": 40, "width": 32, "mlp": 48, "layers": 2, "heads": 4, "kv_heads": 4, "head": 8,
+    },
+    "max_regions": 5,
+    "image_size": 112,
+    "score_threshold": 0.3,
+}  # fmt: skip
+V = TINY["lm"]["vocab"]
+
+
+@pytest.fixture(scope="module")
+def groma():
+    """A system and parameters in which no leaf is constant."""
+    system = build("groma", TINY)
+    params = sharding.unbox(jax.jit(lambda k: sharding.unbox(system.init("alignment")(k)))(
+        jax.random.key(0))["params"])  # fmt: skip
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return system, jax.tree.unflatten(tree, leaves)
+
+
+def prompt(slots, text):
+    pairs = [i for k in range(slots) for i in (V + 14 + k, V + 9)]
+    return [1, 5, *[V + 8] * 16, 7, *pairs, *text]
+
+
+def make_batch(rows=2, slots=5, text=None, seed=0):
+    rng = np.random.default_rng(seed)
+    text = text or [3, V + 10, V + 12, 4, V + 11, 6]
+    tokens = np.asarray([prompt(slots, text)] * rows, np.int32)
+    centre = rng.uniform(0.3, 0.7, (rows, 2, 2))
+    size = rng.uniform(0.05, 0.2, (rows, 2, 2))
+    boxes = np.concatenate([centre - size, centre + size], -1).astype(np.float32)
+    mask = np.asarray([[True, False]] * rows)
+    return {
+        "pixels": rng.normal(size=(rows, 112, 112, 3)).astype(np.float32),
+        "tokens": tokens,
+        "valid": np.ones(tokens.shape, bool),
+        "loss_mask": np.arange(tokens.shape[1])[None].repeat(rows, 0) >= tokens.shape[1] - 3,
+        "refer_boxes": boxes,
+        "refer_mask": mask,
+        "ground_boxes": boxes[:, ::-1],
+        "ground_mask": mask,
+    }
+
+
+def test_given_boxes_become_proxies_and_features(groma):
+    system, params = groma
+    batch = make_batch()
+    _, aux = system.module.apply({"params": params}, batch)
+    regions = aux["regions"]
+    for row in range(2):
+        refer = int(aux["tokens"][row, -5]) - V - 14
+        assert bool(regions.valid[row, refer])
+        # the user's box survives with its own coordinates, at the top score
+        centre = (batch["refer_boxes"][row, 0, :2] + batch["refer_boxes"][row, 0, 2:]) / 2
+        np.testing.assert_allclose(regions.boxes[row, refer, :2], centre, atol=1e-6)
+        assert float(regions.scores[row, refer]) == 1.0
+        np.testing.assert_allclose(
+            aux["embeddings"][row, -4], aux["region_features"][row, refer], atol=1e-6
+        )
+        ground = int(aux["tokens"][row, -2]) - V - 14
+        assert 0 <= ground < 5 and bool(regions.valid[row, ground])
+
+
+def test_spare_region_slots_change_nothing(groma):
+    """Results at valid tokens do not depend on how many slots the prompt carries."""
+    system, params = groma
+    strict = {**TINY, "score_threshold": 0.999}  # only the user's box and one fallback remain
+    logits = []
+    for slots in (2, 5):
+        model = build("groma", {**strict, "max_regions": slots})
+        out, aux = model.module.apply({"params": params}, make_batch(1, slots))
+        assert int(aux["regions"].valid.sum()) <= 2
+        logits.append(np.asarray(out)[aux["valid"]])
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def respond(system, params, batch, new=4):
+    def run(m):
+        cache = m.lm.empty_cache(*[batch["tokens"].shape[0], batch["tokens"].shape[1] + new])
+        logits, cache, aux = m.prefill(batch, cache)
+        out = decode_loop(m.decode, logits, cache, max_new=new, end=2, pad=V)
+        return out, aux["regions"]
+
+    return jax.jit(lambda p: system.module.apply({"params": p}, method=run))(params)
+
+
+def test_a_batch_answers_as_its_single_rows_do(groma):
+    system, params = groma
+    batch = make_batch(3, seed=4)
+    del batch["ground_boxes"], batch["ground_mask"], batch["loss_mask"]
+    batch["valid"][1, -2:] = False  # a shorter prompt, padded on the right
+    batch["tokens"][1, -2:] = V
+    together, _ = respond(system, params, batch)
+    for row in range(3):
+        single = {k: v[row : row + 1] for k, v in batch.items()}
+        if row == 1:
+            single = {k: v[:, :-2] if k in ("tokens", "valid") else v for k, v in single.items()}
+        alone, _ = respond(system, params, single)
+        assert alone.tokens[0].tolist() == together.tokens[row].tolist()
+        np.testing.assert_allclose(alone.logprobs[0], together.logprobs[row], atol=1e-4)
+
+
+def test_random_order_is_a_permutation_by_key(groma):
+    system, params = groma
+    shuffled = build("groma", {**TINY, "region_order": "random", "score_threshold": 0.0})
+    fixed = build("groma", {**TINY, "score_threshold": 0.0})
+    batch = make_batch(1)
+    a = fixed.module.apply({"params": params}, batch, method="encode")["regions"]
+    b = shuffled.module.apply(
+        {"params": params}, batch, method="encode", rngs={"regions": jax.random.key(7)}
+    )["regions"]
+    assert int(a.valid.sum()) > 2
+    assert sorted(a.index[a.valid].tolist()) == sorted(b.index[b.valid].tolist())
+    assert a.index.tolist() != b.index.tolist()
+    quiet = shuffled.module.apply({"params": params}, batch, method="encode")["regions"]
+    assert a.index.tolist() == quiet.index.tolist()
+
+
+@pytest.mark.parametrize("stage", ["detection", "alignment"])
+def test_sharded_equals_unsharded(groma, stage):
+    system, params = groma
+    if stage == "detection":
+        rng = np.random.default_rng(0)
+        batch = {
+            "pixels": make_batch(8)["pixels"],
+            "boxes": np.tile(np.float32([[[0.2, 0.3, 0.5, 0.6], [0.5, 0.1, 0.9, 0.4]]]), (8, 1, 1)),
+            "region_mask": rng.random((8, 2)) < 0.8,
+            "head": np.zeros(8, np.int32),
+        }
+        params = {k: params[k] for k in ("vision", "proposer")}
+    else:
+        batch = make_batch(8)
+
+    def loss(p, b):
+        return system.loss(stage)(p, b, jax.random.key(0))[0]
+
+    # dropout draws depend on the layout: compare without it
+    quiet = dataclasses.replace(
+        system.cfg, proposer=dataclasses.replace(system.cfg.proposer, dropout=0.0)
+    )
+    system = build("groma", quiet)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params, batch)
+    mesh = sharding.make_mesh(2, 2, 2)
+    boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
+    layout = sharding.param_shardings(boxed, mesh, "fsdp_tensor")
+    assert any(s.spec != jax.P() for s in jax.tree.leaves(layout))
+    with sharding.use(mesh, "fsdp_tensor"):
+        split = jax.jit(jax.value_and_grad(loss), out_shardings=(None, layout))
+        v2, g2 = split(jax.device_put(params, layout), sharding.put_batch(batch, mesh))
+    np.testing.assert_allclose(value, v2, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-3, rtol=1e-2), grads, g2)
+
+
+def test_gradients_reach_what_upstream_trains_and_nothing_of_the_perceiver(groma):
+    system, params = groma
+    grads = jax.grad(lambda p: system.loss("alignment")(p, make_batch(), jax.random.key(0))[0])(
+        params
+    )
+    for part in ("vision", "proposer"):
+        assert all(not np.any(g) for g in jax.tree.leaves(grads[part]))
+    for part in ("projector", "region_encoder", "lm"):
+        assert all(np.any(g) for g in jax.tree.leaves(grads[part])), part
+
+
+def test_full_size_has_upstreams_parameter_count():
+    """Groma-7B as published: 7,377,311,657 parameters (spec 1)."""
+    system = build("groma", {
+        "vision": {"position_rule": "scale_offset"},
+        "regions": {"box_format": "cxcywh", "strides": "published"},
+    })  # fmt: skip
+    shapes = sharding.abstract_params(system.init("instruction"), jax.random.key(0))
+    sizes = {
+        name: sum(x.size for x in jax.tree.leaves(sharding.unbox(part)))
+        for name, part in shapes.items()
+    }
+    assert sizes["vision"] == 304_368_640
+    assert sizes["lm"] == 6_738_415_616
+    assert sizes["projector"] == 33_562_624
+    assert sizes["region_encoder"] == 288_653_056
+    assert sum(sizes.values()) == 7_377_311_657

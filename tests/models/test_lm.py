@@ -1,0 +1,213 @@
+"""The decoder LM: parity with transformers, cache, padding, packing, scan and remat."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mg_jax import sharding
+from mg_jax.generate import Sampling, decode_loop
+from mg_jax.lm import LM, LMConfig
+
+CFG = LMConfig(vocab=61, width=32, mlp=48, layers=3, heads=4, kv_heads=2, head=8)
+
+
+def redrawn(cfg, seed=0):
+    """Parameters with every leaf random, so that no zero or one hides an error."""
+    model = LM(cfg)
+
+    def init(key):
+        tokens = jnp.zeros((1, 4), jnp.int32)
+
+        def touch(m):
+            x, _ = m(m.embed(tokens), jnp.ones((1, 4), bool))
+            return m.logits(x)
+
+        return model.init(key, method=touch)
+
+    params = sharding.unbox(init(jax.random.key(seed))["params"])
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    leaves = [
+        x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
+    ]
+    return model, jax.tree.unflatten(tree, leaves)
+
+
+def forward(model, params, ids, valid, **kw):
+    def run(m):
+        x, _ = m(m.embed(ids), valid, **kw)
+        return m.logits(x)
+
+    return model.apply({"params": params}, method=run)
+
+
+def example(batch=3, length=9):
+    ids = jax.random.randint(jax.random.key(5), (batch, length), 0, CFG.vocab)
+    return ids, jnp.ones((batch, length), bool)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_equals_transformers(kv_heads):
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    cfg = dataclasses.replace(CFG, kv_heads=kv_heads)
+    torch.manual_seed(0)
+    reference = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=cfg.vocab, hidden_size=cfg.width, intermediate_size=cfg.mlp,
+            num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
+            num_key_value_heads=kv_heads, rms_norm_eps=cfg.eps, tie_word_embeddings=False,
+        )
+    ).eval()  # fmt: skip
+    for p in reference.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    from conversion.engine import to_jax
+    from conversion.tables.llama import sizes, table
+
+    state = {k: v.numpy() for k, v in reference.state_dict().items()}
+    params = to_jax(state, table(cfg), sizes(cfg))
+    ids, valid = example()
+    valid = valid.at[1, 6:].set(False)
+    with torch.no_grad():
+        expected = reference(
+            torch.tensor(np.asarray(ids)), attention_mask=torch.tensor(np.asarray(valid)).long()
+        ).logits.numpy()
+    got = forward(LM(cfg), params, ids, valid)
+    np.testing.assert_allclose(np.where(valid[..., None], got, 0),
+                               np.where(valid[..., None], expected, 0), atol=1e-4)  # fmt: skip
+
+
+def test_invalid_tokens_anywhere_change_nothing():
+    model, params = redrawn(CFG)
+    ids, valid = example(1)
+    keep = np.array([1, 0, 1, 1, 0, 0, 1, 1, 1], bool)
+    holed = forward(model, params, ids, jnp.asarray(keep)[None])[:, keep]
+    short = forward(model, params, ids[:, keep], valid[:, keep])
+    np.testing.assert_allclose(holed, short, atol=1e-5)
+
+
+def test_cached_decoding_equals_the_full_forward_at_mixed_lengths():
+    model, params = redrawn(CFG)
+    ids, valid = example(3, 7)
+    valid = valid.at[1, 4:].set(False).at[2, :3].set(False)  # right- and left-padded rows
+    new = 5
+
+    def run(m):
+        cache = m.empty_cache(3, 7 + new)
+        x, cache = m(m.embed(ids), valid, cache)
+        last = jnp.where(valid, jnp.arange(7)[None], 0).max(1)
+        logits = m.logits(x)[jnp.arange(3), last]
+        cache = cache.replace(length=last + 1)
+
+        def step(tokens, cache):
+            h, cache = m(m.embed(tokens), jnp.ones(tokens.shape, bool), cache)
+            return m.logits(h)[:, 0], cache
+
+        return decode_loop(step, logits, cache, max_new=new, end=-1, pad=0)
+
+    out = jax.jit(lambda: model.apply({"params": params}, method=run))()
+    assert out.length.tolist() == [new] * 3
+    for row in range(3):
+        seq = ids[row][valid[row]]
+        for _ in range(new):
+            logits = forward(model, params, seq[None], jnp.ones((1, len(seq)), bool))
+            seq = jnp.append(seq, logits[0, -1].argmax())
+        assert out.tokens[row].tolist() == seq[-new:].tolist()
+
+
+def test_packed_segments_equal_separate_rows():
+    model, params = redrawn(CFG)
+    ids, valid = example(1, 9)
+    segments = jnp.asarray([[0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    packed = forward(model, params, ids, valid, segments=segments)
+    first = forward(model, params, ids[:, :4], valid[:, :4])
+    second = forward(model, params, ids[:, 4:], valid[:, 4:])
+    np.testing.assert_allclose(packed, jnp.concatenate([first, second], 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"scan": False}, {"remat": "full"}, {"remat": "dots"}])
+def test_scan_and_remat_change_nothing(change):
+    model, params = redrawn(CFG)
+    ids, valid = example()
+    other = LM(dataclasses.replace(CFG, **change))
+    expected = forward(model, params, ids, valid)
+    np.testing.assert_allclose(forward(other, params, ids, valid), expected, atol=1e-4)
+    if "remat" in change:
+
+        def loss(m, p):
+            return jnp.square(forward(m, p, ids, valid)).mean()
+
+        a, b = (jax.grad(lambda p, m=m: loss(m, p))(params) for m in (model, other))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+def test_window_hides_what_is_too_far_back():
+    model, params = redrawn(dataclasses.replace(CFG, window=3, layers=1))
+    ids, valid = example(1)
+    base = forward(model, params, ids, valid)
+    moved = forward(model, params, ids.at[0, 0].set((ids[0, 0] + 1) % CFG.vocab), valid)
+    assert not np.allclose(base[0, 2], moved[0, 2], atol=1e-4)
+    np.testing.assert_allclose(base[0, 3:], moved[0, 3:], atol=1e-6)
+
+
+def test_decoding_holds_little_beside_the_cache():
+    cfg = dataclasses.replace(CFG, layers=16, kv_heads=4, width=16, mlp=16, head=16)
+    model, params = redrawn(cfg)
+
+    def step(params, tokens, cache):
+        def run(m):
+            h, grown = m(m.embed(tokens), jnp.ones(tokens.shape, bool), cache)
+            return m.logits(h), grown
+
+        return model.apply({"params": params}, method=run)
+
+    cache = jax.eval_shape(
+        lambda: model.apply({"params": params}, 4, 2048, method=model.empty_cache)
+    )
+    tokens = jax.ShapeDtypeStruct((4, 1), jnp.int32)
+    compiled = jax.jit(step, donate_argnums=2).lower(params, tokens, cache).compile()
+    memory = compiled.memory_analysis()
+    size = 2 * np.prod(cache.k.shape) * 4
+    assert memory.temp_size_in_bytes < 0.1 * size
+    assert memory.alias_size_in_bytes >= size  # donated, not copied
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(1.0, 3), Sampling(1.0, 0, 0.5)])
+def test_sampling_draws_from_the_allowed_tokens(sampling):
+    logits = jnp.log(jnp.asarray([[0.4, 0.3, 0.2, 0.1, 1e-9]] * 200))
+
+    def step(tokens, cache):
+        return logits, cache
+
+    out = decode_loop(
+        step, logits, None, max_new=2, end=-1, pad=0, sampling=sampling, key=jax.random.key(3)
+    )
+    seen = set(np.unique(out.tokens))
+    expected = {Sampling(1.0): {0, 1, 2, 3}, Sampling(1.0, 3): {0, 1, 2}}
+    assert seen == expected.get(sampling, {0, 1})
+    assert not (out.tokens[0] == out.tokens[0, 0]).all() or len(np.unique(out.tokens[:, 0])) > 1
+
+
+def test_sharded_equals_unsharded():
+    cfg = dataclasses.replace(CFG, kv_heads=4, mlp=64)
+    model, params = redrawn(cfg)
+    ids, valid = example(4)
+    expected = forward(model, params, ids, valid)
+    mesh = sharding.make_mesh(2, 2, 2)
+    boxed = jax.eval_shape(
+        lambda k: model.init(
+            k, method=lambda m: m.logits(m(m.embed(ids), valid)[0])
+        ),
+        jax.random.key(0),
+    )["params"]  # fmt: skip
+    layout = sharding.param_shardings(boxed, mesh, "fsdp_tensor")
+    assert layout["blocks"]["attn"]["q"]["kernel"].spec == jax.P(None, "fsdp", "tensor")
+    with sharding.use(mesh, "fsdp_tensor"):
+        run = jax.jit(lambda p, i, v: forward(model, p, i, v))
+        got = run(jax.device_put(params, layout), *sharding.put_batch((ids, valid), mesh))
+    np.testing.assert_allclose(got, expected, atol=1e-4)
+    assert got.sharding.spec[0] == ("data", "fsdp")
