@@ -46,8 +46,8 @@ def get_config() -> ConfigDict:
     c.codec.tokenizer = ""  # folder, or the name of a shipped release
     c.codec.template = "llava"
     c.codec.refer_format = "roi"
-    c.codec.text_tokens = 512  # longest text, not counting picture and regions
-    c.codec.buckets = ()  # text lengths that batches are padded to; () for text_tokens alone
+    c.codec.text_tokens = 512  # longest text, not counting picture and region slots
+    c.codec.buckets = ()  # shorter lengths that a batch may be padded to instead
     c.codec.too_long = "error"  # or "skip": an example with more text or regions than fit
     c.codec.refer_slots = 8
     c.codec.ground_slots = 32

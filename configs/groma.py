@@ -104,7 +104,7 @@ def language(c: ConfigDict) -> None:
     c.single_source = True
     c.batch_size = 128
     c.codec.text_tokens = 2046  # 2,048 before <image> and <region> are expanded
-    c.codec.buckets = (254, 510, 1022, 2046)
+    c.codec.buckets = (254, 510, 1022)
     c.optim.warmup_ratio = 0.03
 
 
@@ -118,7 +118,9 @@ def form(model: ConfigDict, name: str) -> None:
     model.proposer.refinement = "none" if published else "look_forward_twice"
     model.regions.box_format = "cxcywh" if published else "xyxy"
     model.regions.strides = "published" if published else "true"
-    model.region_order = "random" if published else "score"
+    model.proposer.two_heads = published
+    model.regions.mlp = not published
+    model.region_order = "random"  # while training; a fixed one would tell where given boxes are
     model.frozen_dropout = published
 
 
@@ -134,19 +136,22 @@ def full_model() -> GromaConfig:
 
 
 def tiny_model() -> GromaConfig:
-    """Under 5 million parameters, 224 px, 64 image tokens, 24 regions."""
+    """Under 5 million parameters, 224 px, 64 image tokens, 24 regions.
+
+    Few, wide heads: on a CPU the attention maps, not the matmuls, take the time.
+    """
     return GromaConfig(
-        vision=ViTConfig(width=128, layers=6, heads=4, image_size=224),
+        vision=ViTConfig(width=128, layers=6, heads=2, mlp_ratio=3.0, image_size=224),
         proposer=DetrConfig(
             width=128, encoder_layers=2, decoder_layers=3, encoder_heads=4, decoder_heads=4,
             encoder_ffn=256, decoder_ffn=256, queries=60, box_hidden=128, dropout=0.0,
         ),
         regions=RegionConfig(
-            width=128, hidden=64, upsample=(2, 1), rounds=1, groups=8, roi_size=7,
+            width=128, hidden=128, upsample=(2, 1), rounds=1, groups=8, roi_size=5,
             position_width=64, scale=224.0,
         ),
         lm=LMConfig(
-            vocab=2000, width=160, mlp=432, layers=4, heads=5, kv_heads=5, head=32,
+            vocab=1200, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
             max_positions=512, tied=True,
         ),
         max_regions=24,
@@ -159,7 +164,8 @@ def tiny(c: ConfigDict) -> None:
     c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
     c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
     c.codec.tokenizer = "tokenizer-tiny"
-    c.codec.text_tokens = 176
+    c.codec.text_tokens = 208
+    c.codec.buckets = ()
     c.codec.refer_slots, c.codec.ground_slots = 4, 12
     c.codec.too_long = "skip"  # one scene too talkative among a million does not end a run
     c.preprocess = "groma_pil"  # as in use: the shipped model sees what it was trained on

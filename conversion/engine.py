@@ -26,7 +26,7 @@ LISTED = 40  # names shown per side of an error; the rest is counted
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Tensor(s) `torch` <-> leaf `jax` (or several leaves, split on the right side's first axis)."""
+    """Tensors `torch` <-> leaf `jax`, or several leaves: the right side cut on its first axis."""
 
     torch: str
     jax: str | tuple[str, ...]
@@ -62,7 +62,7 @@ class Table:
         return Table(self.entries + other.entries)
 
 
-def table(rules: tuple[Entry, ...], sizes: Mapping[str, int]) -> Table:
+def bind(rules: tuple[Entry, ...], sizes: Mapping[str, int]) -> Table:
     """Bind `rules` to the sizes of their axes and `{indexes}`."""
     return Table(tuple((rule, sizes) for rule in rules))
 
@@ -156,7 +156,9 @@ class Plan:
 
 def expand(table: Table) -> Plan:
     """Write a table out. Raises ValueError when the table itself is at fault."""
-    leaves, tied, dropped = [], {}, {}
+    leaves: list[Leaf] = []
+    tied: dict[str, str] = {}
+    dropped: dict[str, str] = {}
     for rule, sizes in table.entries:
         if isinstance(rule, Rule):
             leaves.append(_leaf(rule, sizes))
@@ -355,7 +357,8 @@ def _bits_equal(a: np.ndarray, b: np.ndarray) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     bits = f"u{a.dtype.itemsize}"
-    return np.array_equal(*(np.ascontiguousarray(x).view(bits) for x in (a, b)))
+    first, second = (np.ascontiguousarray(x).view(bits) for x in (a, b))
+    return np.array_equal(first, second)
 
 
 def _report(where: str, extra: list[str], missing: list[str], wrong: list[str]) -> None:

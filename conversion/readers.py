@@ -1,6 +1,7 @@
 """Checkpoint files as names, shapes and lazily read tensors: safetensors, single or sharded."""
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -46,25 +47,26 @@ class SafeTensors:
         for name, entry in header.items():
             if entry["dtype"] not in DTYPES:
                 raise UserError(f"{self.path}: {name}: unknown dtype {entry['dtype']}")
-            info = TensorInfo(tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]]))
+            dtype: np.dtype = np.dtype(DTYPES[entry["dtype"]])
+            info = TensorInfo(tuple(entry["shape"]), dtype)
             begin, end = entry["data_offsets"]
-            if end - begin != int(np.prod(info.shape, dtype=np.int64)) * info.dtype.itemsize:
+            if end - begin != math.prod(info.shape) * dtype.itemsize:
                 raise UserError(f"{self.path}: {name}: {end - begin} bytes do not fill its shape")
             if self._start + end > size:
                 raise UserError(f"{self.path}: cut short ({name} lies past the end of the file)")
             self.manifest[name] = info
-        self._map = np.memmap(self.path, np.uint8, "r") if size else None
+        self._map = np.memmap(self.path, np.uint8, "r")
 
     def read(self, name: str) -> np.ndarray:
         """A tensor by name, as a read-only view of the file."""
         if name not in self.manifest:
             raise UserError(f"{self.path}: no tensor {name!r}")
         begin, end = (self._start + offset for offset in self._entries[name]["data_offsets"])
-        info = self.manifest[name]
-        raw = self._map[begin:end]
-        if begin % info.dtype.itemsize:
+        dtype: np.dtype = np.dtype(DTYPES[self._entries[name]["dtype"]])
+        raw = np.asarray(self._map[begin:end])
+        if begin % dtype.itemsize:
             raw = raw.copy()  # files of other writers may not align their data
-        return np.asarray(raw).view(info.dtype).reshape(info.shape)
+        return raw.view(dtype).reshape(self.manifest[name].shape)
 
 
 class Sharded:
@@ -116,7 +118,7 @@ def write_safetensors(
 
 
 def read_manifest(path: str | os.PathLike) -> dict[str, TensorInfo]:
-    """A stored manifest: one `name <tab> [shape]` a line. Bare names are looked up in manifests/."""
+    """A stored manifest, `name <tab> [shape]` a line. A bare name is looked up in manifests/."""
     path = Path(path)
     if not path.suffix:
         path = MANIFESTS / f"{path}.tsv"

@@ -47,6 +47,8 @@ def load(source: str | Path, dtype: str = "float32") -> "Assistant":
         with resources.as_file(resources.files("mg_jax") / "releases" / str(source)) as folder:
             path = folder
     config, params, tokenizer = checkpoint.load_release(path)
+    if tokenizer is None:
+        raise UserError(f"{source}: holds no tokenizer, so it cannot chat (a detection release?)")
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     model = config["model"]
     for part in model.values():
@@ -99,9 +101,9 @@ class Assistant:
             image, history, kept = self._image, self._history, self._regions
         prompt = mention(prompt, len(regions), len(kept))
         query = Query(image, prompt, (*kept, *regions), tuple(history))
-        answer = self.answer(
-            [query], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed
-        )[0]
+        answer = self.answer([query], max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)[
+            0
+        ]
         said, grounded = answer.history(len(kept) + len(regions))
         self._image = image
         self._regions = [*kept, *regions, *grounded]
@@ -204,7 +206,7 @@ class Assistant:
 
 
 def picture(image: Any) -> np.ndarray:
-    """uint8 RGB [H,W,3] of a path, an array or a PIL picture. Raises UserError saying what it got."""
+    """uint8 RGB [H,W,3] of a path, an array or a PIL picture; UserError says what it got."""
     if isinstance(image, (str, Path, bytes)):
         return preprocess.load_image(image)
     array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
@@ -220,7 +222,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, (str, Path)) and isinstance(b, (str, Path)):
         return Path(a) == Path(b)
     return a is b
-
 
 
 def mention(prompt: str, count: int, first: int) -> str:

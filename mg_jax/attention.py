@@ -65,13 +65,15 @@ def attend(
     b, t, n, h = q.shape
     kv = k.shape[2]
     scale = h**-0.5 if scale is None else scale
-    q = q.reshape(b, t, kv, n // kv, h)
-    logits = jnp.einsum("btkgh,bskh->bkgts", q * jnp.asarray(scale, q.dtype), k)
-    logits = logits.astype(jnp.float32)
+    # heads before tokens: plain batched matmuls, much faster than the einsums on a CPU
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4)
+    k, v = k.swapaxes(1, 2)[:, :, None], v.swapaxes(1, 2)[:, :, None]
+    logits = jnp.matmul(q, k.swapaxes(-1, -2)).astype(jnp.float32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None], logits, NEG)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgts,bskh->btkgh", weights, v).reshape(b, t, n, h)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = jnp.matmul(weights.astype(v.dtype), v) / weights.sum(-1, keepdims=True).astype(v.dtype)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
     return shard(out, "batch", "seq", "act_heads", None)
 
 

@@ -332,7 +332,9 @@ def save_release(
             elif first:
                 from safetensors.numpy import save_file
 
-                save_file(flat, part / "params.safetensors", {"format": "mg_jax"})
+                save_file(
+                    dict(jax.device_get(flat)), part / "params.safetensors", {"format": "mg_jax"}
+                )
                 (part / "params.safetensors").chmod(0o644)
             if first:
                 old = folder.with_name(folder.name + ".old")

@@ -32,7 +32,7 @@ class Generated(flax.struct.PyTreeNode):
 
 def next_token(
     logits: Float[Array, "B V"], sampling: Sampling, key: jax.Array
-) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Choose a token a row; also its log-probability under the unmodified distribution."""
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     if sampling.temperature == 0.0:

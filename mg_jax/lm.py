@@ -125,7 +125,7 @@ class LM(nn.Module):
         valid: Bool[Array, "B T"],
         cache: KVCache | None = None,
         segments: Int[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    ) -> tuple[Float[Array, "B T D"], Any]:
         """Final (normed) hidden states of embeddings `x`, and the cache grown by T slots.
 
         Invalid tokens are nobody's key and take no position: position = cumsum(valid) - 1, so
@@ -141,7 +141,9 @@ class LM(nn.Module):
                 key_segments=segments, window=self.cfg.window,
             )  # fmt: skip
             if segments is not None:
-                first = jnp.where(segments[:, :, None] == segments[:, None, :], position[:, None], t)
+                first = jnp.where(
+                    segments[:, :, None] == segments[:, None, :], position[:, None], t
+                )
                 position = position - first.min(-1)
             kv, start = None, None
         else:
@@ -175,5 +177,3 @@ class LM(nn.Module):
         return KVCache.create(
             c.layers, batch, slots, c.kv_heads, c.head, jnp.dtype(dtype or c.dtype)
         )
-
-

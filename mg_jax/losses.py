@@ -19,15 +19,32 @@ PAD_COST = 1e4
 class SetLossConfig(Protocol):
     """What `detection_loss` reads of a config (models/detr.py: DetrConfig)."""
 
-    class_cost: float
-    box_cost: float
-    giou_cost: float
-    class_weight: float
-    box_weight: float
-    giou_weight: float
-    focal_alpha: float
-    focal_gamma: float
-    matcher: str
+    @property
+    def class_cost(self) -> float: ...
+
+    @property
+    def box_cost(self) -> float: ...
+
+    @property
+    def giou_cost(self) -> float: ...
+
+    @property
+    def class_weight(self) -> float: ...
+
+    @property
+    def box_weight(self) -> float: ...
+
+    @property
+    def giou_weight(self) -> float: ...
+
+    @property
+    def focal_alpha(self) -> float: ...
+
+    @property
+    def focal_gamma(self) -> float: ...
+
+    @property
+    def matcher(self) -> str: ...
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:
@@ -190,7 +207,9 @@ def detection_loss(
         ("loss_ce", cfg.class_weight), ("loss_bbox", cfg.box_weight),
         ("loss_giou", cfg.giou_weight),
     )  # fmt: skip
-    total = sum(w * terms[n + s] for n, w in weights for s in (*names, "_enc"))
+    total = jnp.float32(0)
+    for name, weight in weights:
+        total = total + weight * sum(terms[name + s] for s in (*names, "_enc"))
     return total, terms
 
 

@@ -178,7 +178,7 @@ def _like_params(opt: Any, places: Flat, whole: NamedSharding) -> Any:
     """Abstract optimizer state in which a moment lies as its parameter, a counter everywhere."""
 
     def one(path, x):
-        name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else None
+        name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, whole))
 
     return jax.tree_util.tree_map_with_path(one, opt)

@@ -142,7 +142,7 @@ class _Run:
             if self.frozen:
                 checkpoint.save_params(folder, self.frozen)
         self.state = State(
-            checkpoint.place(np.int32(self.step), p.state.step), params, opt
+            checkpoint.place(np.asarray(self.step, np.int32), p.state.step), params, opt
         )  # one counter for schedule, keys and data
         checkpoint.write_json(self.workdir / "config.json", plain(self.config))
 

@@ -6,7 +6,7 @@ under `decoder.`, exact copies that an import checks and an export writes again 
 
 from typing import Any
 
-from conversion.engine import Rule, Table, Tied, table as bind, under
+from conversion.engine import Rule, Table, Tied, bind, under
 
 LAYER_ATTENTION = (
     Rule("sampling_offsets.weight", "offsets/kernel", "(n m z two) d -> d n m z two"),

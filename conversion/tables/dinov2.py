@@ -6,7 +6,7 @@ spell it `attention.q_proj` in memory and rename while loading. Both spellings h
 
 from typing import Any, Literal
 
-from conversion.engine import Rule, Table, table as bind
+from conversion.engine import Rule, Table, bind
 
 STEM = (
     Rule("embeddings.cls_token", "cls", "1 1 d -> d"),
@@ -19,14 +19,13 @@ STEM = (
 
 def _attention(q: str, k: str, v: str, o: str) -> tuple[Rule, ...]:
     layer = "encoder.layer.{l}.attention."
-    return tuple(
-        rule
-        for name, jax in ((q, "q"), (k, "k"), (v, "v"))
-        for rule in (
-            Rule(f"{layer}{name}.weight", f"blocks/attn/{jax}/kernel", "(n h) d -> d n h"),
-            Rule(f"{layer}{name}.bias", f"blocks/attn/{jax}/bias", "(n h) -> n h"),
-        )
-    ) + (
+    return (
+        Rule(f"{layer}{q}.weight", "blocks/attn/q/kernel", "(n h) d -> d n h"),
+        Rule(f"{layer}{q}.bias", "blocks/attn/q/bias", "(n h) -> n h"),
+        Rule(f"{layer}{k}.weight", "blocks/attn/k/kernel", "(n h) d -> d n h"),
+        Rule(f"{layer}{k}.bias", "blocks/attn/k/bias", "(n h) -> n h"),
+        Rule(f"{layer}{v}.weight", "blocks/attn/v/kernel", "(n h) d -> d n h"),
+        Rule(f"{layer}{v}.bias", "blocks/attn/v/bias", "(n h) -> n h"),
         Rule(f"{layer}{o}.weight", "blocks/attn/o/kernel", "d (n h) -> n h d"),
         Rule(f"{layer}{o}.bias", "blocks/attn/o/bias", "d -> d"),
     )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conversion.engine import Rule, Table, table as bind, under
+from conversion.engine import Rule, Table, bind, under
 from conversion.tables import deformable_detr, dinov2, llama
 from mg_jax.errors import UserError
 
@@ -67,7 +67,7 @@ def table(cfg: Any) -> Table:
     ):
         if foreign:
             raise UserError(
-                f"{field}: upstream {why}; a model trained otherwise cannot be written in its layout"
+                f"{field}: upstream {why}; a model that differs cannot be written in its layout"
             )
     regions, width, channels = cfg.regions, cfg.lm.width, cfg.vision.width
     projector = dict(merged=4 * channels, d=width, e=width)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from conversion.engine import Drop, Rule, Table, Tied, table as bind
+from conversion.engine import Drop, Rule, Table, Tied, bind
 
 ROTARY = "recomputed from rope_theta"
 

@@ -117,7 +117,7 @@ def compare(name: str, ours: Any, recorded: Any, tolerance: float = TOLERANCE) -
         return max(noted, key=lambda line: (not line.ok, line.error or 0.0))
     note = ""
     if isinstance(ours, Masked):
-        ours, mask = np.asarray(ours.array), np.asarray(ours.mask)
+        mask, ours = np.asarray(ours.mask), np.asarray(ours.array)
         recorded = np.asarray(recorded)
         if ours.shape == recorded.shape:
             note = f"{int(mask.sum())} of {mask.size} positions (no padding)"

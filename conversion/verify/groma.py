@@ -70,9 +70,13 @@ class Instance:
 
     def parts(self, names: list[str]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """The parts that some of `names` call for."""
-        parts = [(r"dinov2_|(plain_)?ddetr_", "detector", self.detector), (r"det_", "det", self.det)]
+        parts: list[tuple[str, str, Callable]] = [
+            (r"dinov2_|(plain_)?ddetr_", "detector", self.detector),
+            (r"det_(?!grad)", "det", self.det),
+        ]
         for source in SOURCES:
-            parts.append((f"det_grad_{source}::", f"gradients {source}", partial(self.det_grads, source)))
+            name = f"det_grad_{source}"
+            parts.append((f"{name}::", name, partial(self.det_grads, source)))
         if self.converted.layout == "full":
             parts += [
                 (r"plain_(?!ddetr)", "plain", self.plain),
@@ -132,7 +136,7 @@ class Instance:
 
         def loss(params):
             params = params | {"vision": jax.lax.stop_gradient(params["vision"])}
-            aux = model.apply({"params": params}, self.pixels, method="detect")
+            aux: Any = model.apply({"params": params}, self.pixels, method="detect")
             return losses.detection_loss(aux, targets, self.cfg.proposer)[0]
 
         tensors = self.named(jax.jit(jax.grad(loss))(self.params))
@@ -145,11 +149,12 @@ class Instance:
                     out[f"det_grad_{source}::{spelled}"] = value
         return out
 
-    def targets(self, source: str) -> dict[str, np.ndarray]:
+    def targets(self, source: str) -> dict[str, jax.Array]:
         """The detection targets of a source, as a batch."""
         boxes, mask = self.boxes(f"det_{source}_boxes_")
         head = np.full(len(boxes), SOURCES.index(source), np.int32)
-        return {"boxes": boxes, "region_mask": mask, "head": head}
+        batch = {"boxes": boxes, "region_mask": mask, "head": head}
+        return {name: jnp.asarray(array) for name, array in batch.items()}
 
     def boxes(self, prefix: str) -> tuple[np.ndarray, np.ndarray]:
         """Recorded cxcywh boxes of all pictures as padded xyxy [B,n,4] and mask [B,n], n >= 1."""
@@ -286,7 +291,7 @@ class Instance:
             batch[f"{kind}_boxes"], batch[f"{kind}_mask"] = self.boxes(f"train_{kind}_boxes_")
         rows = range(len(ids))
         order = self.order(*(f"train_shuffle_perm_{b}" for b in rows))
-        model, mask = groma.Groma(self.cfg), prompt.spread(target)
+        model, mask = groma.Groma(self.cfg), jnp.asarray(prompt.spread(target))
 
         def loss(params):
             logits, aux = model.apply({"params": params}, batch, order)
@@ -297,14 +302,14 @@ class Instance:
         tokens, valid = np.asarray(aux["tokens"]), np.asarray(aux["valid"])
         new_ids = prompt.collapse(tokens, ids)
         pad = np.asarray(self.params["new_tokens"]["embedding"])[self.cfg.tokens.pad]
-        mask = pack(valid, valid, False)
+        real = pack(valid, valid, False)
         out = {
             "train_input_ids_after_box_substitution": new_ids,
             "train_labels_after_box_substitution": np.where(target, new_ids, labels),
             "train_attention_mask": pack(tokens, valid, self.cfg.id("pad")) != self.cfg.id("pad"),
             "train_inputs_embeds": pack(np.asarray(aux["embeddings"]), valid, pad),
             # what upstream computes at padding is neither used nor trained
-            "train_logits": Masked(pack(np.asarray(logits), valid, np.nan), mask),
+            "train_logits": Masked(pack(np.asarray(logits), valid, np.nan), real),
             "train_loss": value,
         }
         out |= {f"train_grads::{name}": g for name, g in self.named(grads).items()}

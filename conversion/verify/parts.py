@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from conversion.verify import Case, npz_names, npz_read
@@ -58,8 +59,8 @@ def ops_case(folder: Path) -> Case:
 def _roi_align(i: str, given: dict[str, np.ndarray]) -> dict[str, Any]:
     from mg_jax.ops.roi_align import roi_align
 
-    feats, rois = given[f"feat{i}"].transpose(0, 2, 3, 1), given["rois"]
-    boxes = np.broadcast_to(rois[None, :, 1:], (len(feats), len(rois), 4))
+    feats, rois = jnp.asarray(given[f"feat{i}"]).transpose(0, 2, 3, 1), given["rois"]
+    boxes = jnp.broadcast_to(rois[None, :, 1:], (len(feats), len(rois), 4))
     image = rois[:, 0].astype(int)
     forms = {}
     for method in ("gather", "separable"):
@@ -75,10 +76,10 @@ def _roi_align(i: str, given: dict[str, np.ndarray]) -> dict[str, Any]:
 def _nms(test: str, given: dict[str, np.ndarray]) -> dict[str, Any]:
     from mg_jax.boxes import nms
 
-    boxes, scores = given[f"{test}_boxes_xyxy"], given[f"{test}_scores"]
+    boxes, scores = (jnp.asarray(given[f"{test}_{name}"]) for name in ("boxes_xyxy", "scores"))
     overlap, score, limit = (float(x) for x in given[f"{test}_params"])
     slots = int(limit) if limit > 0 else len(scores)
-    valid = np.ones(len(scores), bool)
+    valid = jnp.ones(len(scores), bool)
     index, keep = nms(boxes, scores, valid, overlap, score, slots, fallback=False)
     return {f"{test}_keep": np.asarray(index)[np.asarray(keep)]}
 

@@ -40,11 +40,9 @@ def open_mixture(text: str) -> tuple[list[Source], list[float]]:
         )
     sources, ratios = [], []
     for part in re.split(r"\s+\+\s+", text.strip()):
-        spec, star, share = (
-            x.strip() for x in re.match(r"(.*?)(?:(\s\*\s)(.*))?$", part).groups("")
-        )
+        spec, *share = re.split(r"\s+\*\s+", part, maxsplit=1)
         try:
-            ratio = float(share) if star else 1.0
+            ratio = float(share[0]) if share else 1.0
         except ValueError:
             ratio = 0.0
         if not ratio > 0:
@@ -103,7 +101,8 @@ def conversation(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.C
             f"{codec.tokenizer.vocab_size} pieces: set the one to the other"
         )
     fixed = codec.length - codec.text_tokens
-    buckets = tuple(sorted(fixed + size for size in rest.buckets)) or (codec.length,)
+    shorter = {size for size in rest.buckets if size < rest.text_tokens}
+    buckets = tuple(fixed + size for size in sorted({*shorter, rest.text_tokens}))
     if jax.process_count() > 1:
         buckets = buckets[-1:]  # processes do not see each other's rows, and shapes must agree
     slots = {"refer": rest.refer_slots, "ground": rest.ground_slots}
@@ -189,9 +188,8 @@ def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
     """The sizes of a batch, as the system's `example_batch` takes them."""
     if config.stage == DETECTION:
         return {"targets": config.target_slots}
-    text = max(config.codec.buckets, default=config.codec.text_tokens)
     return {
-        "tokens": cfg.image_tokens + 2 * cfg.max_regions + text,
+        "tokens": cfg.image_tokens + 2 * cfg.max_regions + config.codec.text_tokens,
         "refer": config.codec.refer_slots,
         "ground": config.codec.ground_slots,
     }

@@ -154,7 +154,7 @@ def anchor_logits(shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
     side = [np.full(r * c, 0.05 * 2.0**i, np.float32) for i, (r, c) in enumerate(shapes)]
     side = np.concatenate(side)[:, None]
     anchors = np.concatenate([xy, side, side], -1)
-    usable = ((anchors > 0.01) & (anchors < 0.99)).all(-1)
+    usable: np.ndarray = np.all((anchors > 0.01) & (anchors < 0.99), axis=-1)
     with np.errstate(divide="ignore"):
         logits = np.log(anchors / (1 - anchors))
     return np.where(usable[:, None], logits, np.inf).astype(np.float32), usable
@@ -347,9 +347,7 @@ class Stacked(nn.Module):
             return jax.vmap(lambda k: self.kernel_init(k, shape[1:], dtype))(keys)
 
         kernel = param(self, "kernel", self.shape, ("layers", *self.axes), each)
-        bias = param(
-            self, "bias", (layers, rest[1]), ("layers", self.axes[-1]), self.bias_init
-        )
+        bias = param(self, "bias", (layers, rest[1]), ("layers", self.axes[-1]), self.bias_init)
         return {"kernel": kernel, "bias": bias}
 
 

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mg_jax import losses
 from mg_jax.attention import KVCache
 from mg_jax.boxes import cxcywh_to_xyxy, iou, nms, xyxy_to_cxcywh
-from mg_jax import losses
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.detr import DetrConfig, Proposer
@@ -30,7 +30,7 @@ REFER_SCORE, GROUND_SCORE = 1.0, 0.2  # of boxes given by the user / by training
 
 @dataclasses.dataclass(frozen=True)
 class TokenIds:
-    """Offsets of the added tokens from the base vocabulary (spec 2.6), in the order of the codec."""
+    """Offsets of the added tokens from the base vocabulary, as the codec has them (spec 2.6)."""
 
     pad: int = 0
     image: int = 8
@@ -227,11 +227,11 @@ class Groma(nn.Module):
         """Read the prompt into the cache; logits after the last valid token of each row."""
         aux = self.encode(batch, order)
         joined = self.embed(batch, aux)
-        hidden, cache = self.lm(joined["embeddings"], joined["valid"], cache)
+        hidden, grown = self.lm(joined["embeddings"], joined["valid"], cache)
         slots = jnp.arange(joined["valid"].shape[1])[None]
         last = jnp.where(joined["valid"], slots, 0).max(1)
         hidden = take(hidden, last[:, None])
-        cache = cache.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
+        cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
         return self.logits(hidden)[:, 0], cache, {**aux, **joined}
 
     def decode(
@@ -239,15 +239,14 @@ class Groma(nn.Module):
     ) -> tuple[Float[Array, "B V+new"], KVCache]:
         """One more token a row; logits after it."""
         x = self.embed_tokens(tokens)
-        hidden, cache = self.lm(x, jnp.ones(tokens.shape, bool), cache)
-        return self.logits(hidden)[:, 0], cache
+        hidden, grown = self.lm(x, jnp.ones(tokens.shape, bool), cache)
+        return self.logits(hidden)[:, 0], grown
 
 
 def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:
     """Number of the selected region that overlaps each xyxy box most (first of equals)."""
     overlap = jax.vmap(iou)(boxes, cxcywh_to_xyxy(regions.boxes))
     return jnp.argmax(jnp.where(regions.valid[:, None], overlap, -1.0), axis=-1)
-
 
 
 def example_batch(
@@ -292,7 +291,7 @@ def system(cfg: GromaConfig) -> System:
     model = Groma(cfg)
 
     def detection(params, batch, key):
-        out = model.apply(
+        out: Any = model.apply(
             {"params": params}, batch["pixels"], rngs={"dropout": key}, method=model.detect
         )
         loss, terms = losses.detection_loss(out, batch, cfg.proposer)

@@ -1,4 +1,4 @@
-"""Groma's region encoder: a feature pyramid from the last hidden states, RoIAlign, one vector a box.
+"""Groma's region encoder: pyramid of the last hidden states, RoIAlign, one vector a box.
 
 Groma spec 2.5 (after GPT4RoI). Works on any encoder that yields square maps.
 """

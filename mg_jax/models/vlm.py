@@ -45,9 +45,7 @@ class NewTokens(nn.Module):
 
     def setup(self):
         shape = (self.count, self.width)
-        self.embedding = param(
-            self, "embedding", shape, ("new_vocab", "embed"), init.normal(0.02)
-        )
+        self.embedding = param(self, "embedding", shape, ("new_vocab", "embed"), init.normal(0.02))
         self.head = param(self, "head", shape[::-1], ("embed", "new_vocab"), init.normal(0.02))
 
     def embed(self, ids: Int[Array, "B T"], vocab: int, base: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ RULES = (
     Tied("head.weight", "embed.weight"),
     Drop("layers.{l}.inv_freq", "recomputed"),
 )
-TABLE = engine.table(RULES, SIZES)
+TABLE = engine.bind(RULES, SIZES)
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_prefixes_move_every_kind_of_rule():
 )
 def test_a_table_at_fault_is_named(rules, message):
     with pytest.raises(ValueError, match=message):
-        engine.expand(engine.table(rules, SIZES))
+        engine.expand(engine.bind(rules, SIZES))
 
 
 def state_shapes(state):

@@ -64,7 +64,6 @@ def test_a_full_config_of_the_older_library_is_inert(raw):
         (("perceiver_cfg", "ddetr_cfg", "two_stage_num_proposals"), 900, r"differs from num_qu"),
         (("perceiver_cfg", "ddetr_cfg", "id2label"), {"0": "a", "1": "b"}, r"id2label: 2 classes"),
         (("roi_scale",), 224, r"config\.json\.roi_scale: unknown field of GromaConfig"),
-        (("golden_overrides",), {"seed": 1, "gn": 32}, r"golden_overrides\.gn: unknown"),
         (("model_type",), "llava", r"model_type 'llava' is not Groma's"),
     ],
 )

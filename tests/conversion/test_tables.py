@@ -61,7 +61,7 @@ def test_both_ways_are_bit_equal(instance, random_tensors):
 
 
 def test_transposed_convolutions_are_not_flipped(instance):
-    layout, cfg, manifest = instance
+    layout, cfg, _ = instance
     if layout == "full":
         pytest.skip("has one level, so no transposed convolution")
     table = table_of(layout, cfg)

@@ -30,7 +30,7 @@ from mg_jax.errors import UserError
 )
 def test_tolerance_follows_the_size_of_the_array(largest, error, ok):
     recorded = np.array([largest, 0.0, -largest / 2])
-    line = compare("x", recorded + [0.0, error, 0.0], recorded)
+    line = compare("x", recorded + np.array([0.0, error, 0.0]), recorded)
     assert line.ok is ok
     assert line.error == pytest.approx(error)
 

@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -89,7 +88,7 @@ def test_given_boxes_become_proxies_and_features(groma):
 
 def test_spare_region_slots_change_nothing(groma):
     """Results at valid tokens do not depend on how many slots the prompt carries."""
-    system, params = groma
+    _system, params = groma
     strict = {**TINY, "score_threshold": 0.999}  # only the user's box and one fallback remain
     logits = []
     for slots in (2, 5):
@@ -127,7 +126,7 @@ def test_a_batch_answers_as_its_single_rows_do(groma):
 
 
 def test_random_order_is_a_permutation_by_key(groma):
-    system, params = groma
+    _system, params = groma
     shuffled = build("groma", {**TINY, "region_order": "random", "score_threshold": 0.0})
     fixed = build("groma", {**TINY, "score_threshold": 0.0})
     batch = make_batch(1)

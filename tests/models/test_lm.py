@@ -30,9 +30,7 @@ def redrawn(cfg, seed=0):
     params = sharding.unbox(init(jax.random.key(seed))["params"])
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [
-        x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)
-    ]
+    leaves = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return model, jax.tree.unflatten(tree, leaves)
 
 

@@ -52,8 +52,11 @@ def fresh(cfg):
     model = ViT(cfg)
     pixels = jax.random.normal(jax.random.key(1), (2, 112, 112, 3))
     params = sharding.unbox(model.init(jax.random.key(0), pixels)["params"])
-    return model, jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)
-                                                           .reshape(x.shape)), params), pixels  # fmt: skip
+
+    def wave(x):
+        return x + 0.1 * jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+
+    return model, jax.tree.map(wave, params), pixels
 
 
 def test_position_rules_differ_and_agree_where_nothing_is_resized():
