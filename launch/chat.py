@@ -52,12 +52,17 @@ def numbers(text: str, flag: str, count: int | None = None) -> list[float]:
 
 def regions(args: argparse.Namespace, width: int, height: int) -> list:
     """Regions of the flags, from pixels of a width x height picture."""
+    from mg_jax.boxes import check_boxes
     from mg_jax.example import Region
 
     def scaled(values):
         return [v / (width, height)[i % 2] for i, v in enumerate(values)]
 
-    found = [Region.from_box(tuple(scaled(numbers(b, "--box", 4)))) for b in args.box]
+    found = []
+    for text in args.box:
+        box = numbers(text, "--box", 4)
+        check_boxes([box], width, height)
+        found.append(Region.from_box(tuple(scaled(box))))
     found += [Region.from_point(*scaled(numbers(p, "--point", 2))) for p in args.point]
     for text in args.polygon:
         values = scaled(numbers(text, "--polygon"))

@@ -47,15 +47,15 @@ def load(source: str | Path, dtype: str = "float32") -> "Assistant":
         with resources.as_file(resources.files("mg_jax") / "releases" / str(source)) as folder:
             path = folder
     config, params, tokenizer = checkpoint.load_release(path)
-    if tokenizer is None:
-        raise UserError(f"{source}: holds no tokenizer, so it cannot chat (a detection release?)")
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     model = config["model"]
     for part in model.values():
         if isinstance(part, dict) and "dtype" in part:
             part["dtype"] = dtype
     system = build(config["system"], model)
-    codec = codecs.get(config["system"])(Tokenizer.load(tokenizer), **config["codec"])
+    codec = None
+    if tokenizer is not None:
+        codec = codecs.get(config["system"])(Tokenizer.load(tokenizer), **config["codec"])
     return Assistant(system, params, codec, config.get("preprocess", "groma_pil"))
 
 
@@ -120,6 +120,11 @@ class Assistant:
         seed: int = 0,
     ) -> list[Answer]:
         """Answers in order; each is the same whatever the batch it is computed in."""
+        if self.codec is None:
+            raise UserError(
+                "this release holds a detector alone, without tokenizer: it can propose() regions, "
+                "but not answer; train the alignment stage from it"
+            )
         answers: list[Answer] = []
         for start in range(0, len(queries), batch_size):
             chunk = queries[start : start + batch_size]

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
 from mg_jax import boxes as box_ops
-from mg_jax import sharding
+from mg_jax import ops, sharding
 
 # Above every cost of a valid pair, which is clipped to half of it (below 50 at published weights).
 PAD_COST = 1e4
@@ -144,7 +144,7 @@ def _assign_jit(cost: jax.Array, mask: jax.Array) -> jax.Array:
         target, query = hungarian_algorithm(table)
         return jnp.zeros(targets, jnp.int32).at[target].set(query.astype(jnp.int32))
 
-    if jax.default_backend() == "cpu" and queries * targets > 4096:
+    if ops.platform() == "cpu" and queries * targets > 4096:
         return jax.lax.map(one, table)  # rows side by side wait for the slowest at each step
     return jax.vmap(one)(table)
 
