@@ -27,6 +27,8 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     c.init_stages = ()  # stages that this one may start from; () for any
     c.init_required = ()  # patterns of parameters that init_from must hold
+    # (path, table): what init_from lacks at `path` becomes rows equal to the mean row of `table`
+    c.init_mean = ()
 
     # Regular expressions on whole paths "a/b/c". The rest is frozen, and kept in frozen_dtype.
     c.trainable = (".*",)

@@ -80,6 +80,7 @@ def alignment(c: ConfigDict) -> None:
     """The parts between encoder and language model, on captions and regions."""
     c.init_stages = ("detection", "language", "alignment")
     c.init_required = ("vision/.*", "proposer/.*", "lm/.*")
+    c.init_mean = (("new_tokens/embedding", "lm/embed/embedding"),)  # spec 2.6
     c.trainable = BRIDGES
     c.codec.template = "default"  # no end-of-answer token is trained in this stage
     language(c)
@@ -164,7 +165,7 @@ def tiny(c: ConfigDict) -> None:
     c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
     c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
     c.codec.tokenizer = "tokenizer-tiny"
-    c.codec.text_tokens = 208
+    c.codec.text_tokens = 272  # with picture and region slots 384 positions
     c.codec.buckets = ()
     c.codec.refer_slots, c.codec.ground_slots = 4, 12
     c.codec.too_long = "skip"  # one scene too talkative among a million does not end a run
@@ -182,16 +183,16 @@ def tiny(c: ConfigDict) -> None:
         c.optim.warmup_steps = 500
         c.train.steps = 20000
         return
-    c.batch_size = 32
+    c.batch_size = 16
     c.optim.lr = 1e-3 if c.stage == "alignment" else 3e-4
     c.optim.warmup_steps = 300
     if c.stage == "alignment":
-        c.data = "scenes:seed=2,n=1000000,tasks=all,size=224"
+        c.data = "scenes:seed=2,n=1000000,tasks=all,turns=4,size=224"
         c.init_stages = ("detection", "alignment")
         c.init_required = ("vision/.*", "proposer/.*")  # no pretrained language model is shipped
         c.trainable = (*BRIDGES, "lm/.*")  # so it learns from this stage on
         c.codec.template = "llava"  # and must learn where an answer ends
         c.train.steps = 20000
     else:
-        c.data = "scenes:seed=3,n=1000000,tasks=all,turns=2,size=224"
+        c.data = "scenes:seed=3,n=1000000,tasks=all,turns=3,size=224"
         c.train.steps = 10000

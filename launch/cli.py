@@ -57,7 +57,7 @@ def parse_flags(argv: Sequence[str] | None = None) -> list[str]:
         flag = first.partition(": Error whilst")[0].rpartition("load: ")[2]
         reason = more[-1].removeprefix("mg_jax.errors.UserError: ") if more else ""
         raise UserError(f"{flag}: {reason}" if more else first) from e
-    except AttributeError as e:
+    except (AttributeError, KeyError) as e:
         key, *near = re.findall(r"(\w+)\\?['\"]", str(e))
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"unknown config key {key!r}{hint}") from e

@@ -155,7 +155,10 @@ class Assistant:
         rows = [
             self.codec.encode_prompt([*q.history, Turn(q.prompt, None)], q.regions) for q in queries
         ]
-        batch = {**self.codec.collate(rows), "pixels": self._pixels(pictures)}
+        text = self.codec.text_tokens
+        fixed = self.codec.length - text
+        buckets = [fixed + size for size in (text // 4, text // 2, text)]
+        batch = {**self.codec.collate(rows, buckets), "pixels": self._pixels(pictures)}
         n = len(queries)
         padded = next((b for b in BATCHES if b >= n), n)
         batch = {k: np.concatenate([v, v[:1].repeat(padded - n, 0)]) for k, v in batch.items()}

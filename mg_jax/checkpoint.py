@@ -156,6 +156,7 @@ class TrainStates:
                 if jax.process_index() == 0:
                     part.rename(part.with_name(part.name + ".broken"))
             if broken:
+                _together("broken checkpoints set aside")
                 self._manager.reload()
             return found["params"], found["opt"], found["meta"]
         if broken:

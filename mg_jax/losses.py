@@ -5,12 +5,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 from optax.assignment import hungarian_algorithm
 
 from mg_jax import boxes as box_ops
-from mg_jax import ops, sharding
+from mg_jax import ops
+from mg_jax.nn import over_batch
 
 # Above every cost of a valid pair, which is clipped to half of it (below 50 at published weights).
 PAD_COST = 1e4
@@ -109,22 +109,7 @@ def match(
         found = masks & (index < queries)
         return jnp.where(found, index, 0), found
 
-    return _over_batch(local, cost, mask)
-
-
-def _over_batch(fn, cost: jax.Array, mask: jax.Array):
-    """fn(cost[L,B,...], mask[B,...]) with B split over the devices of the mesh in use.
-
-    Its loops end when the data says so; left to the partitioner they would wait for each other.
-    """
-    mesh = sharding._MESH.get()
-    axes = sharding.spec(("batch",), mask.shape[:1])
-    if mesh is None or mesh.size == 1 or not axes:
-        return fn(cost, mask)
-    layered = PartitionSpec(None, *axes)
-    return jax.shard_map(
-        fn, mesh=mesh, in_specs=(layered, axes), out_specs=(layered, layered), check_vma=False
-    )(cost, mask)
+    return over_batch(local, (cost, mask), (1, 0), (1, 1))
 
 
 def _assign_jit(cost: jax.Array, mask: jax.Array) -> jax.Array:
@@ -219,11 +204,12 @@ def _layer_terms(logits, boxes, targets, mask, cfg):
     cost = match_cost(still(logits), still(boxes), targets[None], cfg)
     index, matched = match(cost, mask, cfg.matcher)
 
-    layers, rows, queries = logits.shape
-    where = jnp.where(matched, index, queries)  # out of range: dropped
-    hot = jnp.zeros(logits.shape, jnp.float32)
-    place = jnp.arange(layers)[:, None, None], jnp.arange(rows)[None, :, None], where
-    hot = hot.at[place].set(1.0, mode="drop")
+    queries = logits.shape[-1]
+
+    def one_hot(index):
+        return jnp.zeros(queries, jnp.float32).at[index].set(1.0, mode="drop")
+
+    hot = jax.vmap(jax.vmap(one_hot))(jnp.where(matched, index, queries))  # out of range: dropped
     ce = sigmoid_focal(logits, hot, cfg.focal_alpha, cfg.focal_gamma).sum((1, 2))
 
     chosen = jnp.take_along_axis(boxes, index[..., None], axis=2)

@@ -18,7 +18,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers as init
+from jax.sharding import PartitionSpec
 
+from mg_jax import sharding
 from mg_jax.sharding import Named, shard
 
 Dtype = Any
@@ -236,6 +238,26 @@ def dropout(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
         return x
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def over_batch(fn: Callable, arrays: Sequence[jax.Array], dims: Sequence[int], out_dims: Any):
+    """fn(*arrays), each device of the mesh in use computing its own rows of the batch.
+
+    For what the partitioner would gather first (top-k) or let wait for the slowest device (loops
+    that end when the data says so). `dims`: the batch dimension of each array; `out_dims`: that
+    of each output. Without a mesh, or where the batch does not divide over it: plain fn.
+    """
+    mesh = sharding._MESH.get()
+    axes = sharding.spec(("batch",), (arrays[0].shape[dims[0]],))
+    if mesh is None or mesh.size == 1 or not axes:
+        return fn(*arrays)
+
+    def at(dim):
+        return PartitionSpec(*(None,) * dim, *axes)
+
+    specs = tuple(map(at, dims)), jax.tree.map(at, out_dims)
+    mapped = jax.shard_map(fn, mesh=mesh, in_specs=specs[0], out_specs=specs[1], check_vma=False)
+    return mapped(*arrays)
 
 
 REMAT_POLICIES: dict[str, Any] = {

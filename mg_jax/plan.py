@@ -257,13 +257,20 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
         groups = sorted({path.split("/")[0] for path in missing})
         say(f"initialised: {len(missing)} of {len(target)} arrays, in {', '.join(groups)}")
 
-        def fresh(key):
+        means = {path: found[table] for path, table in config.init_mean if table in found}
+
+        def fresh(key, means):
             flat = flatten(p.init(key))
+            for path, table in means.items():
+                mean = table.astype(jnp.float32).mean(0, keepdims=True)
+                flat[path] = jnp.broadcast_to(mean, flat[path].shape)
             return {path: flat[path].astype(x.dtype) for path, x in missing.items()}
 
         places = {path: x.sharding for path, x in missing.items()}
         key = jax.random.fold_in(jax.random.key(config.seed), 0)
-        found |= jax.jit(fresh, out_shardings=places)(key)
+        # a program that runs once: optimising it costs a CPU four times what it takes to compile
+        quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        found |= jax.jit(fresh, out_shardings=places, compiler_options=quick)(key, means)
     return found
 
 

@@ -169,11 +169,11 @@ def draw_curve(folder: Path, title: str) -> Path | None:
     from matplotlib.figure import Figure
 
     steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
-    keep = 1 - 1 / max(2.0, min(50.0, len(losses) / 10))
-    mean, smooth = losses[0], []
+    keep = 1 - 1 / max(2.0, min(50.0, len(losses) / 20))
+    total, weight, smooth = 0.0, 0.0, []
     for loss in losses:
-        mean = keep * mean + (1 - keep) * loss
-        smooth.append(mean)
+        total, weight = keep * total + (1 - keep) * loss, keep * weight + (1 - keep)
+        smooth.append(total / weight)
     figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

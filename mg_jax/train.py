@@ -215,6 +215,8 @@ class _Run:
         self.bar.update(step, loss)
         if self.metrics and (step % self.settings.log_every == 0 or step in (1, self.plan.steps)):
             more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
+            if hasattr(self.data, "skipped"):
+                more["skipped"] = self.data.skipped  # examples that were refused, in this process
             self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
 
     def _save(self) -> None:
@@ -268,10 +270,11 @@ def changed_keys(config: Any, workdir: Path) -> str:
             f"--workdir for stage={new.get('stage')} (and --config.init_from={workdir} to start "
             "from that run)"
         )
+    # a key on one side alone belongs to another version of the code, not to another config
     changes = [
-        f"{k.replace('/', '.')} {old.get(k)!r} -> {new.get(k)!r}"
-        for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k) and k.split("/")[0] not in FREE
+        f"{k.replace('/', '.')} {old[k]!r} -> {new[k]!r}"
+        for k in sorted(old.keys() & new.keys())
+        if old[k] != new[k] and k.split("/")[0] not in FREE
     ]
     if not changes:
         return ""

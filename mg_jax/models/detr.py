@@ -28,7 +28,7 @@ from mg_jax.models.detr_layers import (
     sine_grid,
     xavier,
 )
-from mg_jax.nn import LayerNorm, Linear, dropout, param, stack
+from mg_jax.nn import LayerNorm, Linear, dropout, over_batch, param, stack
 from mg_jax.sharding import shard
 
 __all__ = ["DetrConfig", "Proposer"]
@@ -159,7 +159,8 @@ class Proposer(nn.Module):
             bias_init=init.constant(CLASS_BIAS), name="class_enc",
         )(x)  # fmt: skip
         logits = box_change(jax.tree.map(lambda p: p[-1], heads), x) + anchors[None]
-        best = jax.lax.top_k(scores[..., 0], c.queries)[1]
+        ranked = jax.lax.stop_gradient(scores[..., 0])
+        best = over_batch(lambda x: jax.lax.top_k(x, c.queries)[1], (ranked,), (0,), 0)
         start = jnp.take_along_axis(jax.lax.stop_gradient(logits), best[..., None], 1)
         start = jax.nn.sigmoid(start)
         aux |= dict(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -398,3 +399,26 @@ def test_sharded_equals_unsharded(drawn):
         jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(expected[1]), strict=True
     ):
         close(jax.tree_util.keystr(path), a, b)
+
+
+def test_a_split_batch_is_never_gathered(drawn):
+    """Forward and loss over replicas: nothing but sums crosses the devices."""
+    hidden, batch = states(rows=8), targets(rows=8)
+    model, params = drawn(ONE_LAYER, hidden)
+    mesh = sharding.make_mesh(data=8, fsdp=1)
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "data"))
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def loss(params, hidden, batch):
+        aux = model.apply({"params": params}, hidden)
+        return losses.detection_loss(aux, batch, ONE_LAYER)
+
+    with sharding.use(mesh):
+        program = jax.jit(loss).lower(
+            jax.device_put(params, whole),
+            jax.device_put(hidden, rows),
+            sharding.put_batch(batch, mesh),
+        )
+    text = program.compile().as_text()
+    assert "all-reduce" in text
+    assert not re.search(r"all-gather|all-to-all|collective-permute|reduce-scatter", text)

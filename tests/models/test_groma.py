@@ -67,10 +67,15 @@ def make_batch(rows=2, slots=5, text=None, seed=0):
     }
 
 
+def run(system, params, batch, **rngs):
+    """Jitted (logits, aux); eagerly every small operation would be compiled on its own."""
+    return jax.jit(lambda p, b: system.module.apply({"params": p}, b, rngs=rngs))(params, batch)
+
+
 def test_given_boxes_become_proxies_and_features(groma):
     system, params = groma
     batch = make_batch()
-    _, aux = system.module.apply({"params": params}, batch)
+    _, aux = run(system, params, batch)
     regions = aux["regions"]
     for row in range(2):
         refer = int(aux["tokens"][row, -5]) - V - 14
@@ -93,7 +98,7 @@ def test_spare_region_slots_change_nothing(groma):
     logits = []
     for slots in (2, 5):
         model = build("groma", {**strict, "max_regions": slots})
-        out, aux = model.module.apply({"params": params}, make_batch(1, slots))
+        out, aux = run(model, params, make_batch(1, slots))
         assert int(aux["regions"].valid.sum()) <= 2
         logits.append(np.asarray(out)[aux["valid"]])
     np.testing.assert_allclose(*logits, atol=1e-4)
@@ -130,14 +135,12 @@ def test_random_order_is_a_permutation_by_key(groma):
     shuffled = build("groma", {**TINY, "region_order": "random", "score_threshold": 0.0})
     fixed = build("groma", {**TINY, "score_threshold": 0.0})
     batch = make_batch(1)
-    a = fixed.module.apply({"params": params}, batch, method="encode")["regions"]
-    b = shuffled.module.apply(
-        {"params": params}, batch, method="encode", rngs={"regions": jax.random.key(7)}
-    )["regions"]
+    a = run(fixed, params, batch)[1]["regions"]
+    b = run(shuffled, params, batch, regions=jax.random.key(7))[1]["regions"]
     assert int(a.valid.sum()) > 2
     assert sorted(a.index[a.valid].tolist()) == sorted(b.index[b.valid].tolist())
     assert a.index.tolist() != b.index.tolist()
-    quiet = shuffled.module.apply({"params": params}, batch, method="encode")["regions"]
+    quiet = run(shuffled, params, batch)[1]["regions"]
     assert a.index.tolist() == quiet.index.tolist()
 
 
@@ -178,9 +181,11 @@ def test_sharded_equals_unsharded(groma, stage):
 
 def test_gradients_reach_what_upstream_trains_and_nothing_of_the_perceiver(groma):
     system, params = groma
-    grads = jax.grad(lambda p: system.loss("alignment")(p, make_batch(), jax.random.key(0))[0])(
-        params
-    )
+
+    def loss(p):
+        return system.loss("alignment")(p, make_batch(), jax.random.key(0))[0]
+
+    grads = jax.jit(jax.grad(loss))(params)
     for part in ("vision", "proposer"):
         assert all(not np.any(g) for g in jax.tree.leaves(grads[part]))
     for part in ("projector", "region_encoder", "lm"):

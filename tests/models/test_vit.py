@@ -32,16 +32,16 @@ def reference(cfg):
 @pytest.mark.parametrize("size", [70, 112, 42])
 def test_equals_transformers(size):
     torch, model = reference(CFG)
-    from conversion.engine import to_jax
+    from conversion.engine import expand, to_jax
     from conversion.tables.dinov2 import table
 
     state = {k: v.numpy() for k, v in model.state_dict().items()}
     spelling = "files" if any("attention.query" in k for k in state) else "transformers5"
-    params = to_jax(state, table(CFG, spelling))
+    params = to_jax(state.__getitem__, expand(table(CFG, spelling)))
     pixels = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
     with torch.no_grad():
         out = model(torch.tensor(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True)
-    states, normed = ViT(CFG).apply({"params": params}, pixels)
+    states, normed = jax.jit(ViT(CFG).apply)({"params": params}, pixels)
     assert len(out.hidden_states) == len(states) == CFG.layers + 1
     for got, expected in zip(states, out.hidden_states, strict=True):
         np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
@@ -62,7 +62,7 @@ def fresh(cfg):
 def test_position_rules_differ_and_agree_where_nothing_is_resized():
     model, params, pixels = fresh(CFG)
     other = ViT(dataclasses.replace(CFG, position_rule="scale_offset"))
-    a, b = (m.apply({"params": params}, pixels)[0] for m in (model, other))
+    a, b = (jax.jit(m.apply)({"params": params}, pixels)[0] for m in (model, other))
     assert np.abs(a - b).max() > 1e-3
     small = pixels[:, :70, :70]
     a, b = (m.apply({"params": params}, small)[0] for m in (model, other))
@@ -73,7 +73,9 @@ def test_position_rules_differ_and_agree_where_nothing_is_resized():
 def test_scan_and_remat_change_nothing(change):
     model, params, pixels = fresh(CFG)
     other = ViT(dataclasses.replace(CFG, **change))
-    for a, b in zip(*(m.apply({"params": params}, pixels) for m in (model, other)), strict=True):
+    for a, b in zip(
+        *(jax.jit(m.apply)({"params": params}, pixels) for m in (model, other)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from mg_jax import sharding
+from mg_jax.checkpoint import save_release
 from mg_jax.errors import UserError
 from mg_jax.optim import flatten
 from mg_jax.plan import plan
@@ -129,6 +130,10 @@ def test_another_config_is_refused_with_the_keys(tmp_path):
     run(tmp_path, fake_config(train__steps=2))
     with pytest.raises(UserError, match=r"optim\.lr 0\.01 -> 0\.5; seed 0 -> 1"):
         run(tmp_path, fake_config(optim__lr=0.5, seed=1))
+    file = tmp_path / "config.json"
+    older = {k: v for k, v in json.loads(file.read_text()).items() if k != "init_mean"}
+    file.write_text(json.dumps(older))  # as a version without this key wrote it
+    assert run(tmp_path, fake_config(train__steps=2)).code == 0
     with pytest.raises(UserError, match=r"holds a run of fake stage=first.*--config.init_from="):
         run(tmp_path, fake_config(stage="second"))
 
@@ -316,8 +321,6 @@ def test_another_shape_or_an_unknown_parameter_is_named(whole, tmp_path):
 
 
 def test_what_init_from_lacks_is_initialised_or_refused(whole, tmp_path):
-    from mg_jax.checkpoint import save_release
-
     _, outcome = whole
     part = {"encoder": outcome.params["encoder"]}
     release = save_release(tmp_path / "r", part, {"system": "fake", "stage": "first", "model": {}})
@@ -326,3 +329,19 @@ def test_what_init_from_lacks_is_initialised_or_refused(whole, tmp_path):
     config.init_required = (".*",)
     with pytest.raises(UserError, match="lacks 2 parameters, head/bias first"):
         run(tmp_path / "b", config)
+
+
+def test_added_rows_start_as_the_mean_of_a_loaded_table(tmp_path):
+    system = FakeSystem(FakeConfig(width=16, hidden=16))  # both kernels are of one shape
+    table = jax.random.normal(jax.random.key(0), (16, 16))
+    facts = {"system": "fake", "stage": "first", "model": {}}
+    release = save_release(tmp_path / "r", {"encoder/kernel": table}, facts, dtype="float32")
+    config = fake_config(
+        init_from=str(release), init_mean=(("head/kernel", "encoder/kernel"),), train__steps=1
+    )
+    got = train(config, tmp_path / "a", system=system, data=FakeData(width=16))  # at rate 0
+    expected = np.broadcast_to(table.mean(0), (16, 16))
+    np.testing.assert_allclose(got.state.params["head/kernel"], expected, atol=1e-6)
+    config.init_from = ""
+    fresh = train(config, tmp_path / "b", system=system, data=FakeData(width=16))
+    assert np.std(fresh.state.params["head/kernel"], axis=0).min() > 0.01
