@@ -167,7 +167,7 @@ def tiny(c: ConfigDict) -> None:
     c.codec.tokenizer = "tokenizer-tiny"
     c.codec.text_tokens = 272  # with picture and region slots 384 positions
     c.codec.buckets = ()
-    c.codec.refer_slots, c.codec.ground_slots = 4, 12
+    c.codec.refer_slots, c.codec.ground_slots = 4, 24
     c.codec.too_long = "skip"  # one scene too talkative among a million does not end a run
     c.preprocess = "groma_pil"  # as in use: the shipped model sees what it was trained on
     c.accumulate = 1
@@ -190,7 +190,10 @@ def tiny(c: ConfigDict) -> None:
         c.data = "scenes:seed=2,n=1000000,tasks=all,turns=4,size=224"
         c.init_stages = ("detection", "alignment")
         c.init_required = ("vision/.*", "proposer/.*")  # no pretrained language model is shipped
-        c.trainable = (*BRIDGES, "lm/.*")  # so it learns from this stage on
+        c.trainable = (".*",)  # so it learns from this stage on, and since the encoder has seen
+        c.model.encoder_gradient = True  # boxes alone, not what things are, it learns on too,
+        c.model.detection_weight = 0.2  # the proposer beside it
+        c.target_slots = 16
         c.codec.template = "llava"  # and must learn where an answer ends
         c.train.steps = 20000
     else:

@@ -16,7 +16,7 @@ import numpy as np
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
 from mg_jax.data.sources import Source, open_source
-from mg_jax.data.transforms import Augment, detection_record
+from mg_jax.data.transforms import Augment, detection_record, detection_targets
 from mg_jax.errors import UserError
 from mg_jax.example import Example
 from mg_jax.text import codecs
@@ -115,6 +115,7 @@ def conversation(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.C
         preprocessing=config.preprocess,
         size=config.image_size,
         limits=limits,
+        targets=config.target_slots if cfg.detection_weight else 0,
     )
     collate = functools.partial(_conversation_batch, codec=codec, buckets=buckets, slots=slots)
     return make, collate
@@ -128,6 +129,7 @@ def _conversation_record(
     preprocessing: str,
     size: int,
     limits: tuple[int, dict[str, int]] | None,
+    targets: int,
 ) -> dict[str, Any] | None:
     record: dict[str, Any] = codec.encode(example, rng)
     if limits:
@@ -136,6 +138,11 @@ def _conversation_record(
             return None
         if any(len(record[f"{kind}_boxes"]) > n for kind, n in slots.items()):
             return None
+    if targets:
+        found = detection_targets(example, rng, targets)
+        if found is None:
+            return None
+        record.update(found)
     record["pixels"] = preprocess.get(preprocessing)(example.pixels(), size)
     record["name"] = f"example {example.id!r} of {example.source}"
     return record
@@ -152,7 +159,8 @@ def _conversation_batch(
         names=[r["name"] for r in records],
     )
     batching.refuse_empty_loss(out)
-    return {**out, "pixels": np.stack([r["pixels"] for r in records])}
+    arrays = ("pixels", "boxes", "region_mask", "head")
+    return out | {k: np.stack([r[k] for r in records]) for k in arrays if k in records[0]}
 
 
 def make_codec(config: Any, cfg: Any) -> Any:
@@ -188,7 +196,8 @@ def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
     """The sizes of a batch, as the system's `example_batch` takes them."""
     if config.stage == DETECTION:
         return {"targets": config.target_slots}
-    return {
+    joint = {"targets": config.target_slots} if cfg.detection_weight else {}
+    return joint | {
         "tokens": cfg.image_tokens + 2 * cfg.max_regions + config.codec.text_tokens,
         "refer": config.codec.refer_slots,
         "ground": config.codec.ground_slots,

@@ -153,12 +153,28 @@ def detection_record(
     boxes = boxes[keep_boxes(boxes, size, head, numbers)]
     if not len(boxes):
         return None
+    return {
+        "pixels": normalize(view.pixels(example.pixels(), size)),
+        **_targets(boxes, slots, head, rng),
+    }
+
+
+def detection_targets(
+    example: Example, rng: np.random.Generator, slots: int
+) -> dict[str, np.ndarray] | None:
+    """Boxes of the whole picture, keys as of `detection_record` but pixels; None without any."""
+    if not example.objects:
+        return None
+    boxes = np.array([region.box for region in example.objects], np.float64)
+    return _targets(boxes, slots, example.meta.get("head", "coco"), rng)
+
+
+def _targets(boxes, slots, head, rng) -> dict[str, np.ndarray]:
     if len(boxes) > slots:
         boxes = boxes[np.sort(rng.permutation(len(boxes))[:slots])]
     out = np.zeros((slots, 4), np.float32)
     out[: len(boxes)] = boxes
     return {
-        "pixels": normalize(view.pixels(example.pixels(), size)),
         "boxes": out,
         "region_mask": np.arange(slots) < len(boxes),
         "head": np.asarray(HEADS.index(head), np.int32),

@@ -47,6 +47,9 @@ class GromaConfig:
 
     `frozen_dropout`: the proposer keeps its dropout while frozen, as the published training
     loop did. `token_merge`: four neighbouring patches make one image token.
+    `encoder_gradient`: the language loss reaches the image encoder (upstream runs it under
+    no_grad); the choice of regions never has a gradient. `detection_weight`: share of the set
+    loss in the language stages, so that the proposer keeps up with an encoder that moves.
     """
 
     vision: ViTConfig = ViTConfig()
@@ -60,6 +63,8 @@ class GromaConfig:
     token_merge: bool = True
     region_order: Literal["score", "random"] = "score"
     frozen_dropout: bool = False
+    encoder_gradient: bool = False
+    detection_weight: float = 0.0
     image_size: int = 448
     tokens: TokenIds = TokenIds()
 
@@ -157,22 +162,26 @@ class Groma(nn.Module):
     def encode(self, batch: dict[str, jax.Array], order=None) -> dict[str, Any]:
         """Pixels and given boxes -> selected regions, image vectors and region vectors.
 
-        The image encoder and the proposer get no gradient here (as upstream's no_grad).
+        Without `encoder_gradient` the image encoder gets none here (as upstream's no_grad).
         """
-        aux = jax.lax.stop_gradient(self.detect(batch["pixels"]))
+        aux = self.detect(batch["pixels"])
+        if not (self.cfg.encoder_gradient or self.cfg.detection_weight):
+            aux = jax.lax.stop_gradient(aux)
         aux["regions"] = self.select(
             aux,
             (batch["refer_boxes"], batch["refer_mask"]) if "refer_boxes" in batch else None,
             (batch["ground_boxes"], batch["ground_mask"]) if "ground_boxes" in batch else None,
             order,
         )
-        merged = aux["hidden_states"][-1][:, 1:]
+        seen = aux["hidden_states"][-len(self.cfg.regions.upsample) :]
+        if not self.cfg.encoder_gradient:
+            seen = jax.lax.stop_gradient(seen)
+        merged = seen[-1][:, 1:]
         if self.cfg.token_merge:
             merged = merge_patches(merged)
         aux["image_tokens_merged"] = merged
         aux["image_tokens"] = self.projector(merged)
-        states = aux["hidden_states"][-len(self.cfg.regions.upsample) :]
-        features, more = self.region_encoder(states, aux["regions"].boxes)
+        features, more = self.region_encoder(seen, aux["regions"].boxes)
         return {**aux, **more, "region_features": features}
 
     def embed(self, batch: dict[str, jax.Array], aux: dict[str, Any]) -> dict[str, Any]:
@@ -266,16 +275,17 @@ def example_batch(
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
     pixels = array(s, s, 3)
+    found = {
+        "boxes": array(targets, 4),
+        "region_mask": array(targets, dtype=bool),
+        "head": array(dtype=jnp.int32),
+    }
     if stage == "detection":
-        return {
-            "pixels": pixels,
-            "boxes": array(targets, 4),
-            "region_mask": array(targets, dtype=bool),
-            "head": array(dtype=jnp.int32),
-        }
+        return {"pixels": pixels, **found}
     t = tokens or cfg.image_tokens + 2 * cfg.max_regions + 8
     return {
         "pixels": pixels,
+        **(found if cfg.detection_weight else {}),
         "tokens": array(t, dtype=jnp.int32),
         "valid": array(t, dtype=bool),
         "loss_mask": array(t, dtype=bool),
@@ -301,9 +311,15 @@ def system(cfg: GromaConfig) -> System:
         keys = dict(zip(("regions", "dropout"), jax.random.split(key), strict=True))
         if not cfg.frozen_dropout:
             del keys["dropout"]
-        logits, aux = model.apply({"params": params}, batch, rngs=keys)
+        out: Any = model.apply({"params": params}, batch, rngs=keys)
+        logits, aux = out
         loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
-        return loss, {**metrics, "regions": aux["regions"].valid.sum(1).mean()}
+        metrics = {**metrics, "regions": aux["regions"].valid.sum(1).mean()}
+        if cfg.detection_weight:
+            found, _ = losses.detection_loss(aux, batch, cfg.proposer)
+            metrics |= {"language": loss, "detection": found}
+            loss = loss + cfg.detection_weight * found
+        return loss, metrics
 
     return System(
         "groma",

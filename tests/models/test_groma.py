@@ -192,6 +192,33 @@ def test_gradients_reach_what_upstream_trains_and_nothing_of_the_perceiver(groma
         assert all(np.any(g) for g in jax.tree.leaves(grads[part])), part
 
 
+def test_an_encoder_without_pretraining_can_learn_from_the_language_loss(groma):
+    _, params = groma
+    batch = make_batch() | {
+        "boxes": np.tile(np.float32([[[0.2, 0.3, 0.5, 0.6]]]), (2, 1, 1)),
+        "region_mask": np.ones((2, 1), bool),
+        "head": np.zeros(2, np.int32),
+    }
+
+    def grads(**choices):
+        system = build("groma", {**TINY, **choices})
+        loss = jax.jit(jax.grad(lambda p: system.loss("alignment")(p, batch, jax.random.key(0))[0]))
+        return loss(params)
+
+    def moved(tree):
+        return any(np.any(g) for g in jax.tree.leaves(tree))
+
+    language = grads(encoder_gradient=True)
+    assert moved(language["vision"]) and not moved(language["proposer"])
+    both = grads(encoder_gradient=True, detection_weight=0.5)
+    assert moved(both["vision"]) and moved(both["proposer"])
+    np.testing.assert_allclose(
+        both["lm"]["norm"]["scale"], language["lm"]["norm"]["scale"], rtol=1e-4, atol=1e-6
+    )
+    boxes_alone = grads(detection_weight=0.5)
+    assert moved(boxes_alone["vision"]) and moved(boxes_alone["proposer"])
+
+
 def test_full_size_has_upstreams_parameter_count():
     """Groma-7B as published: 7,377,311,657 parameters (spec 1)."""
     system = build("groma", {
