@@ -247,7 +247,7 @@ def over_batch(fn: Callable, arrays: Sequence[jax.Array], dims: Sequence[int], o
     that end when the data says so). `dims`: the batch dimension of each array; `out_dims`: that
     of each output. Without a mesh, or where the batch does not divide over it: plain fn.
     """
-    mesh = sharding._MESH.get()
+    mesh = sharding.mesh_in_use()
     axes = sharding.spec(("batch",), (arrays[0].shape[dims[0]],))
     if mesh is None or mesh.size == 1 or not axes:
         return fn(*arrays)

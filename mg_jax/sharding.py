@@ -114,6 +114,11 @@ def use(mesh: Mesh | None, rules: str | Mapping[str, Any] = "fsdp"):
         _MESH.reset(tokens[1])
 
 
+def mesh_in_use() -> Mesh | None:
+    """The mesh of the innermost `use`, if any."""
+    return _MESH.get()
+
+
 def spec(
     names: tuple[str | None, ...],
     shape: tuple[int, ...] | None = None,

@@ -22,7 +22,7 @@ from mg_jax.models import System
 from mg_jax.models.detr import DetrConfig, Proposer
 from mg_jax.models.regions import RegionConfig, RegionEncoder
 from mg_jax.models.vlm import NewTokens, occurrence, scatter, take
-from mg_jax.nn import MLP
+from mg_jax.nn import MLP, over_batch
 from mg_jax.vision.vit import ViT, ViTConfig
 
 REFER_SCORE, GROUND_SCORE = 1.0, 0.2  # of boxes given by the user / by training data (spec 2.4)
@@ -149,7 +149,7 @@ class Groma(nn.Module):
                 c.max_regions, fallback=True,
             )  # fmt: skip
 
-        index, keep = jax.vmap(one)(boxes, scores, valid)
+        index, keep = over_batch(jax.vmap(one), (boxes, scores, valid), (0, 0, 0), (0, 0))
         if order is None and c.region_order == "random" and self.has_rng("regions"):
             noise = jax.random.uniform(self.make_rng("regions"), keep.shape)
             order = jnp.argsort(jnp.where(keep, noise, 2.0), axis=1)

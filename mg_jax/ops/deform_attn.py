@@ -110,18 +110,48 @@ def _gather(value, shapes, locations, weights):
                 indices.append(start + row * columns + column)
                 corner_weights.append(weight)
         start += rows * columns
-    # [B,Q,N,Z] per corner -> one scan step per corner and point
-    steps = [jnp.moveaxis(jnp.concatenate(a, -1), -1, 0) for a in (indices, corner_weights)]
+    # [B,Q,N,Z] per corner -> one scan step [B,N,Q] per corner and point
+    steps = (jnp.concatenate(a, -1).transpose(3, 0, 2, 1) for a in (indices, corner_weights))
+    return _sum_of_reads(value.swapaxes(1, 2), *steps).swapaxes(1, 2)
 
-    def read(cells, index):  # [S,H], [Q] -> [Q,H]
-        return cells.at[index].get(mode="promise_in_bounds")
 
-    read = jax.vmap(jax.vmap(read, (1, 1), 1))
+def _read(value, index):
+    """[B,N,S,H], [B,N,Q] -> [B,N,Q,H]"""
+    return jax.vmap(jax.vmap(lambda v, i: v.at[i].get(mode="promise_in_bounds")))(value, index)
 
-    @jax.checkpoint  # re-reading costs less than keeping every corner's values
+
+@jax.custom_vjp
+def _sum_of_reads(value, indices, weights):
+    """Sum over steps of weight * value[index]: [B,N,S,H], [steps,B,N,Q] twice -> [B,N,Q,H]."""
+
     def add(total, step):
         index, weight = step
-        return total + read(value, index) * weight[..., None], None
+        return total + _read(value, index) * weight[..., None], None
 
-    total = jnp.zeros((*locations.shape[:3], value.shape[-1]), jnp.float32)
-    return jax.lax.scan(add, total, tuple(steps))[0]
+    total = jnp.zeros((*indices.shape[1:], value.shape[-1]), value.dtype)
+    return jax.lax.scan(add, total, (indices, weights))[0]
+
+
+def _sum_of_reads_forward(value, indices, weights):
+    return _sum_of_reads(value, indices, weights), (value, indices, weights)
+
+
+def _sum_of_reads_backward(saved, slope):
+    # Every step adds to one accumulator in place; derived by JAX, each would fill and add a whole
+    # map of its own (measured 2 to 2.5 times slower). Re-reading costs less than keeping the reads.
+    value, indices, weights = saved
+
+    def scatter(total, index, rows):
+        return total.at[index].add(rows, mode="promise_in_bounds")
+
+    def add(total, step):
+        index, weight = step
+        rows = slope * weight[..., None]
+        total = jax.vmap(jax.vmap(scatter))(total, index, rows)
+        return total, (_read(value, index) * slope).sum(-1)
+
+    into_value, into_weights = jax.lax.scan(add, jnp.zeros_like(value), (indices, weights))
+    return into_value, None, into_weights
+
+
+_sum_of_reads.defvjp(_sum_of_reads_forward, _sum_of_reads_backward)
