@@ -6,7 +6,6 @@ Prints questions and answers, and writes the picture with the answer's boxes.
 """
 
 import argparse
-from importlib import resources
 
 from launch import cli
 
@@ -23,10 +22,9 @@ def main() -> None:
     p.add_argument("--out", default="demo.png", help="where the drawn answer goes")
     args = p.parse_args()
     import mg_jax
-    from mg_jax.vision.preprocess import load_image
+    from mg_jax.data.scenes import RESERVED_SEED, make_world, render
 
-    with resources.as_file(resources.files("mg_jax") / "releases" / "demo.png") as file:
-        picture = load_image(file)
+    picture = render(make_world(RESERVED_SEED, 1, 448, 448, min_objects=4, max_objects=7))
     assistant = mg_jax.load(args.checkpoint)
     first = None
     for question in QUESTIONS:

@@ -11,6 +11,7 @@ Exit codes: 0 only when training is finished, 75 after SIGTERM (saved), 130 afte
 2 for bad input (one line says what), 1 for anything else, such as a loss that is not finite.
 """
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -54,7 +55,7 @@ def run(config, workdir: str, command: str = "") -> int:
     except train.Diverged as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
-    if outcome.code == 0 and not (Path(workdir) / "release" / "config.json").is_file():
+    if outcome.code == 0 and exported_steps(Path(workdir) / "release") != outcome.step:
         fields = pipeline.release_fields(config, outcome.plan.system.cfg)
         folder = train.export(
             outcome, config, workdir, fields=fields, command=command,
@@ -62,6 +63,15 @@ def run(config, workdir: str, command: str = "") -> int:
         )  # fmt: skip
         print(f"finished: the release is in {folder}", file=sys.stderr)
     return outcome.code
+
+
+def exported_steps(release: Path) -> int | None:
+    """Updates behind the release that is there, None without one."""
+    try:
+        made = json.loads((release / "config.json").read_text(encoding="utf-8"))
+        return int(made["provenance"]["steps"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 if __name__ == "__main__":

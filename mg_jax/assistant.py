@@ -54,7 +54,7 @@ def load(source: str | Path, dtype: str = "float32") -> "Assistant":
             part["dtype"] = dtype
     system = build(config["system"], model)
     codec = None
-    if tokenizer is not None:
+    if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
         codec = codecs.get(config["system"])(Tokenizer.load(tokenizer), **config["codec"])
     return Assistant(system, params, codec, config.get("preprocess", "groma_pil"))
 
@@ -119,7 +119,7 @@ class Assistant:
         sampling: Sampling = Sampling(),
         seed: int = 0,
     ) -> list[Answer]:
-        """Answers in order; each is the same whatever the batch it is computed in."""
+        """Answers in order; greedy ones are the same whatever the batch they are computed in."""
         if self.codec is None:
             raise UserError(
                 "this release holds a detector alone, without tokenizer: it can propose() regions, "
@@ -128,7 +128,8 @@ class Assistant:
         answers: list[Answer] = []
         for start in range(0, len(queries), batch_size):
             chunk = queries[start : start + batch_size]
-            answers += self._answer_chunk(chunk, max_new_tokens, sampling, seed)
+            key = jax.random.fold_in(jax.random.key(seed), start)
+            answers += self._answer_chunk(chunk, max_new_tokens, sampling, key)
         return answers
 
     def propose(self, images: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -150,7 +151,7 @@ class Assistant:
     def _pixels(self, pictures):
         return np.stack([self._preprocess(p, self._size) for p in pictures])
 
-    def _answer_chunk(self, queries, max_new_tokens, sampling, seed):
+    def _answer_chunk(self, queries, max_new_tokens, sampling, key):
         pictures = [picture(q.image) for q in queries]
         rows = [
             self.codec.encode_prompt([*q.history, Turn(q.prompt, None)], q.regions) for q in queries
@@ -158,12 +159,19 @@ class Assistant:
         text = self.codec.text_tokens
         fixed = self.codec.length - text
         buckets = [fixed + size for size in (text // 4, text // 2, text)]
-        batch = {**self.codec.collate(rows, buckets), "pixels": self._pixels(pictures)}
+        slots = [_slots(max(len(r[f"{k}_boxes"]) for r in rows)) for k in ("refer", "ground")]
+        batch = {**self.codec.collate(rows, buckets, *slots), "pixels": self._pixels(pictures)}
+        length, limit = batch["tokens"].shape[1] + max_new_tokens, self.system.cfg.lm.max_positions
+        if length > limit:
+            raise UserError(
+                f"{batch['tokens'].shape[1]} positions of prompt and {max_new_tokens} new tokens "
+                f"pass the model's {limit}: shorten the conversation or lower max_new_tokens"
+            )
         n = len(queries)
         padded = next((b for b in BATCHES if b >= n), n)
         batch = {k: np.concatenate([v, v[:1].repeat(padded - n, 0)]) for k, v in batch.items()}
         out, regions = jax.device_get(
-            self._generate(self.params, batch, jax.random.key(seed), max_new_tokens, sampling)
+            self._generate(self.params, batch, key, max_new_tokens, sampling)
         )
         answers = []
         for i, query in enumerate(queries):
@@ -224,6 +232,11 @@ def picture(image: Any) -> np.ndarray:
             "a path or a PIL picture"
         )
     return array
+
+
+def _slots(count: int) -> int:
+    """Room for `count` given boxes, in steps of 8 so that few programs are compiled."""
+    return max(8, -(-count // 8) * 8)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -43,6 +43,7 @@ def next_token(
         if sampling.top_k:
             kth = ranked[:, min(sampling.top_k, ranked.shape[1]) - 1]
             scaled = jnp.where(scaled < kth[:, None], -jnp.inf, scaled)
+            ranked = jnp.where(ranked < kth[:, None], -jnp.inf, ranked)
         if sampling.top_p < 1.0:
             mass = jnp.cumsum(jax.nn.softmax(ranked), axis=-1)
             kept = (mass < sampling.top_p).sum(-1)  # the first token past the mass stays

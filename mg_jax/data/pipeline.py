@@ -100,6 +100,11 @@ def conversation(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.C
             f"config.model.lm.vocab is {cfg.lm.vocab}, but the tokenizer {rest.tokenizer} has "
             f"{codec.tokenizer.vocab_size} pieces: set the one to the other"
         )
+    if codec.length > cfg.lm.max_positions:
+        raise UserError(
+            f"config.codec.text_tokens: {codec.text_tokens} make sequences of {codec.length}, but "
+            f"config.model.lm.max_positions is {cfg.lm.max_positions}: lower the one"
+        )
     fixed = codec.length - codec.text_tokens
     shorter = {size for size in rest.buckets if size < rest.text_tokens}
     buckets = tuple(fixed + size for size in sorted({*shorter, rest.text_tokens}))
