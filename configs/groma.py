@@ -106,6 +106,8 @@ def language(c: ConfigDict) -> None:
     c.batch_size = 128
     c.codec.text_tokens = 2046  # 2,048 before <image> and <region> are expanded
     c.codec.buckets = (254, 510, 1022)
+    c.codec.too_long = "skip"  # counted in the metrics; upstream cuts such texts off
+    c.codec.refer_slots, c.codec.ground_slots = 16, 100
     c.optim.warmup_ratio = 0.03
 
 

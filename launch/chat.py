@@ -50,6 +50,15 @@ def numbers(text: str, flag: str, count: int | None = None) -> list[float]:
     return values
 
 
+def inside(values: list[float], name: str, width: int, height: int) -> None:
+    """Raises UserError when a point x, y, x, y, ... leaves the picture."""
+    from mg_jax.errors import UserError
+
+    for x, y in zip(values[::2], values[1::2], strict=True):
+        if not (0 <= x <= width and 0 <= y <= height):
+            raise UserError(f"{name}: ({x:g}, {y:g}) is outside the {width}x{height} picture")
+
+
 def regions(args: argparse.Namespace, width: int, height: int) -> list:
     """Regions of the flags, from pixels of a width x height picture."""
     from mg_jax.boxes import check_boxes
@@ -63,9 +72,12 @@ def regions(args: argparse.Namespace, width: int, height: int) -> list:
         box = numbers(text, "--box", 4)
         check_boxes([box], width, height)
         found.append(Region.from_box(tuple(scaled(box))))
-    found += [Region.from_point(*scaled(numbers(p, "--point", 2))) for p in args.point]
+    for text in args.point:
+        inside(values := numbers(text, "--point", 2), f"--point {text}", width, height)
+        found.append(Region.from_point(*scaled(values)))
     for text in args.polygon:
-        values = scaled(numbers(text, "--polygon"))
+        inside(values := numbers(text, "--polygon"), f"--polygon {text}", width, height)
+        values = scaled(values)
         found.append(Region.from_polygon(list(zip(values[::2], values[1::2], strict=True))))
     return found
 

@@ -173,7 +173,16 @@ def batch_sharding(mesh: Mesh, ndim: int = 1) -> NamedSharding:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Host batch (this process's rows) -> global arrays split over the batch axes of `mesh`."""
+    """Host batch (this process's rows) -> global arrays split over the batch axes of `mesh`.
+
+    Raises UserError when the rows do not divide over the mesh, or when several processes would
+    hold the same rows (a tensor axis that spans processes), for each reads rows of its own.
+    """
+    if mesh.shape["data"] * mesh.shape["fsdp"] < jax.process_count():
+        raise UserError(
+            f"mesh data x fsdp is {mesh.shape['data'] * mesh.shape['fsdp']}, less than the "
+            f"{jax.process_count()} processes, each of which reads its own rows: lower mesh.tensor"
+        )
 
     def put(x):
         x = np.asarray(x)

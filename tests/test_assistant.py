@@ -177,6 +177,7 @@ def test_chat_answers_on_a_photo_of_any_mode(folder, tmp_path, monkeypatch, caps
         (["--box", "30,10,10,20"], "did you mean [10, 10, 30, 20]?"),
         (["--box", "10,10,4000,20"], "leaves the image; clip it to 0..80"),
         (["--point", "x,y"], "--point x,y"),
+        (["--point", "500,50"], "--point 500,50: (500, 50) is outside the 80x60 picture"),
         (["--checkpoint", "nope"], "nope"),
     ],
 )

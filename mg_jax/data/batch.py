@@ -337,5 +337,5 @@ def refuse_empty_loss(batch: Mapping[str, np.ndarray]) -> None:
         rows = ", ".join(map(str, empty[:5])) or "all"
         raise UserError(
             f"batch: loss_mask is empty in row(s) {rows}: these examples have no answer to train "
-            "on; give every turn an answer, or raise text_tokens if answers are cut off"
+            "on; give every turn an answer"
         )
