@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     c.init_from = ""
     c.init_stages = ()  # stages that this one may start from; () for any
     c.init_required = ()  # patterns of parameters that init_from must hold
+    c.init_ignore = ()  # patterns of what init_from may hold and this stage has no use for
     # (path, table): what init_from lacks at `path` becomes rows equal to the mean row of `table`
     c.init_mean = ()
 
@@ -40,6 +41,7 @@ def get_config() -> ConfigDict:
     c.single_source = False  # every batch from one data set
     c.preprocess = "groma_pil"  # of mg_jax.vision.preprocess, for stages with text
     c.target_slots = 100  # boxes of a picture that the detector trains on
+    c.label_words = ()  # words of labels that a detector with model.label_words learns to tell
     c.batch_size = 16  # rows of all devices and processes together
     c.accumulate = 1  # micro-batches a batch is cut into, to save memory
     c.seed = 0

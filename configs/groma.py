@@ -23,6 +23,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from mg_jax.config import to_dict
+from mg_jax.data.scenes.draw import COLORS
+from mg_jax.data.scenes.shapes import SHAPES
 from mg_jax.data.transforms import Augment
 from mg_jax.lm import LMConfig
 from mg_jax.models.detr import DetrConfig
@@ -177,13 +179,15 @@ def tiny(c: ConfigDict) -> None:
     if c.stage == "detection":
         c.data = "scenes:seed=1,n=1000000,tasks=none,size=256"
         c.init_required = ()  # no pretrained encoder is shipped ...
-        c.trainable = ("vision/.*", "proposer/.*")  # ... so it learns here, with the proposer
+        c.trainable = (".*",)  # ... so it learns here, with the proposer, and from labels too,
+        c.label_words = (*COLORS, *SHAPES)  # since boxes alone do not tell it what things are
+        c.model.label_words = len(c.label_words)
         c.target_slots = 16
         c.batch_size = 16
         c.optim.lr = 4e-4
         c.optim.weight_decay = 1e-4
         c.optim.warmup_steps = 500
-        c.train.steps = 20000
+        c.train.steps = 3000
         return
     c.batch_size = 16
     c.optim.lr = 1e-3 if c.stage == "alignment" else 3e-4
@@ -191,10 +195,11 @@ def tiny(c: ConfigDict) -> None:
     if c.stage == "alignment":
         c.data = "scenes:seed=2,n=1000000,tasks=all,turns=4,size=224"
         c.init_stages = ("detection", "alignment")
-        c.init_required = ("vision/.*", "proposer/.*")  # no pretrained language model is shipped
-        c.trainable = (".*",)  # so it learns from this stage on, and since the encoder has seen
-        c.model.encoder_gradient = True  # boxes alone, not what things are, it learns on too,
-        c.model.detection_weight = 0.2  # the proposer beside it
+        c.init_required = ("vision/.*", "proposer/.*", "region_encoder/.*")
+        c.init_ignore = ("labels/.*",)
+        c.trainable = (".*",)  # no pretrained language model is shipped: it learns from here on,
+        c.model.encoder_gradient = True  # the encoder goes on learning,
+        c.model.detection_weight = 0.2  # and the proposer beside it
         c.target_slots = 16
         c.codec.template = "llava"  # and must learn where an answer ends
         c.train.steps = 20000

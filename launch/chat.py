@@ -4,13 +4,15 @@
         --prompt "[grounding] Describe the picture." --out answer.png
 
 Regions are given in the picture's own pixels and are named <r:0>, <r:1>, ... in the prompt, in
-the order of the flags (all boxes, then points, then polygons); one that the prompt does not name
-is appended. Without --prompt questions are read line by line, as one conversation.
+the order boxes, points, polygons, masks; one that the prompt does not name is appended. Without
+--prompt questions are read line by line, as one conversation.
 """
 
 import argparse
+import contextlib
 import json
 import sys
+from pathlib import Path
 
 from launch import cli
 
@@ -28,6 +30,10 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
     p.add_argument("--point", action="append", default=[], metavar="X,Y")
     p.add_argument("--polygon", action="append", default=[], metavar="X,Y,X,Y,X,Y,...")
+    p.add_argument(
+        "--mask", action="append", default=[], metavar="FILE",
+        help="picture of the same size, non-zero where the region is",
+    )  # fmt: skip
     p.add_argument("--out", help="write the picture with the answer's boxes here (PNG or JPEG)")
     p.add_argument("--json", action="store_true", help="print the answer as one JSON line")
     p.add_argument("--max-new-tokens", type=int, default=128)
@@ -50,6 +56,17 @@ def numbers(text: str, flag: str, count: int | None = None) -> list[float]:
     return values
 
 
+@contextlib.contextmanager
+def named(flag: str):
+    """Say which flag a region that is refused came from."""
+    from mg_jax.errors import UserError
+
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{flag}: {e}") from e
+
+
 def inside(values: list[float], name: str, width: int, height: int) -> None:
     """Raises UserError when a point x, y, x, y, ... leaves the picture."""
     from mg_jax.errors import UserError
@@ -62,7 +79,9 @@ def inside(values: list[float], name: str, width: int, height: int) -> None:
 def regions(args: argparse.Namespace, width: int, height: int) -> list:
     """Regions of the flags, from pixels of a width x height picture."""
     from mg_jax.boxes import check_boxes
+    from mg_jax.errors import UserError
     from mg_jax.example import Region
+    from mg_jax.vision.preprocess import load_image
 
     def scaled(values):
         return [v / (width, height)[i % 2] for i, v in enumerate(values)]
@@ -70,7 +89,8 @@ def regions(args: argparse.Namespace, width: int, height: int) -> list:
     found = []
     for text in args.box:
         box = numbers(text, "--box", 4)
-        check_boxes([box], width, height)
+        with named(f"--box {text}"):
+            check_boxes(box, width, height)
         found.append(Region.from_box(tuple(scaled(box))))
     for text in args.point:
         inside(values := numbers(text, "--point", 2), f"--point {text}", width, height)
@@ -78,7 +98,15 @@ def regions(args: argparse.Namespace, width: int, height: int) -> list:
     for text in args.polygon:
         inside(values := numbers(text, "--polygon"), f"--polygon {text}", width, height)
         values = scaled(values)
-        found.append(Region.from_polygon(list(zip(values[::2], values[1::2], strict=True))))
+        with named(f"--polygon {text}"):
+            found.append(Region.from_polygon(list(zip(values[::2], values[1::2], strict=True))))
+    for file in args.mask:
+        mask = load_image(file).any(-1)
+        if mask.shape != (height, width):
+            rows, columns = mask.shape
+            raise UserError(f"--mask {file}: {columns}x{rows}, but the picture is {width}x{height}")
+        with named(f"--mask {file}"):
+            found.append(Region.from_mask(mask))
     return found
 
 
@@ -99,6 +127,24 @@ def show(answer, args: argparse.Namespace, picture) -> None:
         print(f"wrote {args.out}", file=sys.stderr)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Raises UserError for values that would fail only after the model has run."""
+    from PIL import Image
+
+    from mg_jax.errors import UserError
+
+    if args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: give at least 1")
+    if not args.temperature >= 0:
+        raise UserError(f"--temperature {args.temperature:g}: give 0 or more")
+    if args.out:
+        out = Path(args.out)
+        if not out.absolute().parent.is_dir():
+            raise UserError(f"--out {out}: no folder {out.parent}")
+        if out.suffix.lower() not in Image.registered_extensions():
+            raise UserError(f"--out {out}: end it in .png or .jpg")
+
+
 def ask() -> str:
     """The next question; empty at the end of the input."""
     try:
@@ -109,6 +155,7 @@ def ask() -> str:
 
 def main() -> None:
     args = arguments().parse_args()
+    check(args)
     import mg_jax
     from mg_jax.generate import Sampling
     from mg_jax.vision.preprocess import load_image

@@ -242,3 +242,22 @@ def next_token_loss(
     mean = jnp.where(counted, ce, 0).sum() / per
     accuracy = (counted & (label > others)).sum() / per
     return mean, {"targets": count, "accuracy": accuracy}
+
+
+def label_loss(
+    logits: Float[Array, "B R W"], labels: Int[Array, "B R K"], mask: Bool[Array, "B R"]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Cross-entropy of naming regions by up to K words each (-1: no word), every word alike.
+
+    The mean is over all words of regions in `mask`; of none it is 0. Metric "named": the share of
+    words whose logit is higher than that of every word which is not the region's.
+    """
+    own = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool).any(-2)  # -1 gives no true
+    known = (labels >= 0) & mask[..., None]
+    x = logits.astype(jnp.float32)
+    score = jnp.take_along_axis(x, jnp.maximum(labels, 0), -1)
+    count = jnp.maximum(known.sum(), 1).astype(jnp.float32)
+    ce = jax.nn.logsumexp(x, -1, keepdims=True) - score
+    best = jnp.where(own, -jnp.inf, jax.lax.stop_gradient(x)).max(-1, keepdims=True)
+    named = (known & (score > best)).sum() / count
+    return jnp.where(known, ce, 0).sum() / count, {"named": named}

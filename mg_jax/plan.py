@@ -6,6 +6,7 @@ Order: abstract shapes -> shardings -> load what there is -> initialise the rest
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -231,7 +232,10 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
             )
         _report_difference(origin.get("model", {}), config.model.to_dict(), folder, say)
         for file in files:
+            unused = {p for p in file.shapes if any(re.fullmatch(r, p) for r in config.init_ignore)}
             for path, have in file.shapes.items():
+                if path in unused:
+                    continue
                 if path not in target:
                     raise UserError(
                         f"config.init_from: {folder} has {path}, which the model lacks: compare "
@@ -243,7 +247,8 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                         f"{target[path].shape} in the model: compare config.model with its "
                         "config.json"
                     )
-            found |= file.read(target)
+            values = file.read({**file.shapes, **target})
+            found |= {path: x for path, x in values.items() if path not in unused}
     missing = {path: x for path, x in target.items() if path not in found}
     for pattern in config.init_required:
         lacking = partition(target, [pattern])[0].keys() & missing.keys()

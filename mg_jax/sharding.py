@@ -125,12 +125,11 @@ def spec(
     *,
     mesh: Mesh | None = None,
     rules: str | Mapping[str, Any] | None = None,
-    strict: bool = False,
 ) -> PartitionSpec:
     """PartitionSpec of an array whose dimensions have these logical `names`.
 
     A mesh axis already used by an earlier dimension is an error. A dimension that its mesh axes
-    do not divide is left whole (`strict`: an error). Raises ValueError naming the axis.
+    do not divide is left whole. Raises ValueError naming the axis.
     """
     mesh = mesh if mesh is not None else _MESH.get()
     table = RULES[rules] if isinstance(rules, str) else (rules or _RULES.get() or RULES["fsdp"])
@@ -149,8 +148,6 @@ def spec(
         if shape is not None and mesh is not None and axes:
             ways = math.prod(mesh.shape[a] for a in axes)
             if shape[i] % ways:
-                if strict:
-                    raise ValueError(f"axis {name!r} of {shape} is not divisible by {ways}")
                 axes = ()
         used |= set(axes)
         entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))

@@ -291,3 +291,21 @@ def test_next_token_loss_of_a_split_vocabulary(rng):
     np.testing.assert_allclose(got, expected, rtol=1e-5)
     np.testing.assert_allclose(grad, slope, atol=1e-6)
     assert not grad.sharding.is_fully_replicated
+
+
+def test_label_loss_equals_a_plain_loop_and_needs_labels():
+    rng = np.random.default_rng(3)
+    logits = rng.normal(size=(2, 4, 6)).astype(np.float32)
+    labels = np.array([[[0, 3], [2, -1], [-1, -1], [5, 1]], [[4, 0], [1, 2], [3, -1], [0, 1]]])
+    mask = np.array([[True, True, True, False], [True, False, True, True]])
+    parts, hits = [], []
+    for b, r in zip(*np.nonzero(mask), strict=True):
+        x = logits[b, r].astype(np.float64)
+        own = [k for k in labels[b, r] if k >= 0]
+        for k in own:
+            parts.append(np.log(np.exp(x).sum()) - x[k])
+            hits.append(x[k] > max(v for i, v in enumerate(x) if i not in own))
+    loss, metrics = losses.label_loss(logits, jnp.asarray(labels), jnp.asarray(mask))
+    np.testing.assert_allclose(loss, np.mean(parts), rtol=1e-5)
+    np.testing.assert_allclose(metrics["named"], np.mean(hits), rtol=1e-6)
+    assert losses.label_loss(logits, jnp.full_like(labels, -1), jnp.asarray(mask))[0] == 0

@@ -59,7 +59,7 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
     """
     sources, ratios = open_mixture(config.data)
     if config.stage == DETECTION:
-        make, collate = detection(config)
+        make, collate = detection(config, cfg)
     else:
         make, collate = conversation(config, cfg)
     return batching.batches(
@@ -77,14 +77,21 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
     )
 
 
-def detection(config: Any) -> tuple[batching.MakeRecord, batching.Collate]:
+def detection(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.Collate]:
     """make_record and collate of a stage that trains on boxes."""
+    words = tuple(config.label_words)
+    if len(words) != cfg.label_words:
+        raise UserError(
+            f"config.label_words names {len(words)} words, but config.model.label_words is "
+            f"{cfg.label_words}: set the one to the other"
+        )
     augment = configs.build(Augment, config.augment.to_dict(), "config.augment")
     make = functools.partial(
         detection_record,
         size=config.image_size,
         slots=config.target_slots,
         augment=augment.scaled(config.image_size),
+        words=words,
     )
     return make, batching.stack
 

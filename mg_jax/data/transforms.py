@@ -5,6 +5,7 @@ steps of the spec are affine and aligned with the axes, so they are composed fir
 are sampled once, bilinearly without antialiasing as cv2 would. Box coordinates never round.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from PIL import Image
 from mg_jax.data.sources.base import HEADS
 from mg_jax.example import Example
 from mg_jax.vision.preprocess import normalize, resize_bilinear
+
+LABEL_WORDS = 2  # words of a label that are told apart: "red star"
 
 
 @dataclass(frozen=True)
@@ -128,16 +131,18 @@ def detection_record(
     size: int,
     slots: int,
     augment: bool | Augment = True,
+    words: Sequence[str] = (),
 ) -> dict[str, np.ndarray] | None:
     """A picture and its boxes as the detector trains on them.
 
     size: side of the model's square view in pixels. slots: R, room for boxes; where there are
     more, a random choice stays. augment: True for spec 3 in proportion to `size`, an `Augment` of
     your own numbers for this size, False for the whole picture.
-    The objectness head is `example.meta["head"]`, coco where nothing is said.
+    The objectness head is `example.meta["head"]`, coco where nothing is said. words: known words
+    of labels, see `label_ids`.
     Returns pixels [S, S, 3] float32 normalised, boxes [R, 4] float32 xyxy in [0, 1] of the view
-    (zeros beyond the mask), region_mask [R] bool, head int32 (0 coco, 1 sa1b); None where no box
-    is left.
+    (zeros beyond the mask), region_mask [R] bool, head int32 (0 coco, 1 sa1b), and with words
+    labels [R, LABEL_WORDS] int32; None where no box is left.
     """
     if not example.objects:
         return None
@@ -150,32 +155,50 @@ def detection_record(
         whole = (0.0, 0.0, float(example.width), float(example.height))
         view = View(whole, example.width, example.height)
     boxes = np.clip(view.boxes(boxes), 0, 1)
-    boxes = boxes[keep_boxes(boxes, size, head, numbers)]
-    if not len(boxes):
+    kept = keep_boxes(boxes, size, head, numbers)
+    if not kept.any():
         return None
     return {
         "pixels": normalize(view.pixels(example.pixels(), size)),
-        **_targets(boxes, slots, head, rng),
+        **_targets(boxes[kept], label_ids(example, words)[kept], slots, head, rng),
     }
 
 
 def detection_targets(
-    example: Example, rng: np.random.Generator, slots: int
+    example: Example, rng: np.random.Generator, slots: int, words: Sequence[str] = ()
 ) -> dict[str, np.ndarray] | None:
     """Boxes of the whole picture, keys as of `detection_record` but pixels; None without any."""
     if not example.objects:
         return None
     boxes = np.array([region.box for region in example.objects], np.float64)
-    return _targets(boxes, slots, example.meta.get("head", "coco"), rng)
+    head = example.meta.get("head", "coco")
+    return _targets(boxes, label_ids(example, words), slots, head, rng)
 
 
-def _targets(boxes, slots, head, rng) -> dict[str, np.ndarray]:
+def label_ids(example: Example, words: Sequence[str]) -> np.ndarray:
+    """[objects, LABEL_WORDS] int32: which of `words` the labels consist of, -1 for none.
+
+    "red star" names two words; words beyond LABEL_WORDS, or not among `words`, are left out.
+    """
+    index = {word: i for i, word in enumerate(words)}
+    ids = np.full((len(example.objects), LABEL_WORDS if words else 0), -1, np.int32)
+    for row, region in zip(ids, example.objects, strict=True):
+        known = [index[word] for word in (region.label or "").split() if word in index]
+        row[: len(known)] = known[:LABEL_WORDS] if words else []
+    return ids
+
+
+def _targets(boxes, labels, slots, head, rng) -> dict[str, np.ndarray]:
     if len(boxes) > slots:
-        boxes = boxes[np.sort(rng.permutation(len(boxes))[:slots])]
+        chosen = np.sort(rng.permutation(len(boxes))[:slots])
+        boxes, labels = boxes[chosen], labels[chosen]
     out = np.zeros((slots, 4), np.float32)
     out[: len(boxes)] = boxes
+    named = np.full((slots, labels.shape[1]), -1, np.int32)
+    named[: len(boxes)] = labels
     return {
         "boxes": out,
         "region_mask": np.arange(slots) < len(boxes),
         "head": np.asarray(HEADS.index(head), np.int32),
+        **({"labels": named} if named.size else {}),
     }

@@ -12,6 +12,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mg_jax import losses
@@ -22,9 +23,10 @@ from mg_jax.models import System
 from mg_jax.models.detr import DetrConfig, Proposer
 from mg_jax.models.regions import RegionConfig, RegionEncoder
 from mg_jax.models.vlm import NewTokens, occurrence, scatter, take
-from mg_jax.nn import MLP, over_batch
+from mg_jax.nn import MLP, Linear, over_batch
 from mg_jax.vision.vit import ViT, ViTConfig
 
+WHOLE = np.array([[[0.0, 0.0, 1.0, 1.0]]], np.float32)  # a box that stands in for none
 REFER_SCORE, GROUND_SCORE = 1.0, 0.2  # of boxes given by the user / by training data (spec 2.4)
 
 
@@ -50,6 +52,8 @@ class GromaConfig:
     `encoder_gradient`: the language loss reaches the image encoder (upstream runs it under
     no_grad); the choice of regions never has a gradient. `detection_weight`: share of the set
     loss in the language stages, so that the proposer keeps up with an encoder that moves.
+    `label_words`: size of a vocabulary of label words that regions are named by, linearly, in
+    the stages that have boxes: it teaches an encoder that starts from nothing what things are.
     """
 
     vision: ViTConfig = ViTConfig()
@@ -65,6 +69,7 @@ class GromaConfig:
     frozen_dropout: bool = False
     encoder_gradient: bool = False
     detection_weight: float = 0.0
+    label_words: int = 0
     image_size: int = 448
     tokens: TokenIds = TokenIds()
 
@@ -115,12 +120,29 @@ class Groma(nn.Module):
         self.region_encoder = RegionEncoder(c.regions, c.lm.width)
         self.lm = LM(c.lm)
         self.new_tokens = NewTokens(c.new_tokens, c.lm.width, jnp.dtype(c.lm.dtype))
+        if c.label_words:
+            self.labels = Linear((c.lm.width, c.label_words), ("embed", "new_vocab"))
 
     def detect(self, pixels: Float[Array, "B S S 3"]) -> dict[str, Any]:
         """Encoder and proposer only: every intermediate of models/detr.py, and hidden states."""
         states, normed = self.vision(pixels)
         aux = self.proposer(states)
         return {**aux, "hidden_states": states, "last_hidden_state": normed}
+
+    def name_regions(
+        self, states: Float[Array, "M B P C"], boxes: Float[Array, "B R 4"]
+    ) -> Float[Array, "B R W"]:
+        """Logits of the label words of xyxy boxes; `states` are the encoder's hidden states."""
+        features, _ = self.region_encoder(states, xyxy_to_cxcywh(boxes))
+        return self.labels(features)
+
+    def detection(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """`detect`, and the given boxes named where there is a vocabulary for it."""
+        aux = self.detect(batch["pixels"])
+        if self.cfg.label_words:
+            boxes = jnp.where(batch["region_mask"][..., None], batch["boxes"], WHOLE)
+            aux["labels"] = self.name_regions(aux["hidden_states"], boxes)
+        return aux
 
     def select(
         self,
@@ -280,6 +302,8 @@ def example_batch(
         "region_mask": array(targets, dtype=bool),
         "head": array(dtype=jnp.int32),
     }
+    if cfg.label_words:
+        found["labels"] = array(targets, 2, dtype=jnp.int32)
     if stage == "detection":
         return {"pixels": pixels, **found}
     t = tokens or cfg.image_tokens + 2 * cfg.max_regions + 8
@@ -302,9 +326,12 @@ def system(cfg: GromaConfig) -> System:
 
     def detection(params, batch, key):
         out: Any = model.apply(
-            {"params": params}, batch["pixels"], rngs={"dropout": key}, method=model.detect
+            {"params": params}, batch, rngs={"dropout": key}, method=model.detection
         )
         loss, terms = losses.detection_loss(out, batch, cfg.proposer)
+        if cfg.label_words:
+            labels, named = losses.label_loss(out["labels"], batch["labels"], batch["region_mask"])
+            loss, terms = loss + labels, {**terms, **named, "loss_labels": labels}
         return loss, {k: v for k, v in terms.items() if "cardinality" not in k}
 
     def language(params, batch, key):
@@ -327,7 +354,7 @@ def system(cfg: GromaConfig) -> System:
         model,
         losses={"detection": detection, "alignment": language, "instruction": language},
         entry={
-            "detection": lambda m, batch: m.detect(batch["pixels"]),
+            "detection": lambda m, batch: m.detection(batch),
             "alignment": lambda m, batch: m(batch),
             "instruction": lambda m, batch: m(batch),
         },

@@ -12,15 +12,21 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from mg_jax.sharding import mesh_in_use
+
 
 def platform() -> str:
     """Platform that the code being traced is meant for: "cpu", "gpu" or "tpu".
 
-    The mesh in force (`jax.set_mesh`) decides, so that a compilation for an absent TPU slice gets
-    the TPU's form; without a mesh it is JAX's default backend.
+    The mesh in use decides (`sharding.use`, else `jax.set_mesh`), so that a compilation for an
+    absent TPU slice gets the TPU's form; without a mesh it is JAX's default backend.
     """
-    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
-    name = getattr(device, "platform", None) or jax.default_backend()
+    mesh = mesh_in_use()
+    if mesh is not None:
+        name = mesh.devices.flat[0].platform
+    else:
+        device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+        name = getattr(device, "platform", None) or jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
 
 

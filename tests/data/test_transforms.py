@@ -1,10 +1,12 @@
 """Detection augmentation: boxes go where their pixels go."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from mg_jax.data.sources import open_source
-from mg_jax.data.transforms import Augment, View, detection_record, draw_view, keep_boxes
+from mg_jax.data.transforms import Augment, View, detection_record, draw_view, keep_boxes, label_ids
 from mg_jax.example import Example, Region
 from mg_jax.vision.preprocess import denormalize
 
@@ -154,3 +156,20 @@ def test_scenes_keep_their_colors_inside_their_boxes(augment):
             checked += 1
             break
     assert checked > 5
+
+
+def test_labels_follow_their_boxes_as_words():
+    boxes, labels = [], ("red star", "star", "blue whale of stone", None, "tiny red dog")
+    for k, label in enumerate(labels):
+        boxes.append(Region.from_box((k / 8, 0.1, k / 8 + 0.1, 0.6), label=label))
+    e = dataclasses.replace(example(BOXES), objects=tuple(boxes))
+    words = ("red", "blue", "star", "dog")
+    want = [[0, 2], [2, -1], [1, -1], [-1, -1], [0, 3]]
+    assert label_ids(e, words).tolist() == want
+    r = detection_record(e, np.random.default_rng(0), 64, 7, augment=False, words=words)
+    assert r["labels"].tolist() == [*want, [-1, -1], [-1, -1]] and r["labels"].dtype == np.int32
+    assert "labels" not in detection_record(e, np.random.default_rng(0), 64, 7, augment=False)
+    for seed in range(5):  # fewer slots than boxes: a choice, still in pairs
+        r = detection_record(e, np.random.default_rng(seed), 64, 2, augment=False, words=words)
+        rows = np.round(r["boxes"][:, 0] * 8).astype(int)
+        assert r["labels"].tolist() == [want[k] for k in rows]

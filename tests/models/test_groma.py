@@ -235,3 +235,29 @@ def test_full_size_has_upstreams_parameter_count():
     assert sizes["projector"] == 33_562_624
     assert sizes["region_encoder"] == 288_653_056
     assert sum(sizes.values()) == 7_377_311_657
+
+
+def test_labels_teach_the_encoder_through_the_region_encoder():
+    system = build("groma", {**TINY, "label_words": 7})
+    params = sharding.unbox(system.init("detection")(jax.random.key(0))["params"])
+    rng = np.random.default_rng(0)
+    batch = {
+        "pixels": rng.normal(size=(2, 112, 112, 3)).astype(np.float32),
+        "boxes": np.tile(np.float32([[0.1, 0.1, 0.5, 0.4], [0.3, 0.5, 0.9, 0.8]]), (2, 1, 1)),
+        "region_mask": np.array([[True, True], [True, False]]),
+        "head": np.zeros(2, np.int32),
+        "labels": np.array([[[0, 3], [1, -1]], [[2, 6], [5, 5]]], np.int32),
+    }
+    loss = jax.jit(lambda p, b: system.loss("detection")(p, b, jax.random.key(1)))
+    plain = build("groma", TINY)
+    unnamed = {k: v for k, v in params.items() if k in ("vision", "proposer")}
+    with_labels, metrics = loss(params, batch)
+    without, _ = plain.loss("detection")(unnamed, batch, jax.random.key(1))
+    np.testing.assert_allclose(with_labels, without + metrics["loss_labels"], rtol=1e-5)
+    hidden = {**batch, "labels": batch["labels"].copy()}
+    hidden["labels"][1, 1] = 4  # beyond region_mask
+    assert loss(params, hidden)[0] == with_labels
+    grads = jax.grad(lambda p: loss(p, batch)[1]["loss_labels"])(params)
+    for part in ("vision", "region_encoder", "labels"):
+        assert max(float(abs(g).max()) for g in jax.tree.leaves(grads[part])) > 1e-5, part
+    assert set(params) == {"vision", "proposer", "region_encoder", "labels"}

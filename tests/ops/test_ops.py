@@ -1,12 +1,14 @@
 """Choice of platform and chunks, shared by the operators."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from mg_jax import ops
+from mg_jax import ops, sharding
 from mg_jax.ops.deform_attn import deform_attn
 from mg_jax.ops.roi_align import roi_align
 
@@ -20,6 +22,9 @@ def mesh_of(platform):
 def test_the_mesh_in_force_names_the_platform(platform, want):
     assert ops.platform() == jax.default_backend()
     with jax.sharding.use_abstract_mesh(mesh_of(platform)):
+        assert ops.platform() == want
+    devices = np.array([SimpleNamespace(platform=platform)])
+    with sharding.use(SimpleNamespace(devices=devices), "replicated"):
         assert ops.platform() == want
 
 

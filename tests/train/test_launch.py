@@ -42,7 +42,8 @@ def losses(folder):
 
 def test_three_stages_in_a_row(detected, tokenizer, tmp_path):
     config, params, words = load_release(detected / "release", "groma")
-    assert config["stage"] == "detection" and set(params) == {"vision", "proposer"}
+    assert config["stage"] == "detection"
+    assert set(params) == {"vision", "proposer", "region_encoder", "labels"}
     with pytest.raises(UserError, match="of stage 'detection'; stage=instruction starts from one"):
         run(micro_config("instruction", tokenizer, init_from=str(detected)), str(tmp_path / "x"))
     before = detected
