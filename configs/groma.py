@@ -190,6 +190,7 @@ def tiny(c: ConfigDict) -> None:
         c.train.steps = 3000
         return
     c.batch_size = 16
+    c.trainable = (*BRIDGES, "lm/.*")  # no pretrained language model is shipped: it learns here
     c.optim.lr = 1e-3 if c.stage == "alignment" else 3e-4
     c.optim.warmup_steps = 300
     if c.stage == "alignment":
@@ -197,12 +198,8 @@ def tiny(c: ConfigDict) -> None:
         c.init_stages = ("detection", "alignment")
         c.init_required = ("vision/.*", "proposer/.*", "region_encoder/.*")
         c.init_ignore = ("labels/.*",)
-        c.trainable = (".*",)  # no pretrained language model is shipped: it learns from here on,
-        c.model.encoder_gradient = True  # the encoder goes on learning,
-        c.model.detection_weight = 0.2  # and the proposer beside it
-        c.target_slots = 16
         c.codec.template = "llava"  # and must learn where an answer ends
-        c.train.steps = 20000
+        c.train.steps = 6000
     else:
         c.data = "scenes:seed=3,n=1000000,tasks=all,turns=3,size=224"
-        c.train.steps = 10000
+        c.train.steps = 2000

@@ -107,6 +107,7 @@ class _Run:
             workdir / "checkpoints", self.settings.keep, warn=self._say
         )
         self.bar: progress.Bar | None = None
+        self.metrics: progress.Metrics | None = None
 
     def run(self) -> Outcome:
         try:
@@ -117,12 +118,19 @@ class _Run:
             with contextlib.suppress(Exception):  # finish writing, but show the first error
                 self.states.close()
             raise
+        finally:
+            if self.metrics:
+                self.metrics.close()
+            if hasattr(self.data, "close"):
+                self.data.close()
         if self.first:
             progress.draw_curve(self.workdir, f"{self.config.system}, stage {self.plan.stage}")
         return Outcome(code, self.step, self.plan, self.state, self.frozen)
 
     def _start(self) -> None:
         p, folder = self.plan, self.workdir / "frozen"
+        for source in getattr(self.data, "sources", ()):
+            self._say(source.summary())
         found = self.states.restore(p.state.params, p.state.opt)
         if found is not None:
             params, opt, meta = found
@@ -131,6 +139,11 @@ class _Run:
             self.frozen = checkpoint.ParamFile(folder).read(p.frozen) if p.frozen else {}
             if self.step < p.steps:
                 self._say(f"resuming {self.workdir} at step {self.step}")
+                if (before := int(meta.get("steps", p.steps))) != p.steps:
+                    self._say(
+                        f"note: {p.steps} steps instead of {before}: from here on the learning "
+                        "rate follows the new schedule"
+                    )
             else:
                 self._say(f"{self.workdir}: finished at step {self.step}, nothing left to do")
         else:
@@ -150,9 +163,8 @@ class _Run:
         p, cfg = self.plan, self.settings
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
         name = f"{self.config.system} {p.stage}"
-        self.metrics = (
-            progress.Metrics(self.workdir, self.step, cfg.tensorboard) if self.first else None
-        )
+        if self.first:
+            self.metrics = progress.Metrics(self.workdir, self.step, cfg.tensorboard)
         saved, waiting, compiled = time.monotonic(), None, 1
         self.began = time.monotonic()
         with (
@@ -184,8 +196,6 @@ class _Run:
                 if not self.states.steps():  # stopped before the first step
                     self._save()
                 self._say(f"saved step {self.step}: run the same command again to continue")
-        if self.metrics:
-            self.metrics.close()
         return int(code)
 
     def _next(self) -> dict[str, np.ndarray]:
@@ -222,6 +232,7 @@ class _Run:
     def _save(self) -> None:
         seconds = self.spent + time.monotonic() - self.began
         meta = {"step": self.step, "data": int(self.data.state), "seconds": seconds}
+        meta["steps"] = self.plan.steps
         self.states.save(self.step, self.state.params, self.state.opt, meta)
 
     def _agree(self, code: int, save: bool = False) -> tuple[int, bool]:

@@ -72,6 +72,14 @@ class Plan:
         count = max(round(size * share), 1)
         return np.sort(self._rng(1, source).permutation(size)[:count])
 
+    def instead(self, source: int, record: int, tries: int) -> int:
+        """The record to take when `record` and the `tries` - 1 after it were refused: the next in
+        the part of the source that is used."""
+        if self.rounds[source]:
+            return (record + tries) % self.sizes[source]
+        pool = self.pools[source]
+        return int(pool[(np.searchsorted(pool, record) + tries) % len(pool)])
+
     def _shuffled(self, source: int, cycle: int) -> np.ndarray:
         """All records of a source, with repeats of rounds, in the order of one pass."""
         whole = np.arange(self.sizes[source])
@@ -154,7 +162,7 @@ class _Batches:
         source, record, epoch, offset = self.plan.at(place)
         data = self.sources[source]
         for skipped in range(min(_TRIES, len(data))):
-            example = data[(record + skipped) % len(data)]
+            example = data[self.plan.instead(source, record, skipped)]
             example.meta.setdefault("head", data.head)
             key = [self.plan.seed, 4, epoch, offset, skipped]
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
@@ -183,6 +191,11 @@ class BatchIterator:
     def epoch_size(self) -> int:
         """Records of an epoch, of all processes together."""
         return self._batches.plan.epoch_size
+
+    @property
+    def sources(self) -> list[Source]:
+        """What the batches are read from."""
+        return self._batches.sources
 
     @property
     def total(self) -> int | None:

@@ -158,6 +158,8 @@ def test_ratios_fix_one_subset():
         for e in (1, 3)
     )
     assert first == second and len(first) == 10
+    some = ids(read(epochs=1, batch_size=1, ratios=[1, 1, 0.25], make_record=odd_only))
+    assert {n for s, n in some if s == ord("c")} == {n for n in first if n % 2}
     other = ids(read(epochs=1, batch_size=1, ratios=[1, 1, 0.25], seed=9))
     assert {n for s, n in other if s == ord("c")} != first
     twice = ids(read(epochs=1, batch_size=1, ratios=[2.5, 1, 1]))

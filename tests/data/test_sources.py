@@ -237,6 +237,7 @@ def test_jsonl_regions_of_every_kind(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ('{"image": "x.png", "meta": {"head": "lvis"}}', 'a.jsonl:1: meta .*"head" coco or sa1b'),
         ("{", "a.jsonl:1: no valid JSON"),
         ("[]", "expected an object"),
         ('{"image": "a.png", "imgs": 1}', "unknown key 'imgs'"),

@@ -120,9 +120,11 @@ def test_a_finished_run_says_so(whole, capsys):
     assert equal(again.state, whole[1].state)
 
 
-def test_more_steps_continue_a_finished_run(tmp_path):
+def test_more_steps_continue_a_finished_run(tmp_path, capsys):
     run(tmp_path, fake_config(train__steps=4))
+    assert "note:" not in capsys.readouterr().err
     assert run(tmp_path, fake_config(train__steps=6)).step == 6
+    assert "note: 6 steps instead of 4" in capsys.readouterr().err
     assert list(losses(tmp_path)) == [1, 2, 3, 4, 5, 6]
 
 
@@ -266,8 +268,12 @@ def test_data_that_end_are_an_error(tmp_path):
     def end():
         raise StopIteration
 
+    data = Trap(3, end)
+    data.close = lambda: closed.append(True)
+    closed: list[bool] = []
     with pytest.raises(UserError, match="the data ended after 3 of 12 steps"):
-        run(tmp_path, data=Trap(3, end))
+        run(tmp_path, data=data)
+    assert closed
 
 
 # -- starting from another stage -----------------------------------------------------------------

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import Source, existing
+from mg_jax.data.sources.base import HEADS, Source, existing
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup
@@ -68,6 +68,9 @@ class JsonlSource(Source):
                 raise UserError(f'{where}: turns[{k}] needs "user": text')
             for text in (turn["user"], turn.get("assistant") or ""):
                 markup.check(text, len(row.get("regions", [])), f"{where}: turns[{k}]")
+        meta = row.get("meta") or {}
+        if not isinstance(meta, dict) or meta.get("head", self.head) not in HEADS:
+            raise UserError(f'{where}: meta needs to be an object, its "head" {" or ".join(HEADS)}')
         sides = [row.get(key, 1) for key in ("width", "height")]
         if not all(isinstance(side, int) and side > 0 for side in sides):
             raise UserError(f"{where}: width and height must be whole numbers above 0")

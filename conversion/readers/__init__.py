@@ -1,0 +1,59 @@
+"""Checkpoints as names, shapes and lazily read tensors, whatever container holds them.
+
+`open_checkpoint(path)` reads safetensors and torch files of every age, single, sharded or in a
+DeepSpeed folder, and delta weights on their base. Nothing is executed and PyTorch is not needed:
+pickles are read by `pickles`, which knows the globals of tensors and no others.
+"""
+
+import json
+import os
+from pathlib import Path
+
+from conversion.engine import TensorInfo
+from conversion.readers.containers import Sharded, open_any
+from conversion.readers.delta import FERRET_V1, Delta, DeltaRule
+from conversion.readers.safetensors import DTYPES, SafeTensors, write_safetensors
+from conversion.readers.source import Source
+from conversion.readers.torch_file import TorchFile
+
+__all__ = [
+    "open_checkpoint",
+    "Source",
+    "SafeTensors",
+    "Sharded",
+    "TorchFile",
+    "Delta",
+    "DeltaRule",
+    "FERRET_V1",
+    "DTYPES",
+    "MANIFESTS",
+    "read_manifest",
+    "write_safetensors",
+]
+
+MANIFESTS = Path(__file__).parents[1] / "manifests"
+
+
+def open_checkpoint(
+    path: str | os.PathLike, *, base: Source | str | os.PathLike | None = None
+) -> Source:
+    """Open a file or a folder of weights; no tensor is read.
+
+    `base`, a source or a path, makes of delta weights whole ones by `FERRET_V1`. Raises UserError
+    that names the file at fault and what is wrong with it.
+    """
+    source = open_any(path)
+    if base is None:
+        if "delta" in Path(path).name.lower():  # numbers alone do not tell a difference
+            source.notes += ("named like delta weights, read as whole ones: no base was given",)
+        return source
+    return Delta(source, base if isinstance(base, Source) else open_any(base), FERRET_V1)
+
+
+def read_manifest(path: str | os.PathLike) -> dict[str, TensorInfo]:
+    """A stored manifest, `name <tab> [shape]` a line. A bare name is looked up in manifests/."""
+    path = Path(path)
+    if not path.suffix:
+        path = MANIFESTS / f"{path}.tsv"
+    rows = (line.split("\t") for line in path.read_text().splitlines() if line)
+    return {name: TensorInfo(tuple(json.loads(shape))) for name, shape in rows}
