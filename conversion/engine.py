@@ -6,19 +6,19 @@ becomes, and an einops pattern whose arrow can be turned round:
     Rule("model.layers.{l}.self_attn.q_proj.weight", "blocks/attn/q/kernel", "(n h) d -> d n h")
 
 `{l}` stands for 0 .. sizes["l"]-1; the tensors are stacked on a leading axis of our leaf. A tuple
-of leaves splits the leading axis of the right side. Axis sizes come from the config alone and are
-checked against the tensors, so a wrong config cannot pass. Numbers are moved, never changed.
+of leaves splits the leading axis of the right side; with a pattern for each leaf it cuts the
+tensor's rows. Axis sizes come from the config alone and are checked against the tensors, so a
+wrong config cannot pass. Numbers are moved, never changed.
 """
 
 import dataclasses
-import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from einops import rearrange
 
+from conversion.moves import bits_equal, move
+from conversion.patterns import Leaf, leaf_of, names_of
 from mg_jax.errors import UserError
 
 LISTED = 40  # names shown per side of an error; the rest is counted
@@ -26,11 +26,15 @@ LISTED = 40  # names shown per side of an error; the rest is counted
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Tensors `torch` <-> leaf `jax`, or several leaves: the right side cut on its first axis."""
+    """Tensors `torch` <-> leaf `jax`, or several leaves.
+
+    With one pattern `how` several leaves are the right side cut on its first axis, into as many.
+    With a pattern for each leaf the tensor's rows are cut, in their order, as each left side says.
+    """
 
     torch: str
     jax: str | tuple[str, ...]
-    how: str
+    how: str | tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,38 +94,6 @@ class TensorInfo(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Leaf:
-    """One rule with every size filled in.
-
-    `names` are the source tensors in row-major order of `stack`; `paths` the leaves they fill,
-    each of `shape`.
-    """
-
-    paths: tuple[str, ...]
-    names: tuple[str, ...]
-    stack: tuple[int, ...]
-    torch_shape: tuple[int, ...]
-    shape: tuple[int, ...]
-    left: str
-    right: str
-    axes: Mapping[str, int]
-
-    def indexed(self) -> Iterator[tuple[tuple[int, ...], str]]:
-        """(index into the stacked axes, tensor name) of every source."""
-        return zip(np.ndindex(*self.stack), self.names, strict=True)
-
-    def forward(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
-        """One source tensor as its slice of each leaf."""
-        out = rearrange(tensor, f"{self.left} -> {self.right}", **self.axes)
-        return tuple(out) if len(self.paths) > 1 else (out,)
-
-    def backward(self, slices: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The slices of each leaf as one source tensor."""
-        whole = np.stack(slices) if len(self.paths) > 1 else slices[0]
-        return rearrange(whole, f"{self.right} -> {self.left}", **self.axes)
-
-
-@dataclasses.dataclass(frozen=True)
 class Plan:
     """A table written out: every tensor and leaf by name and shape, no bytes.
 
@@ -141,17 +113,17 @@ class Plan:
 
     def jax_shapes(self) -> dict[str, tuple[int, ...]]:
         """Path -> shape of every leaf."""
-        return {path: leaf.shape for leaf in self.leaves for path in leaf.paths}
+        return {part.path: part.shape for leaf in self.leaves for part in leaf.parts}
 
     def abstract(self, dtype: Any = None) -> dict[str, Any]:
         """The parameter tree as jax.ShapeDtypeStruct, in `dtype` or the sources' own."""
         import jax
 
-        def struct(leaf):
+        flat: dict[str, Any] = {}
+        for leaf in self.leaves:
             kept = dtype or self.dtypes.get(leaf.names[0]) or np.float32
-            return jax.ShapeDtypeStruct(leaf.shape, kept)
-
-        return unflatten({path: struct(leaf) for leaf in self.leaves for path in leaf.paths})
+            flat |= {part.path: jax.ShapeDtypeStruct(part.shape, kept) for part in leaf.parts}
+        return unflatten(flat)
 
 
 def expand(table: Table) -> Plan:
@@ -161,12 +133,12 @@ def expand(table: Table) -> Plan:
     dropped: dict[str, str] = {}
     for rule, sizes in table.entries:
         if isinstance(rule, Rule):
-            leaves.append(_leaf(rule, sizes))
+            leaves.append(leaf_of(rule.torch, rule.jax, rule.how, sizes))
         elif isinstance(rule, Tied):
-            sources = _names(rule.source, sizes)
-            tied.update(zip(_names(rule.torch, sizes), sources, strict=True))
+            sources = names_of(rule.source, sizes)
+            tied.update(zip(names_of(rule.torch, sizes), sources, strict=True))
         else:
-            dropped.update(dict.fromkeys(_names(rule.torch, sizes), rule.why))
+            dropped.update(dict.fromkeys(names_of(rule.torch, sizes), rule.why))
     names = [name for leaf in leaves for name in leaf.names]
     paths = [path for leaf in leaves for path in leaf.paths]
     for what, listed in (("tensor", [*names, *tied, *dropped]), ("leaf", paths)):
@@ -225,7 +197,7 @@ def iter_jax(
     UserError when a tied copy differs from its source or the layers of a leaf differ in dtype.
     """
     for copy, source in plan.tied.items():
-        if not _bits_equal(read(copy), read(source)):
+        if not bits_equal(read(copy), read(source)):
             raise UserError(f"checkpoint: {copy} should equal {source}, but differs from it")
     for leaf in plan.leaves:
         filled: list[np.ndarray] = []
@@ -236,14 +208,16 @@ def iter_jax(
                 raise UserError(f"checkpoint: {name} has shape {shapes}")
             kept = np.dtype(dtype or tensor.dtype)
             if not filled:
-                filled = [np.empty(leaf.shape, kept) for _ in leaf.paths]
+                filled = [np.empty(part.shape, kept) for part in leaf.parts]
             if filled[0].dtype != kept:
                 raise UserError(
                     f"checkpoint: {name} is {kept}, {leaf.names[0]} is {filled[0].dtype}; "
                     "ask for one dtype to stack them"
                 )
-            for out, part in zip(filled, leaf.forward(tensor), strict=True):
-                out[index] = part
+            for out, part in zip(filled, leaf.parts, strict=True):
+                view = part.view(tensor)
+                at: Any = (*index, ...)
+                move(out[at].reshape(view.shape), view)
         yield from zip(leaf.paths, filled, strict=True)
 
 
@@ -261,26 +235,32 @@ def iter_torch(
     only in the table (-), and the wrong shapes (!).
     """
     full, leaves = expand(table), flatten(params)
-    expected = full.jax_shapes()
-    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
-    extra = [f"+ {path} {list(shapes[path])}" for path in leaves if path not in expected]
-    missing = [f"- {path} {list(shape)}" for path, shape in expected.items() if path not in leaves]
-    wrong = [
-        f"! {path} {list(shapes[path])}, expected {list(shape)}"
-        for path, shape in expected.items()
-        if path in leaves and shapes[path] != shape
-    ]
-    _report("parameters", extra, missing, wrong)
+    check_leaves({path: tuple(leaf.shape) for path, leaf in leaves.items()}, full)
     copies: dict[str, list[str]] = {}
     for copy, source in full.tied.items():
         copies.setdefault(source, []).append(copy)
     for leaf in full.leaves:
         whole = tuple(np.asarray(leaves[path]) for path in leaf.paths)
         for index, name in leaf.indexed():
-            tensor = leaf.backward(tuple(part[index] for part in whole))
-            tensor = np.ascontiguousarray(tensor, dtype=dtype or tensor.dtype)
+            at: Any = (*index, ...)
+            tensor = leaf.backward(tuple(part[at] for part in whole), dtype)
             for written in (name, *copies.get(name, ())):
-                yield written, tensor.reshape(leaf.torch_shape)
+                yield written, tensor
+
+
+def check_leaves(
+    shapes: Mapping[str, tuple[int, ...]], plan: Plan, where: str = "parameters"
+) -> None:
+    """Raises UserError, as `iter_torch` says, when leaves of these shapes do not fit a plan."""
+    expected = plan.jax_shapes()
+    extra = [f"+ {path} {list(shape)}" for path, shape in shapes.items() if path not in expected]
+    missing = [f"- {path} {list(shape)}" for path, shape in expected.items() if path not in shapes]
+    wrong = [
+        f"! {path} {list(shapes[path])}, expected {list(shape)}"
+        for path, shape in expected.items()
+        if path in shapes and shapes[path] != shape
+    ]
+    _report(where, extra, missing, wrong)
 
 
 def to_torch(params: Mapping[str, Any], table: Table, dtype: Any = None) -> dict[str, np.ndarray]:
@@ -311,54 +291,10 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _leaf(rule: Rule, sizes: Mapping[str, int]) -> Leaf:
-    paths = (rule.jax,) if isinstance(rule.jax, str) else rule.jax
-    left, right = (side.strip() for side in rule.how.split("->"))
-    needed = sorted(set(re.findall(r"[a-z_]\w*", rule.how)))
-    for name in needed:
-        if name not in sizes:
-            raise ValueError(f"table: {rule.torch!r}: no size for axis {name!r}")
-    axes = {name: sizes[name] for name in needed}
-    shape = _shape(right, axes)
-    if len(paths) > 1:
-        if shape[0] != len(paths):
-            raise ValueError(f"table: {rule.torch!r} splits {shape[0]} ways into {len(paths)}")
-        shape = shape[1:]
-    stack = tuple(sizes[name] for name in _indexes(rule.torch))
-    names = tuple(_names(rule.torch, sizes))
-    return Leaf(paths, names, stack, _shape(left, axes), stack + shape, left, right, axes)
-
-
-def _indexes(name: str) -> list[str]:
-    return re.findall(r"\{(\w+)\}", name)
-
-
-def _names(name: str, sizes: Mapping[str, int]) -> list[str]:
-    """The tensors of a pattern, in row-major order of its `{indexes}`."""
-    indexes = _indexes(name)
-    ranges = (range(sizes[i]) for i in indexes)
-    return [name.format(**dict(zip(indexes, at, strict=True))) for at in itertools.product(*ranges)]
-
-
-def _shape(side: str, axes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of one side of a pattern: axes, ones, and (groups)."""
-    groups = re.findall(r"\(([^)]*)\)|(\S+)", side)
-    sizes = ([axes.get(axis, 1) for axis in (group or axis).split()] for group, axis in groups)
-    return tuple(int(np.prod(size)) for size in sizes)
-
-
 def _info(value: Any) -> TensorInfo:
     if hasattr(value, "shape"):
         return TensorInfo(tuple(value.shape), getattr(value, "dtype", None))
     return TensorInfo(tuple(value))
-
-
-def _bits_equal(a: np.ndarray, b: np.ndarray) -> bool:
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    bits = f"u{a.dtype.itemsize}"
-    first, second = (np.ascontiguousarray(x).view(bits) for x in (a, b))
-    return np.array_equal(first, second)
 
 
 def _report(where: str, extra: list[str], missing: list[str], wrong: list[str]) -> None:

@@ -87,16 +87,15 @@ def measure(release: Path, questions: int) -> dict[str, float]:
     from mg_jax.evals import tasks
 
     assistant = mg_jax.load(release)
-    found = {}
+    found: dict[str, float] = {}
     for name, metrics in MEASURED.items():
         task = tasks.get(name)
         data = f"scenes:seed=700001,n={questions}"
-        result = tasks.evaluate(
-            task, data,
-            lambda q, n=task.max_new_tokens: assistant.answer(q, max_new_tokens=n, batch_size=16),
-            assistant.propose,
-            items=tasks.questions(task, data, None),
-        )  # fmt: skip
+
+        def predict(queries, length=task.max_new_tokens):
+            return assistant.answer(queries, max_new_tokens=length, batch_size=16)
+
+        result = tasks.evaluate(task, data, predict, assistant.propose)
         found |= {f"{name} {metric}": float(result.metrics[metric]) for metric in metrics}
     return found
 

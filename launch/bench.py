@@ -1,10 +1,15 @@
 """Time the parts side by side; one JSON line a case.
 
     python -m launch.bench [operators] [steps] [--repeat 7]
+    python -m launch.bench convert [--params 7b|3b|tiny] [--folder DIR]
 
 `operators`: RoIAlign and deformable attention, each form against the other, forward and with
 gradients. `steps`: one training step of tiny Groma's stages. Times are medians in milliseconds of
 this machine; only ratios within one run mean something elsewhere.
+
+`convert`: a synthetic checkpoint of Groma's shapes into a release and back, in seconds, with the
+memory it takes; launch/bench_convert.py says what each number covers. 7b (bfloat16, all 1,177
+tensors) needs 45 GB of disk in DIR, 3b (float32, fewer layers) 36 GB, tiny nothing to speak of.
 """
 
 import argparse
@@ -14,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launch import cli
+from launch import bench_convert, cli
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -24,8 +29,12 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("group", nargs="*", default=[], metavar="GROUP", help="operators, steps")
+    p.add_argument("group", nargs="*", default=[], metavar="GROUP",
+                   help="operators, steps (default both) or convert")  # fmt: skip
     p.add_argument("--repeat", type=int, default=7, help="timed calls, in turn (default 7)")
+    p.add_argument("--params", default="tiny", choices=bench_convert.SIZES,
+                   help="of convert: size of the checkpoint (default tiny)")  # fmt: skip
+    p.add_argument("--folder", metavar="DIR", help="of convert: where its files lie meanwhile")
     return p
 
 
@@ -122,15 +131,20 @@ def steps(repeat: int) -> Iterator[dict[str, Any]]:
 GROUPS = {"operators": operators, "steps": steps}
 
 
-def main() -> None:
-    args = arguments().parse_args()
-    import jax
-
+def main(argv: list[str] | None = None) -> None:
+    """Run the groups. Raises UserError for one that is not known."""
+    args = arguments().parse_args(argv)
     from mg_jax.errors import UserError
 
     for name in args.group or GROUPS:
+        if name == "convert":
+            for row in bench_convert.convert(args.params, args.folder):
+                print(json.dumps(row), flush=True)
+            continue
         if name not in GROUPS:
-            raise UserError(f"{name!r} is no group: choose {', '.join(GROUPS)}")
+            raise UserError(f"{name!r} is no group: choose {', '.join(GROUPS)} or convert")
+        import jax
+
         for row in GROUPS[name](args.repeat):
             print(json.dumps(row | {"device": jax.devices()[0].device_kind}), flush=True)
 

@@ -32,21 +32,20 @@ def releases() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in root.iterdir() if (p / "config.json").is_file()))
 
 
-def load(source: str | Path, dtype: str = "float32") -> "Assistant":
-    """An Assistant from a shipped release's name or a release folder.
+def load(source: str | Path, dtype: str = "float32", revision: str | None = None) -> "Assistant":
+    """An Assistant from a shipped release's name, a release, or weights of PyTorch.
 
-    `dtype`: of parameters and computation ("float32" or "bfloat16"). Raises UserError naming
-    what is missing.
+    The latter are a folder with its config.json, a file beside one, or a name on the Hugging Face
+    hub (at `revision`); they are converted in memory (`python -m launch.convert` writes a release,
+    which loads faster). `dtype`: of parameters and computation ("float32" or "bfloat16"). Raises
+    UserError naming what is missing.
     """
-    path = Path(source)
-    if not path.is_dir():
-        if str(source) not in releases():
-            raise UserError(
-                f"{source}: neither a folder nor a shipped release ({', '.join(releases())})"
-            )
-        with resources.as_file(resources.files("mg_jax") / "releases" / str(source)) as folder:
-            path = folder
-    config, params, tokenizer = checkpoint.load_release(path)
+    config, params, tokenizer = _read(source, dtype, revision)
+    if config["system"] == "parts":
+        raise UserError(
+            f"{source}: holds a {config['architecture']} alone (stage {config['stage']}); a system "
+            "is trained from it, with --config.init_from=FOLDER, but it cannot answer by itself"
+        )
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     model = config["model"]
     for part in model.values():
@@ -57,6 +56,27 @@ def load(source: str | Path, dtype: str = "float32") -> "Assistant":
     if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
         codec = codecs.get(config["system"])(Tokenizer.load(tokenizer), **config["codec"])
     return Assistant(system, params, codec, config.get("preprocess", "groma_pil"))
+
+
+def _read(
+    source: str | Path, dtype: str, revision: str | None
+) -> tuple[dict[str, Any], Any, Path | None]:
+    """(config, nested parameters, tokenizer folder or None) of whatever `load` takes."""
+    path = Path(source)
+    if revision is None:
+        if path.is_dir() and checkpoint.is_release(path):
+            return checkpoint.load_release(path)
+        if not path.exists() and str(source) in releases():
+            with resources.as_file(resources.files("mg_jax") / "releases" / str(source)) as folder:
+                return checkpoint.load_release(folder)
+    import conversion
+
+    if not path.exists() and not conversion.is_hub_name(source):
+        raise UserError(
+            f"{source}: neither a folder nor a shipped release ({', '.join(releases())}), and no "
+            "file or name on the hub (org/name)"
+        )
+    return conversion.read(source, dtype, revision=revision)
 
 
 class Assistant:

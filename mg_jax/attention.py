@@ -1,10 +1,12 @@
 """Rotary positions, the one owner of mask semantics, attention, and the KV cache as a value."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mg_jax.sharding import shard
@@ -12,13 +14,45 @@ from mg_jax.sharding import shard
 NEG = -1e30  # a finite "minus infinity": a row with no key stays finite
 
 
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Rotary frequencies slowed down for a context longer than the one first trained.
+
+    "linear" (Vicuna 16k) divides all of them by `factor`. "llama3" (Llama 3.1) divides those that
+    turn fewer than `low` times in `original` positions, keeps those that turn more than `high`
+    times, and blends between.
+    """
+
+    kind: Literal["linear", "llama3"] = "linear"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+
+def rope_frequencies(
+    head: int, theta: float, scaling: RopeScaling | None = None
+) -> Float[np.ndarray, " H/2"]:
+    """Radians per position of each pair of a head: theta^(-2i/H), scaled.
+
+    Rounded to float32 where transformers rounds, so that far positions get the same angles.
+    """
+    turns = np.arange(0, head, 2, dtype=np.float32) / np.float32(head)
+    freq = 1 / np.float32(theta) ** turns
+    if scaling is None:
+        return freq
+    if scaling.kind == "linear":
+        return freq / np.float32(scaling.factor)
+    turned = np.float32(scaling.original / (2 * np.pi)) * freq
+    keep = np.clip((turned - scaling.low) / (scaling.high - scaling.low), 0, 1)
+    return (freq * (keep + (1 - keep) / scaling.factor)).astype(np.float32)
+
+
 def rope(
-    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], theta: float = 10000.0
+    x: Float[Array, "B T N H"], positions: Int[Array, "B T"], frequencies: Float[Any, " H/2"]
 ) -> Float[Array, "B T N H"]:
-    """Rotate pairs (i, i + H/2) of each head by position * theta^(-2i/H), in float32."""
-    half = x.shape[-1] // 2
-    freq = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions[:, :, None, None].astype(jnp.float32) * freq[None, None, None]
+    """Rotate pairs (i, i + H/2) of each head by position * frequencies[i], in float32."""
+    angle = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
@@ -36,8 +70,9 @@ def attention_mask(
     """Which key each query may see; True = visible.
 
     A key is visible when it is valid; and, where given: its index is not after the query's
-    (`queries`, `keys`: indices in the sequence), it lies in the same packed segment, and it is
-    fewer than `window` indices back. Example, key_valid 1 1 0 1 and causal indices 0..3:
+    (`queries`, `keys`: indices in the sequence, or positions that count valid tokens alone), it
+    lies in the same packed segment, and it is fewer than `window` indices back, itself counted.
+    Example, key_valid 1 1 0 1 and causal indices 0..3:
 
         query 0   1 0 0 0
         query 1   1 1 0 0

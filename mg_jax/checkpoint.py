@@ -4,7 +4,7 @@
     workdir/frozen/               frozen parameters, written once at the start
     workdir/checkpoints/<step>/   params (trainable), opt, meta (step, data position); the newest N
     release/config.json           system, stage, model, codec, preprocessing, provenance
-    release/params.safetensors    or params/ (Orbax) from 1 GiB on
+    release/params.safetensors    or params/ (Orbax) from 1 GiB on; conversion/ writes it too
     release/tokenizer/ README.md  tokenizer files, model card
 
 Frozen parameters are kept beside the checkpoints, not in them: a run neither writes 14 GB of
@@ -35,6 +35,11 @@ from mg_jax.optim import Flat, flatten, unflatten
 
 FORMAT = "mg_jax release"
 SMALL = 2**30  # bytes: below, a release is one safetensors file
+STORED = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64",
+    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
+}  # fmt: skip
 _TMP = ".orbax-checkpoint-tmp"
 
 
@@ -225,11 +230,10 @@ class ParamFile:
     def _safetensors(self) -> Flat:
         from safetensors import safe_open
 
-        names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "I32": "int32"}
         with safe_open(self.path, "np") as f:
             slices = {p: f.get_slice(p) for p in f.keys()}  # noqa: SIM118
             return {
-                p: jax.ShapeDtypeStruct(tuple(s.get_shape()), jnp.dtype(names[s.get_dtype()]))
+                p: jax.ShapeDtypeStruct(tuple(s.get_shape()), jnp.dtype(STORED[s.get_dtype()]))
                 for p, s in slices.items()
             }
 
@@ -288,6 +292,16 @@ def find(source: str | Path) -> Path:
             return folder
     shipped = f" and no shipped release ({', '.join(names)})" if names else ""
     raise UserError(f"{source}: no such folder{shipped}")
+
+
+def is_release(folder: Path) -> bool:
+    """Whether a folder is a release or a training folder, and not one of PyTorch weights."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        config = None
+    stated = isinstance(config, dict) and config.get("format") == FORMAT
+    return stated or (folder / "checkpoints").is_dir()
 
 
 def save_release(

@@ -1,4 +1,4 @@
-"""One decoder language model by config: Llama (Vicuna, Yi, Llama-3) and its relatives.
+"""One decoder language model by config: Llama (Vicuna, Yi, Llama-3), Qwen2.5 and Phi-3.
 
 `embed` ids, `__call__` on embeddings (with or without a cache), `logits` of hidden states. The
 caller owns the joining of visual vectors (models/vlm.py).
@@ -13,14 +13,25 @@ import jax.numpy as jnp
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, Float, Int
 
-from mg_jax.attention import KVCache, attend, attention_mask, rope, write_rows
+from mg_jax.attention import (
+    KVCache,
+    RopeScaling,
+    attend,
+    attention_mask,
+    rope,
+    rope_frequencies,
+    write_rows,
+)
 from mg_jax.nn import Embed, Linear, RMSNorm, fan_in_init, stack, unrolled
 from mg_jax.sharding import shard
 
 
 @dataclasses.dataclass(frozen=True)
 class LMConfig:
-    """Shape of a decoder. `vocab` is the stored table; `head` is tied to it when `tied`."""
+    """Shape of a decoder. `vocab` is the stored table; the output head is that table if `tied`.
+
+    `window`: keys that a query sees, itself counted, in the layers from `window_from` on.
+    """
 
     vocab: int = 32000
     width: int = 4096
@@ -31,16 +42,25 @@ class LMConfig:
     head: int = 128
     eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     max_positions: int = 4096
     tied: bool = False
     qkv_bias: bool = False
     window: int | None = None
+    window_from: int = 0
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
 
 
+def residual_init(in_dims: int, cfg: LMConfig) -> Any:
+    """For what is added to the stream, twice a layer: the sum of all keeps unit variance."""
+    return fan_in_init(in_dims, 0.5 / cfg.layers)
+
+
 class Attention(nn.Module):
+    """Causal self-attention with rope and grouped keys; writes the cache where there is one."""
+
     cfg: LMConfig
 
     @nn.compact
@@ -52,8 +72,9 @@ class Attention(nn.Module):
             shape, axes = (c.width, heads, c.head), ("embed", axis, "head")
             return Linear(shape, axes, 2, c.qkv_bias, dtype, name=name)(x)
 
-        q = rope(project(c.heads, "heads", "q"), positions, c.rope_theta)
-        k = rope(project(c.kv_heads, "kv_heads", "k"), positions, c.rope_theta)
+        frequencies = rope_frequencies(c.head, c.rope_theta, c.rope_scaling)
+        q = rope(project(c.heads, "heads", "q"), positions, frequencies)
+        k = rope(project(c.kv_heads, "kv_heads", "k"), positions, frequencies)
         v = project(c.kv_heads, "kv_heads", "v")
         if cache_kv is not None:
             cache_kv = tuple(write_rows(s, layer, r, start) for s, r in zip(cache_kv, (k, v)))  # noqa: B905
@@ -61,11 +82,13 @@ class Attention(nn.Module):
             k, v = k.astype(dtype), v.astype(dtype)
         out = attend(q, k, v, mask)
         shape, axes = (c.heads, c.head, c.width), ("heads", "head", "embed")
-        out = Linear(shape, axes, 1, False, dtype, fan_in_init(2), name="o")(out)
+        out = Linear(shape, axes, 1, False, dtype, residual_init(2, c), name="o")(out)
         return out, cache_kv
 
 
 class GatedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
     cfg: LMConfig
 
     @nn.compact
@@ -75,17 +98,23 @@ class GatedMLP(nn.Module):
         up = ((c.width, c.mlp), ("embed", "mlp"), 1, False, dtype)
         gate = jax.nn.silu(Linear(*up, name="gate")(x))
         hidden = shard(gate * Linear(*up, name="up")(x), "batch", "seq", "act_mlp")
-        return Linear((c.mlp, c.width), ("mlp", "embed"), 1, False, dtype, name="down")(hidden)
+        shape, axes = (c.mlp, c.width), ("mlp", "embed")
+        return Linear(shape, axes, 1, False, dtype, residual_init(1, c), name="down")(hidden)
 
 
 class Block(nn.Module):
+    """One pre-norm layer; the carry is (stream, cache), as `stack` scans it."""
+
     cfg: LMConfig
 
     @nn.compact
-    def __call__(self, carry, layer, positions, mask, start):
+    def __call__(self, carry, layer, positions, masks, start):
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
         x, cache_kv = carry
+        mask, unlimited = masks
+        if unlimited is not None:
+            mask = jnp.where(layer < c.window_from, unlimited, mask)
         h, cache_kv = Attention(c, name="attn")(
             RMSNorm(c.width, c.eps, dtype, name="norm1")(x), positions, mask, cache_kv, layer, start
         )
@@ -103,7 +132,8 @@ class LM(nn.Module):
     def setup(self):
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
-        self.embedder = Embed(c.vocab, c.width, dtype, name="embed")
+        # rows of unit length: logits of unit variance where the head is tied
+        self.embedder = Embed(c.vocab, c.width, dtype, c.width**-0.5, name="embed")
         self.blocks = stack(Block, c.layers, broadcast=3, remat=c.remat)(c)
         self.norm = RMSNorm(c.width, c.eps, dtype)
         if not c.tied:
@@ -132,37 +162,32 @@ class LM(nn.Module):
         the result at valid tokens equals that of the sequence without the invalid ones. With a
         cache, row b is written from slot cache.length[b]. `segments` (no cache): packed ids.
         """
-        t = x.shape[1]
+        c, t = self.cfg, x.shape[1]
         position = jnp.cumsum(valid, axis=1) - 1
         if cache is None:
-            index = jnp.broadcast_to(jnp.arange(t)[None], valid.shape)
-            mask = attention_mask(
-                valid, queries=index, keys=index, query_segments=segments,
-                key_segments=segments, window=self.cfg.window,
-            )  # fmt: skip
-            if segments is not None:
-                first = jnp.where(
-                    segments[:, :, None] == segments[:, None, :], position[:, None], t
-                )
-                position = position - first.min(-1)
-            kv, start = None, None
+            key_valid, key_position, kv, start = valid, position, None, None
         else:
-            start = cache.length
+            kv, start = (cache.k, cache.v), cache.length
             index = start[:, None] + jnp.arange(t)[None]
             rows = jnp.arange(x.shape[0])[:, None]
-            position = position + cache.position[:, None]
             key_valid = cache.valid.at[rows, index].set(valid, mode="drop")
-            slots = jnp.broadcast_to(jnp.arange(key_valid.shape[1])[None], key_valid.shape)
-            mask = attention_mask(key_valid, queries=index, keys=slots, window=self.cfg.window)
-            kv = (cache.k, cache.v)
+            key_position = jnp.cumsum(key_valid, axis=1) - 1
+            position = position + cache.position[:, None]
+        see: dict[str, Any] = dict(
+            queries=position, keys=key_position, query_segments=segments, key_segments=segments
+        )
+        mask, unlimited = attention_mask(key_valid, **see, window=c.window), None
+        if c.window is not None and c.window_from > 0:
+            unlimited = attention_mask(key_valid, **see)
+        if segments is not None:
+            same = segments[:, :, None] == segments[:, None, :]
+            position = position - jnp.where(same, position[:, None], t).min(-1)
         position = jnp.maximum(position, 0)
-        layers = jnp.arange(self.cfg.layers)
-        args = ((x, kv), layers, position, mask, start)
-        if self.cfg.scan or self.is_initializing():
+        args = ((x, kv), jnp.arange(c.layers), position, (mask, unlimited), start)
+        if c.scan or self.is_initializing():
             (x, kv), _ = self.blocks(*args)
         else:
-            block = Block(self.cfg, parent=None)
-            (x, kv), _ = unrolled(self.blocks, block, self.cfg.layers, *args)
+            (x, kv), _ = unrolled(self.blocks, Block(c, parent=None), c.layers, *args)
         x = self.norm(x)
         if cache is not None and kv is not None:
             cache = cache.replace(

@@ -129,8 +129,6 @@ class _Run:
 
     def _start(self) -> None:
         p, folder = self.plan, self.workdir / "frozen"
-        for source in getattr(self.data, "sources", ()):
-            self._say(source.summary())
         found = self.states.restore(p.state.params, p.state.opt)
         if found is not None:
             params, opt, meta = found
@@ -154,6 +152,8 @@ class _Run:
             opt = p.init_opt(params)
             if self.frozen:
                 checkpoint.save_params(folder, self.frozen)
+        for source in getattr(self.data, "sources", ()):
+            self._say(source.summary())
         self.state = State(
             checkpoint.place(np.asarray(self.step, np.int32), p.state.step), params, opt
         )  # one counter for schedule, keys and data

@@ -1,12 +1,13 @@
-"""Groma's region proposer: upstream's DeformableDetrTransformer and its input projections.
+"""The region proposer: Groma's own names, and those of transformers' Deformable DETR.
 
-The heads live in `bbox_embed` and `class_embed_*`; upstream stores the same modules a second time
-under `decoder.`, exact copies that an import checks and an export writes again (spec 1.2).
+Groma's are upstream's DeformableDetrTransformer and its input projections. The heads live in
+`bbox_embed` and `class_embed_*`; upstream stores the same modules a second time under `decoder.`,
+exact copies that an import checks and an export writes again (Groma spec 1.2).
 """
 
 from typing import Any
 
-from conversion.engine import Rule, Table, Tied, bind, under
+from conversion.engine import Drop, Entry, Rule, Table, Tied, bind, under
 
 LAYER_ATTENTION = (
     Rule("sampling_offsets.weight", "offsets/kernel", "(n m z two) d -> d n m z two"),
@@ -102,16 +103,26 @@ INPUTS = {1: (SAME,), 2: (SAME, DOWN), 3: (UP2, SAME, DOWN), 4: (UP4, UP2, SAME,
 def transformer_table(cfg: Any) -> Table:
     """`ddetr_transformer.*` for the shape `cfg` (mg_jax.models.detr.DetrConfig)."""
     d, layers = cfg.width, cfg.decoder_layers
+    heads = dict(d=d, f=cfg.box_hidden, g=cfg.box_hidden, l=layers, b=layers + 1, one=1, four=4)
+    return bind(QUERIES, _query_sizes(cfg)) + bind((*HEADS, *COPIES), heads) + _layers(cfg)
+
+
+def _query_sizes(cfg: Any) -> dict[str, int]:
+    d = cfg.width
+    return dict(d=d, e=d, m=cfg.levels, q=cfg.queries, twice=2 * d, twice_out=2 * d)
+
+
+def _layers(cfg: Any) -> Table:
+    """`encoder.layers.*` and `decoder.layers.*`."""
+    d = cfg.width
     encoder = dict(
         d=d, f=cfg.encoder_ffn, l=cfg.encoder_layers, n=cfg.encoder_heads,
         h=d // cfg.encoder_heads, m=cfg.levels, z=cfg.encoder_points, two=2,
     )  # fmt: skip
     decoder = dict(
-        d=d, f=cfg.decoder_ffn, l=layers, n=cfg.decoder_heads,
+        d=d, f=cfg.decoder_ffn, l=cfg.decoder_layers, n=cfg.decoder_heads,
         h=d // cfg.decoder_heads, m=cfg.levels, z=cfg.decoder_points, two=2,
     )  # fmt: skip
-    heads = dict(d=d, f=cfg.box_hidden, g=cfg.box_hidden, l=layers, b=layers + 1, one=1, four=4)
-    queries = dict(d=d, e=d, m=cfg.levels, q=cfg.queries, twice=2 * d, twice_out=2 * d)
     encoder_parts = (
         ("self_attn.", "attn/", LAYER_ATTENTION),
         ("self_attn_layer_norm.", "norm1/", NORM),
@@ -126,7 +137,7 @@ def transformer_table(cfg: Any) -> Table:
         ("", "", FEED_FORWARD),
         ("final_layer_norm.", "norm3/", NORM),
     )
-    out = bind(QUERIES, queries) + bind((*HEADS, *COPIES), heads)
+    out = Table(())
     for side, sizes, parts in (
         ("encoder", encoder, encoder_parts),
         ("decoder", decoder, decoder_parts),
@@ -147,3 +158,74 @@ def input_table(cfg: Any, channels: int) -> Table:
     for level, rules in enumerate(INPUTS[cfg.levels]):
         out += under(f"{level}.", f"input{level}/", bind(rules, sizes))
     return out
+
+
+# -- transformers' DeformableDetrForObjectDetection -------------------------------------------
+
+NO_BACKBONE = "convolutional backbone: the proposer reads the vision tower's hidden states"
+NO_INPUTS = "input projections of the backbone's maps, of other widths and norms"
+NO_CLASSES = "one output per category: the proposer's heads have one, objectness"
+MOST = {"s": 6, "b": 40, "k": 5, "i": 4}  # stages, blocks, convolutions, maps of any backbone
+
+_BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_TIMM_RESNET = (
+    "conv1.weight",
+    "layer{s}.{b}.conv{k}.weight",
+    "layer{s}.{b}.downsample.0.weight",
+    *(f"{norm}.{x}" for x in _BATCH_NORM for norm in ("bn1", "layer{s}.{b}.bn{k}")),
+    *(f"layer{{s}}.{{b}}.downsample.1.{x}" for x in _BATCH_NORM),
+)
+_HF_RESNET = tuple(
+    f"{part}.{tensor}"
+    for part in (
+        "embedder.embedder",
+        "encoder.stages.{s}.layers.{b}.shortcut",
+        "encoder.stages.{s}.layers.{b}.layer.{k}",
+    )
+    for tensor in ("convolution.weight", *(f"normalization.{x}" for x in _BATCH_NORM))
+)
+BACKBONE = tuple(
+    Drop(f"model.backbone.conv_encoder.model.{name}", NO_BACKBONE)
+    for name in (*_TIMM_RESNET, *_HF_RESNET)
+) + tuple(
+    Drop(f"model.input_proj.{{i}}.{j}.{x}", NO_INPUTS) for j in (0, 1) for x in ("weight", "bias")
+)
+
+
+CLASSES = (
+    Rule("class_embed.{l}.weight", "class_coco/kernel", "one d -> d one"),
+    Rule("class_embed.{l}.bias", "class_coco/bias", "one -> one"),
+)
+BOXES = tuple(rule for rule in HEADS if rule.torch.startswith("bbox_embed."))
+PROPOSALS = tuple(rule for rule in QUERIES if rule.jax != "query_embed")
+
+
+def detection_table(cfg: Any, labels: int) -> Table:
+    """transformers' two-stage detector with box refinement and `labels` categories.
+
+    `cfg`: a DetrConfig of one class head. Maps the transformer (encoder, decoder, level embedding,
+    proposals from tokens), the box heads, and with one label the class heads. Dropped are the
+    backbone, its input projections, and class heads of several categories. No source here have
+    `input{i}` and `query_embed` of the proposer, and then its class heads: transformers takes a
+    query's content from `pos_trans`, where Groma learns it.
+    """
+    d, layers = cfg.width, cfg.decoder_layers
+    sizes = dict(d=d, f=cfg.box_hidden, g=cfg.box_hidden, l=layers, b=layers + 1, one=1, four=4)
+    heads: tuple[Entry, ...] = BOXES
+    if labels == 1:
+        last = f"class_embed.{layers}."  # of the tokens; the others are the decoder's layers
+        heads += (
+            *CLASSES,
+            Rule(f"{last}weight", "class_enc/kernel", "one d -> d one"),
+            Rule(f"{last}bias", "class_enc/bias", "one -> one"),
+        )
+    copies: tuple[Entry, ...] = tuple(
+        Tied(f"model.decoder.{x.torch}", x.torch) for x in heads if isinstance(x, Rule)
+    )
+    if labels != 1:
+        names = ("class_embed.{b}.weight", "class_embed.{b}.bias")
+        copies += tuple(
+            Drop(f"{at}{x}", NO_CLASSES) for at in ("", "model.decoder.") for x in names
+        )
+    transformer = bind(PROPOSALS, _query_sizes(cfg)) + _layers(cfg)
+    return under("model.", "", transformer) + bind((*heads, *copies), sizes) + bind(BACKBONE, MOST)

@@ -1,12 +1,18 @@
-"""DINOv2 encoders in the names of transformers' Dinov2Model.
+"""DINOv2 encoders in the names of transformers' Dinov2Model and Dinov2WithRegistersModel.
 
 Checkpoint files spell the attention `attention.attention.query`; the classes of transformers 5
-spell it `attention.q_proj` in memory and rename while loading. Both spellings have a table.
+spell it `attention.q_proj` in memory and rename while loading and saving. Both spellings have a
+table.
 """
 
 from typing import Any, Literal
 
 from conversion.engine import Rule, Table, bind
+
+MARKS = {
+    "files": "encoder.layer.0.attention.attention.query.weight",
+    "transformers5": "encoder.layer.0.attention.q_proj.weight",
+}
 
 STEM = (
     Rule("embeddings.cls_token", "cls", "1 1 d -> d"),
@@ -15,6 +21,7 @@ STEM = (
     Rule("embeddings.patch_embeddings.projection.weight", "patch/kernel", "d c y x -> y x c d"),
     Rule("embeddings.patch_embeddings.projection.bias", "patch/bias", "d -> d"),
 )
+REGISTERS = (Rule("embeddings.register_tokens", "registers", "1 r d -> r d"),)
 
 
 def _attention(q: str, k: str, v: str, o: str) -> tuple[Rule, ...]:
@@ -56,7 +63,7 @@ def table(cfg: Any, spelling: Literal["files", "transformers5"] = "files") -> Ta
     """The table of an encoder of shape `cfg` (mg_jax.vision.vit.ViTConfig)."""
     sizes = dict(
         d=cfg.width,
-        f=int(cfg.width * cfg.mlp_ratio),
+        f=round(cfg.width * cfg.mlp_ratio),
         l=cfg.layers,
         n=cfg.heads,
         h=cfg.width // cfg.heads,
@@ -64,5 +71,7 @@ def table(cfg: Any, spelling: Literal["files", "transformers5"] = "files") -> Ta
         y=cfg.patch,
         x=cfg.patch,
         p=1 + (cfg.image_size // cfg.patch) ** 2,
+        r=cfg.registers,
     )
-    return bind((*STEM, *ATTENTION[spelling], *REST), sizes)
+    registers = REGISTERS if cfg.registers else ()
+    return bind((*STEM, *registers, *ATTENTION[spelling], *REST), sizes)

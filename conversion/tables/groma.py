@@ -64,6 +64,8 @@ def table(cfg: Any) -> Table:
     for field, foreign, why in (
         ("regions.mlp", cfg.regions.mlp, "applies no MLP to region tokens"),
         ("token_merge", not cfg.token_merge, "always merges four patches into one token"),
+        ("unit_vectors", cfg.unit_vectors, "joins image and region vectors as they are"),
+        ("label_words", cfg.label_words, "has no vocabulary of labels"),
     ):
         if foreign:
             raise UserError(

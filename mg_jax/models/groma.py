@@ -52,6 +52,8 @@ class GromaConfig:
     `encoder_gradient`: the language loss reaches the image encoder (upstream runs it under
     no_grad); the choice of regions never has a gradient. `detection_weight`: share of the set
     loss in the language stages, so that the proposer keeps up with an encoder that moves.
+    `unit_vectors`: image and region vectors are brought to unit mean square before they join the
+    text. A language model that learns beside them needs it: they would outgrow its stream.
     `label_words`: size of a vocabulary of label words that regions are named by, linearly, in
     the stages that have boxes: it teaches an encoder that starts from nothing what things are.
     """
@@ -69,6 +71,7 @@ class GromaConfig:
     frozen_dropout: bool = False
     encoder_gradient: bool = False
     detection_weight: float = 0.0
+    unit_vectors: bool = False
     label_words: int = 0
     image_size: int = 448
     tokens: TokenIds = TokenIds()
@@ -102,6 +105,12 @@ def merge_patches(x: Float[Array, "B P C"]) -> Float[Array, "B P/4 4*C"]:
     side = int(p**0.5)
     x = x.reshape(b, side // 2, 2, side // 2, 2, c)
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, p // 4, 4 * c)
+
+
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Vectors with a mean square of 1, as RMSNorm without weights."""
+    square = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(square + 1e-6).astype(x.dtype)
 
 
 class Groma(nn.Module):
@@ -228,11 +237,13 @@ class Groma(nn.Module):
         valid = valid & (~pair | take(regions.valid, number))
 
         x = self.embed_tokens(tokens)
-        x = scatter(x, tokens == c.id("image"), aux["image_tokens"])
-        x = scatter(x, is_region, aux["region_features"])
+        images, features = aux["image_tokens"], aux["region_features"]
+        if c.unit_vectors:
+            images, features = unit(images), unit(features)
+        x = scatter(x, tokens == c.id("image"), images)
+        x = scatter(x, is_region, features)
         if "refer" in nearest:
-            features = take(aux["region_features"], nearest["refer"])
-            x = scatter(x, tokens == c.id("refer_feat"), features)
+            x = scatter(x, tokens == c.id("refer_feat"), take(features, nearest["refer"]))
         return {"tokens": tokens, "valid": valid, "embeddings": x, "matched": nearest}
 
     def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:

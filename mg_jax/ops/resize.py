@@ -83,14 +83,22 @@ def resize_positions(
     """A grid of position embeddings for another grid of patches, by the rule of its checkpoint.
 
     "scale_offset": scale (size + 0.1) / source, what DINOv2 and older transformers do and Groma's
-    weights expect; "size": scale size / source. An equal grid is returned untouched by both.
+    weights expect; "size": scale size / source; "size_antialias": the same with PyTorch's
+    antialiased cubic, whose a is -0.5 (DINOv2 with registers). An equal grid is returned untouched
+    by all.
     """
-    if rule not in ("scale_offset", "size"):
-        raise ValueError(f"resize_positions: rule={rule!r}; use 'scale_offset' or 'size'")
+    rules = ("scale_offset", "size", "size_antialias")
+    if rule not in rules:
+        raise ValueError(f"resize_positions: rule={rule!r}; use one of {', '.join(rules)}")
     if tuple(size) == positions.shape[:2]:
         return positions
     if rule == "size":
         return resize_bicubic(positions, size)
+    if rule == "size_antialias":
+        shape = (*size, positions.shape[2])
+        exact = jax.lax.Precision.HIGHEST
+        out = jax.image.resize(positions.astype(jnp.float32), shape, "bicubic", precision=exact)
+        return out.astype(positions.dtype)
     rows, columns = ((n + 0.1) / p for n, p in zip(size, positions.shape[:2], strict=True))
     return resize_bicubic(positions, size, (rows, columns))
 

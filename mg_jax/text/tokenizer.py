@@ -101,7 +101,7 @@ class Tokenizer:
 
         Raises UserError for a missing or broken file.
         """
-        model = _read(Path(path), "give the path of a sentencepiece tokenizer.model")
+        model = read_file(Path(path), "give the path of a sentencepiece tokenizer.model")
         start = cls(model, {}).vocab_size
         added = {t: start + i for i, t in enumerate(added_tokens)}
         return cls(model, added, legacy, text_after_token)
@@ -115,9 +115,9 @@ class Tokenizer:
         that was not written by `save`. Raises UserError naming the file at fault.
         """
         folder = Path(folder)
-        model = _read(folder / "tokenizer.model", "the folder must hold a sentencepiece model")
-        config = _json(folder / "tokenizer_config.json")
-        added = _json(folder / "added_tokens.json")
+        model = read_file(folder / "tokenizer.model", "the folder must hold a sentencepiece model")
+        config = read_object(folder / "tokenizer_config.json")
+        added = read_object(folder / "added_tokens.json")
         if not added:
             added = {
                 entry["content"]: int(i)
@@ -276,14 +276,16 @@ class Tokenizer:
         return self._sp.decode(ids) if ids else ""
 
 
-def _read(path: Path, mend: str) -> bytes:
+def read_file(path: Path, mend: str) -> bytes:
+    """Bytes of a file; UserError with the mend when it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as e:
         raise UserError(f"cannot read {path} ({e.strerror}): {mend}") from e
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; {} of a missing file. Raises UserError when it is something else."""
     if not path.exists():
         return {}
     try:

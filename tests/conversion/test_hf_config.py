@@ -20,6 +20,7 @@ def test_missing_fields_take_the_defaults_of_the_classes(raw):
     assert values["lm"] == {
         "vocab": 32000, "width": 4096, "mlp": 11008, "layers": 32, "heads": 32, "kv_heads": 32,
         "head": 128, "eps": 1e-5, "rope_theta": 10000.0, "max_positions": 4096, "tied": False,
+        "rope_scaling": None, "qkv_bias": False, "window": None, "window_from": 0,
     }  # fmt: skip
     proposer = values["proposer"]
     assert (proposer["width"], proposer["queries"], proposer["encoder_points"]) == (256, 300, 4)
@@ -54,7 +55,7 @@ def test_a_full_config_of_the_older_library_is_inert(raw):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("llm_cfg", "rope_scaling"), {"type": "linear", "factor": 2}, r"llm_cfg\.rope_scaling"),
+        (("llm_cfg", "rope_scaling"), {"type": "dynamic", "factor": 2}, r"rope_scaling.*'dynamic'"),
         (("llm_cfg", "hidden_act"), "gelu", r"llm_cfg\.hidden_act: 'gelu'"),
         (("llm_cfg", "sliding_window"), 512, r"llm_cfg\.sliding_window: unknown field of Llama"),
         (("llm_cfg", "rope_parameters"), {"rope_type": "yarn"}, r"rope_parameters"),

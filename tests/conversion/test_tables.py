@@ -11,7 +11,9 @@ from conversion import engine, readers
 from conversion.tables import dinov2, groma, llama
 from mg_jax.errors import UserError
 
-VIT = SimpleNamespace(width=24, layers=2, heads=3, mlp_ratio=4.0, patch=14, image_size=42)
+VIT = SimpleNamespace(
+    width=24, layers=2, heads=3, mlp_ratio=4.0, patch=14, image_size=42, registers=0
+)
 LM = SimpleNamespace(vocab=40, width=24, mlp=32, layers=2, heads=6, kv_heads=2, head=4, tied=False)
 
 

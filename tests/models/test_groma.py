@@ -261,3 +261,22 @@ def test_labels_teach_the_encoder_through_the_region_encoder():
     for part in ("vision", "region_encoder", "labels"):
         assert max(float(abs(g).max()) for g in jax.tree.leaves(grads[part])) > 1e-5, part
     assert set(params) == {"vision", "proposer", "region_encoder", "labels"}
+
+
+def test_unit_vectors_join_image_and_regions_at_one_length(groma):
+    _, params = groma
+    batch = {k: v for k, v in make_batch().items() if k != "loss_mask"}
+    plain, brought = (
+        build("groma", {**TINY, "unit_vectors": u}).module.apply({"params": params}, batch)[1]
+        for u in (False, True)
+    )
+    tokens = np.asarray(brought["tokens"])
+    vectors = np.isin(tokens, [V + 8, V + 9, V + 12])
+    seen = vectors & np.asarray(brought["valid"])
+    square = np.square(np.asarray(brought["embeddings"])).mean(-1)
+    np.testing.assert_allclose(square[seen], 1, rtol=1e-3)
+    was = np.asarray(plain["embeddings"])
+    assert np.abs(np.square(was).mean(-1)[seen] - 1).max() > 0.1
+    np.testing.assert_array_equal(brought["embeddings"][~vectors], was[~vectors])
+    along = (was * np.asarray(brought["embeddings"])).sum(-1)[seen]
+    np.testing.assert_allclose(along**2, np.square(was).sum(-1)[seen] * was.shape[-1], rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The DINOv2 encoder: parity with transformers, position rules, scan."""
+"""The DINOv2 encoder: parity with transformers, registers, position rules, scan."""
 
 import dataclasses
 
@@ -15,34 +15,39 @@ CFG = ViTConfig(width=32, layers=3, heads=4, mlp_ratio=2, image_size=70)
 
 def reference(cfg):
     torch = pytest.importorskip("torch")
-    from transformers import Dinov2Config, Dinov2Model
+    import transformers
 
     torch.manual_seed(0)
-    model = Dinov2Model(
-        Dinov2Config(
-            hidden_size=cfg.width, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
-            mlp_ratio=cfg.mlp_ratio, image_size=cfg.image_size,
-        )
-    ).eval()  # fmt: skip
+    name = "Dinov2WithRegisters" if cfg.registers else "Dinov2"
+    more = {"num_register_tokens": cfg.registers} if cfg.registers else {}
+    config = getattr(transformers, f"{name}Config")(
+        hidden_size=cfg.width, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
+        mlp_ratio=2, image_size=cfg.image_size, patch_size=cfg.patch, **more,
+    )  # fmt: skip
+    model = getattr(transformers, f"{name}Model")(config).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
     return torch, model
 
 
-@pytest.mark.parametrize("size", [70, 112, 42])
-def test_equals_transformers(size):
-    torch, model = reference(CFG)
-    from conversion.engine import expand, to_jax
-    from conversion.tables.dinov2 import table
+@pytest.mark.torch
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("size", [(70, 70), (112, 98), (42, 42)])
+def test_equals_transformers(size, registers):
+    rule = "size_antialias" if registers else "size"
+    cfg = dataclasses.replace(CFG, registers=registers, position_rule=rule)
+    torch, model = reference(cfg)
+    from conversion.engine import plan, to_jax
+    from conversion.tables.dinov2 import MARKS, table
+    from conversion.tables.spellings import spelling_of
 
     state = {k: v.numpy() for k, v in model.state_dict().items()}
-    spelling = "files" if any("attention.query" in k for k in state) else "transformers5"
-    params = to_jax(state.__getitem__, expand(table(CFG, spelling)))
-    pixels = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    params = to_jax(state.__getitem__, plan(state, table(cfg, spelling_of(state, MARKS))))
+    pixels = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
     with torch.no_grad():
         out = model(torch.tensor(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True)
-    states, normed = jax.jit(ViT(CFG).apply)({"params": params}, pixels)
-    assert len(out.hidden_states) == len(states) == CFG.layers + 1
+    states, normed = jax.jit(ViT(cfg).apply)({"params": params}, pixels)
+    assert len(out.hidden_states) == len(states) == cfg.layers + 1
     for got, expected in zip(states, out.hidden_states, strict=True):
         np.testing.assert_allclose(got, expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(normed, out.last_hidden_state.numpy(), atol=1e-4)

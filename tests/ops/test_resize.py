@@ -64,7 +64,7 @@ def test_resizing_equals_torch(rng):
 
 def test_position_rules(rng):
     grid = rng.normal(size=(5, 5, 2)).astype(np.float32)
-    for rule in ("scale_offset", "size"):
+    for rule in ("scale_offset", "size", "size_antialias"):
         assert resize.resize_positions(grid, (5, 5), rule) is grid
     old = resize.resize_positions(grid, (4, 4), "scale_offset")
     rows = resize.bicubic_matrix(4, 5, 4.1 / 5)

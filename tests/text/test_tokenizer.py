@@ -155,6 +155,25 @@ class TestLlama2:
         assert t.encode(text) == recorded
         assert [i for i in plain.encode(text) if i != plain.id(".")] == recorded
 
+    def test_bos_with_the_model_file_alone(self, tmp_path):
+        """Ours starts with BOS; transformers 5 needs `add_bos_token`, and "Auto" loses the space.
+
+        Pinned, since a prompt without its BOS gives other answers and no error.
+        """
+        (tmp_path / "tokenizer.model").write_bytes(LLAMA2.read_bytes())
+        t = Tokenizer.load(tmp_path)
+        assert (t.bos_id, t.encode("Hello world")) == (1, [1, 15043, 3186])
+        transformers = pytest.importorskip("transformers")
+        if int(transformers.__version__.split(".")[0]) < 5:
+            pytest.skip("transformers 4 prepends BOS")
+        llama = transformers.LlamaTokenizer.from_pretrained(tmp_path)
+        assert llama("Hello world").input_ids == [15043, 3186]
+        auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
+        assert auto("Hello world").input_ids == [10994, 3186]
+        t.save(tmp_path / "saved")  # what we write asks for it
+        theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+        assert theirs("Hello world").input_ids == [1, 15043, 3186]
+
     @settings(max_examples=100, deadline=None)
     @given(st.text(alphabet=st.characters(exclude_characters="▁", exclude_categories=["Cs"])))
     def test_round_trip(self, text):

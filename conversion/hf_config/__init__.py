@@ -1,0 +1,56 @@
+"""Upstream's config.json <-> ours, strictly; see sections.py for the rule."""
+
+from conversion.hf_config.convnext import read_convnext, write_convnext
+from conversion.hf_config.detection import read_deformable_detr
+from conversion.hf_config.groma import read_groma, read_perceiver, read_proposer
+from conversion.hf_config.language import (
+    read_llama,
+    read_phi3,
+    read_qwen2,
+    write_llama,
+    write_phi3,
+    write_qwen2,
+)
+from conversion.hf_config.sections import (
+    COMMON_INERT,
+    Section,
+    inert_fields,
+    read_json,
+    read_section,
+    write_section,
+)
+from conversion.hf_config.vision import (
+    read_clip,
+    read_dinov2,
+    read_owlv2,
+    write_clip,
+    write_dinov2,
+    write_owlv2,
+)
+
+__all__ = [
+    "COMMON_INERT",
+    "Section",
+    "inert_fields",
+    "read_json",
+    "read_section",
+    "write_section",
+    "read_groma",
+    "read_perceiver",
+    "read_proposer",
+    "read_llama",
+    "read_qwen2",
+    "read_phi3",
+    "write_llama",
+    "write_qwen2",
+    "write_phi3",
+    "read_clip",
+    "read_dinov2",
+    "read_owlv2",
+    "read_convnext",
+    "read_deformable_detr",
+    "write_clip",
+    "write_dinov2",
+    "write_owlv2",
+    "write_convnext",
+]

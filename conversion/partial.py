@@ -1,0 +1,175 @@
+"""A result on its way: a folder `DST.converting` that becomes DST when everything is in it.
+
+    DST.converting/journal.jsonl   first line: what is being converted; then what is on disk already
+
+Until then it lacks its config.json, so nothing loads it. The same conversion run again goes on
+behind the last entry of the journal; any other starts clean.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mg_jax.checkpoint import disk_errors
+from mg_jax.errors import UserError
+
+SUFFIX = ".converting"
+JOURNAL = "journal.jsonl"
+VERSION = 1  # of what is written; another one starts clean
+SMALL = 1 << 20  # bytes; larger files were synced when they were written
+SLACK = 1 << 24  # bytes of disk beside the tensors: headers, folders, indexes
+
+
+class Partial:
+    """The unfinished folder of `dst`. `done` names what an earlier run left whole in it.
+
+    `state` says in words whether this run continues or starts clean.
+    """
+
+    def __init__(self, dst: Path, about: Mapping[str, Any], items: int):
+        """`about`: what is converted, and how; `items`: how many entries make it whole.
+
+        Raises UserError when another process is writing to it, or it cannot be made.
+        """
+        self.dst = dst.absolute()
+        self.folder = self.dst.with_name(self.dst.name + SUFFIX)
+        text = json.dumps({"version": VERSION, **about}, sort_keys=True)
+        self._key = hashlib.sha256(text.encode()).hexdigest()
+        self.done: set[str] = set()
+        self.state = ""
+        there = self.folder.exists()
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / JOURNAL, "a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise UserError(f"{self.folder}: another conversion is writing there") from None
+        if there:
+            self._resume(items)
+        if not self.done:
+            self._clean()
+
+    def _resume(self, items: int) -> None:
+        self._file.seek(0)
+        text = self._file.read()
+        text = text[: text.rfind("\n") + 1]  # a run that was killed may have torn the last line
+        key, *names = text.splitlines() or [""]
+        if key == self._key:
+            self._file.truncate(len(text))
+            self.done = {json.loads(name) for name in names}
+            self.state = f"continuing: {len(self.done)} of {items} parts are there already"
+        if not self.done and not self._bare:
+            self.state = f"starting clean: what {self.folder.name} held is of no use"
+
+    @property
+    def _bare(self) -> bool:
+        """Whether nothing has been written but the journal."""
+        return all(entry.name == JOURNAL for entry in self.folder.iterdir())
+
+    def _clean(self) -> None:
+        for entry in self.folder.iterdir():
+            if entry.name != JOURNAL:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        self._file.truncate(0)
+        self._write(self._key)
+
+    def note(self, name: str) -> None:
+        """`name` is whole on disk; a run that continues will not make it again."""
+        self._write(json.dumps(name))
+        self.done.add(name)
+
+    def _write(self, line: str) -> None:
+        with disk_errors(self.folder):
+            self._file.write(line + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def finish(self, overwrite: bool) -> Path:
+        """Give the folder its name; returns it. Raises UserError as `check_target`."""
+        check_target(self.folder, self.dst, overwrite)
+        old = self.dst.with_name(self.dst.name + ".old")
+        with disk_errors(self.dst):
+            for entry in self.folder.rglob("*"):
+                if entry.is_dir() or entry.stat().st_size < SMALL:
+                    sync(entry)
+            sync(self.folder)
+            (self.folder / JOURNAL).unlink()
+            shutil.rmtree(old, ignore_errors=True)
+            if self.dst.exists():
+                self.dst.rename(old)
+            self.folder.rename(self.dst)
+            sync(self.dst.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        self.close()
+        return self.dst
+
+    def close(self) -> None:
+        """Give up the lock; the folder stays for the next run unless it is empty."""
+        if self.folder.exists() and self._bare:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self._file.close()
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Inside, a full disk is a UserError that says how to go on; the lock ends with it."""
+
+        def mend() -> str:
+            again = "free some space and run the same command again"
+            if self._bare:
+                return again
+            return f"{self.folder.name} keeps what is written: {again} to continue"
+
+        try:
+            with disk_errors(self.dst, mend):
+                yield
+        finally:
+            self.close()
+
+
+def check_target(src: Path, dst: Path, overwrite: bool) -> None:
+    """Raises UserError when `dst` is there and is not to be replaced, or cannot be a folder."""
+    if not dst.exists():
+        return
+    if dst.resolve() in (src.resolve(), *src.resolve().parents):
+        raise UserError(f"{dst}: holds the source; name another folder")
+    if not dst.is_dir():
+        raise UserError(f"{dst}: is a file; name a folder to write")
+    if any(dst.iterdir()) and not overwrite:
+        raise UserError(f"{dst}: is there already; name another folder or pass --overwrite")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that `folder` is or will be on."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def need_space(dst: Path, count: int) -> None:
+    """Raises UserError when the disk of `dst` has less than `count` bytes free."""
+    free = free_bytes(dst)
+    if free < count + SLACK:
+        with disk_errors(dst):
+            raise OSError(
+                errno.ENOSPC,
+                f"{count / 2**20:.0f} MiB are to be written, {free / 2**20:.0f} MiB are free",
+            )
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,234 @@
+"""A PyTorch checkpoint into a release."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion import carried, stream
+from conversion.architectures import Architecture, find_config
+from conversion.engine import Plan, TensorInfo, plan
+from conversion.export import Tensor, ahead, tensors
+from conversion.hub import revision_of
+from conversion.job import (
+    BASE,
+    Advance,
+    Job,
+    Report,
+    Say,
+    compare,
+    is_float,
+    source_dtypes,
+    versions,
+    wanted_dtype,
+)
+from conversion.moves import Pool, bits_equal
+from conversion.output import Output, header
+from conversion.partial import Partial, need_space, sync
+from conversion.readers import Delta, Source
+from mg_jax import checkpoint
+from mg_jax.errors import UserError
+
+PARAMS = "params.safetensors"
+
+
+class ToJax(Job):
+    """See Job. `source` is the open checkpoint; its config and tokenizer lie beside it."""
+
+    to = "jax"
+
+    def __init__(
+        self,
+        src: Path,
+        dst: Path,
+        entry: Architecture,
+        cfg: Any,
+        source: Source,
+        *,
+        given: str,
+        dtype: str = "keep",
+        stage: str = "",
+        overwrite: bool = False,
+    ):
+        """Raises UserError when tensors do not fit the config, or layers differ in dtype."""
+        self.src, self.dst, self.given, self.overwrite = src, dst, given, overwrite
+        self.entry, self.cfg, self.source = entry, cfg, source
+        self.stage = stage or entry.stages[0]
+        if self.stage not in entry.stages:
+            raise UserError(
+                f"--stage {stage!r}: a release of {entry.name} is of {' or '.join(entry.stages)}"
+            )
+        self.files, self.notes = source.files, source.notes
+        self.folder = find_config(src).parent
+        self.plan = plan(source.manifest, entry.table(cfg, source.manifest))
+        self.dtypes = leaf_dtypes(self.plan, wanted_dtype(dtype), dtype)
+        if entry.name == "groma":
+            carried.check_tokenizer(self.folder, cfg)
+        self._last: tuple[str, np.ndarray] | None = None
+
+    @property
+    def small(self) -> bool:
+        """Whether the parameters are one safetensors file."""
+        return self.nbytes < checkpoint.SMALL
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            self.dtypes[path].itemsize * math.prod(shape) for path, shape in self.shapes.items()
+        )
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return tensors(self.plan, self.dtypes)
+
+    @property
+    def memory(self) -> int:
+        # tensors are views of mapped files, but those of a delta are sums
+        summed = isinstance(self.source, Delta)
+        tensor = 2 * max(tensor.nbytes for tensor in self.tensors) if summed else 0
+        return BASE + min(self.nbytes, stream.HELD + 8 * stream.PIECE) + tensor
+
+    @property
+    def headline(self) -> list[str]:
+        manifest = self.source.manifest
+        used = [self.plan.dtypes[leaf.names[0]] for leaf in self.plan.leaves]
+        layout = PARAMS if self.small else "params/, zarr 3 as Orbax reads it"
+        return [
+            f"{self.entry.name} ({self.entry.torch_class}) in {self.given}: {len(manifest):,} "
+            f"tensors, {carried.gib(self.source.nbytes)}, {source_dtypes(used)}",
+            f"to a release in {self.dst}: {len(self.shapes):,} arrays, "
+            f"{carried.gib(self.nbytes)}, {source_dtypes(self.dtypes.values())} ({layout}), "
+            f"stage {self.stage!r}",
+        ]
+
+    def read(self, name: str) -> np.ndarray:
+        """A source tensor; the last one is kept, for leaves that are written in pieces."""
+        if self._last is None or self._last[0] != name:
+            self._last = None  # before the next one is read
+            self._last = name, self.source.read(name)
+        return self._last[1]
+
+    def run(self, say: Say = lambda line: None, advance: Advance = lambda count: None) -> Path:
+        partial = Partial(self.dst, self.about(), len(self.shapes))
+        with partial.guarded():
+            if partial.state:
+                say(partial.state)
+            there = sum(
+                self.dtypes[path].itemsize * math.prod(self.shapes[path]) for path in partial.done
+            )
+            need_space(self.dst, self.nbytes - there)
+            advance(there)
+            for copy, source in self.plan.tied.items():
+                if not bits_equal(self.source.read(copy), self.source.read(source)):
+                    raise UserError(f"{self.src}: {copy} should equal {source}, but differs")
+            if self.small:
+                self._write_file(partial.folder / PARAMS, advance)
+            else:
+                stream.write_arrays(
+                    partial.folder / "params", self.plan, self.read, self.dtypes,
+                    self.entry.axes(self.cfg), skip=frozenset(partial.done), done=partial.note,
+                    advance=advance,
+                )  # fmt: skip
+                stream.write_metadata(partial.folder / "params", self.plan)
+            self._last = None
+            carried.into_release(self.folder, partial.folder)
+            (partial.folder / "README.md").write_text(self._card(), encoding="utf-8")
+            # last: only now does the folder open as a release
+            checkpoint.write_json(partial.folder / "config.json", self.config())
+            return partial.finish(self.overwrite)
+
+    def check(self, advance: Advance = lambda count: None) -> Report:
+        config, file = checkpoint.open_release(self.dst)
+        wrong = [] if config == self.config() else ["config.json"]
+        leaves = stream.Leaves(file.path)
+        listed = {path: info.shape for path, info in leaves.manifest.items()}
+        wrong += [
+            path for path in {**listed, **self.shapes} if listed.get(path) != self.shapes.get(path)
+        ]
+        found = self.tensors
+        if not wrong:
+            wrong += compare(found, self.source.read, leaves.read, advance)
+        casts = {
+            f"{np.dtype(was).name} to {t.dtype.name}"
+            for t in found
+            if (was := self.source.manifest.get(t.name, t.info).dtype) != t.dtype
+        }
+        size = sum(t.nbytes for t in found)
+        return Report(len(found), size, tuple(wrong), ", ".join(sorted(casts)), self.plan.dropped)
+
+    def config(self) -> dict[str, Any]:
+        """The release's config.json."""
+        text = carried.text_settings(self.cfg, self.stage) if self.entry.name == "groma" else {}
+        made = {
+            "converted_from": self.given,
+            "revision": revision_of(self.folder),
+            "files": {file.name: file.stat().st_size for file in self.files},
+            "tensors": len(self.source.manifest),
+            "left_out": len(self.plan.dropped),
+            "notes": list(self.notes),
+            "versions": versions(),
+        }
+        return {
+            "format": checkpoint.FORMAT,
+            "version": 1,
+            **self.entry.settings(self.cfg, self.stage),
+            **text,
+            "provenance": made,
+        }
+
+    def _write_file(self, path: Path, advance: Advance) -> None:
+        parts = [(leaf, part) for leaf in self.plan.leaves for part in leaf.parts]
+        infos = {part.path: TensorInfo(part.shape, self.dtypes[part.path]) for _, part in parts}
+        pool = Pool()
+        pieces = (
+            stream.assemble(leaf, part, region, self.read, self.dtypes[part.path], pool)
+            for leaf, part in sorted(parts, key=lambda x: -self.dtypes[x[1].path].itemsize)
+            for region in stream.row_regions(leaf, part, self.dtypes[part.path])
+        )
+        ordered = dict(sorted(infos.items(), key=lambda x: -np.dtype(x[1].dtype).itemsize))
+        with Output(path) as file:
+            file.write(header(ordered, {"format": "mg_jax"}))
+            for piece in ahead(pieces):
+                file.write(piece)
+                advance(piece.nbytes)
+                pool.give_back(piece)
+        sync(path.parent)
+
+    def _card(self) -> str:
+        rows = [
+            ("converted from", f"`{self.given}`"),
+            ("model class", self.entry.torch_class),
+            ("files", ", ".join(file.name for file in self.files)),
+            ("tensors", f"{len(self.source.manifest):,}, {len(self.plan.dropped)} left out"),
+            ("numbers", source_dtypes(self.dtypes.values())),
+            ("versions", ", ".join(f"{k} {v}" for k, v in versions().items())),
+        ]
+        count = sum(math.prod(shape) for shape in self.shapes.values())
+        text = (
+            f"{count:,} parameters, converted by `python -m launch.convert`. The licence of the "
+            "original weights holds for these too; what came with them is in `upstream/`."
+        )
+        return carried.card(f"{self.entry.name}, stage {self.stage}", rows, text)
+
+
+def leaf_dtypes(plan: Plan, dtype: np.dtype | None, asked: str) -> dict[str, np.dtype]:
+    """Leaf path -> dtype as written: floats cast to `dtype` if given, others kept.
+
+    Raises UserError when the layers of a leaf would differ.
+    """
+    out: dict[str, np.dtype] = {}
+    for leaf in plan.leaves:
+        kept: dict[np.dtype, str] = {}
+        for name in leaf.names:
+            own = np.dtype(plan.dtypes[name])
+            kept.setdefault(dtype if dtype is not None and is_float(own) else own, name)
+        if len(kept) > 1:
+            (first, a), (second, b) = itertools.islice(kept.items(), 2)
+            raise UserError(
+                f"{b} is {second}, {a} is {first}: layers that are stacked need one dtype; ask for "
+                f"it with --dtype bf16 or f32 (now {asked})"
+            )
+        out |= dict.fromkeys(leaf.paths, next(iter(kept)))
+    return out

@@ -1,0 +1,175 @@
+"""What a conversion refuses: tensors, files, configs, options and targets that do not fit."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import conversion
+from conversion import readers
+from mg_jax import checkpoint
+from mg_jax.errors import UserError
+from tests.conversion.folders import set_config, write_folder
+
+
+def harmed(folder, change):
+    """A folder of a Llama whose state dict is changed by `change(state)`."""
+    state = write_folder(folder, "llama")
+    change(state)
+    readers.write_safetensors(folder / "model.safetensors", state)
+    return folder
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop(UP), rf"- {UP} \[48, 32\]"),
+        (lambda s: s.update(extra=np.ones(3)), r"\+ extra \[3\]"),
+        (lambda s: s.update({UP: s[UP].T.copy()}), rf"! {UP} \[32, 48\], expected \[48, 32\]"),
+        (lambda s: s.update({UP: s[UP].astype(np.float16)}), rf"{UP} is float16, .*--dtype bf16"),
+    ],
+    ids=["missing", "unexpected", "shape", "dtype"],
+)
+def test_tensors_that_do_not_fit(tmp_path, change, message):
+    folder = harmed(tmp_path / "a", change)
+    with pytest.raises(UserError, match=message):
+        conversion.prepare(folder, tmp_path / "b")
+    assert not list(tmp_path.glob("b*"))
+
+
+def test_one_dtype_settles_layers_that_differ(tmp_path):
+    folder = harmed(tmp_path / "a", lambda s: s.update({UP: s[UP].astype(np.float16)}))
+    conversion.convert(folder, tmp_path / "b", dtype="f32", check=True)
+
+
+def test_a_copy_that_differs_is_refused(tmp_path):
+    state = write_folder(tmp_path / "a", "qwen2")
+    state["lm_head.weight"] = state["lm_head.weight"] + 1
+    readers.write_safetensors(tmp_path / "a" / "model.safetensors", state)
+    with pytest.raises(UserError, match="lm_head.weight should equal model.embed_tokens.weight"):
+        conversion.convert(tmp_path / "a", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_file_cut_short_and_an_absent_shard(tmp_path):
+    write_folder(tmp_path / "a", "llama")
+    file = tmp_path / "a" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cut short"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b")
+    file.unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "a" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors: no such file"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"model_type": "bert"},
+            r"config.json: model_type 'bert' is none of those .* groma, ddetr",
+        ),
+        ({"model_type": None}, "no model_type, so it is none"),
+        ({"surprise": 3}, "surprise: unknown field of LlamaConfig"),
+        ({"hidden_act": "relu"}, "hidden_act: 'relu' is not supported"),
+        ({"hidden_size": 64}, r"! model.embed_tokens.weight \[40, 32\], expected \[40, 64\]"),
+    ],
+)
+def test_configs_that_do_not_fit(tmp_path, fields, message):
+    write_folder(tmp_path / "a", "llama")
+    set_config(tmp_path / "a", **fields)
+    with pytest.raises(UserError, match=message):
+        conversion.prepare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_system_may_be_named(tmp_path):
+    write_folder(tmp_path / "a", "llama")
+    path = tmp_path / "a" / "config.json"
+    raw = json.loads(path.read_text())
+    del raw["model_type"]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="pass --system"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b")
+    conversion.prepare(tmp_path / "a", tmp_path / "b", system="llama")
+    with pytest.raises(UserError, match="--system 'nope' is not known: choose groma, "):
+        conversion.prepare(tmp_path / "a", tmp_path / "b", system="nope")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "torch"}, "is not a release: --to jax is what can be made"),
+        ({"to": "tf"}, "--to 'tf' is not known"),
+        ({"dtype": "int8"}, "--dtype 'int8' is not known: choose keep, bf16, f32"),
+        ({"revision": "main"}, "--revision main: .* is not a name on the hub"),
+        ({"base": "nowhere"}, "nowhere: no such folder"),
+    ],
+)
+def test_options_that_do_not_fit(tmp_path, options, message):
+    write_folder(tmp_path / "a", "llama")
+    with pytest.raises(UserError, match=message):
+        conversion.prepare(tmp_path / "a", tmp_path / "b", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"to": "jax"}, "is a release already: --to torch"),
+        ({"format": "onnx"}, "--format 'onnx' is not known: choose safetensors, bin"),
+        ({"system": "groma"}, "--system groma: .* is a release of llama"),
+        ({"base": "x"}, "--base x: a release is no delta"),
+    ],
+)
+def test_options_that_do_not_fit_a_release(tmp_path, options, message):
+    write_folder(tmp_path / "a", "llama")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match=message):
+        conversion.prepare(release, tmp_path / "c", **options)
+
+
+def test_sources_that_are_none(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        conversion.prepare(tmp_path / "nowhere", tmp_path / "b")
+    write_folder(tmp_path / "a", "llama")
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(UserError, match="holds no config.json, which says what model"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_target_that_is_there_is_replaced_only_when_asked(tmp_path):
+    write_folder(tmp_path / "a", "llama")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file: is a file"):
+        conversion.convert(tmp_path / "a", tmp_path / "file")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="b: is there already; name another folder or pass"):
+        conversion.convert(tmp_path / "a", tmp_path / "b")
+    conversion.convert(tmp_path / "a", tmp_path / "b", overwrite=True)
+    assert not (tmp_path / "b" / "mine").exists() and (tmp_path / "b" / "config.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "file"]
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    write_folder(tmp_path / "a", "groma")
+    tiny = checkpoint.find("tokenizer-tiny")
+    for file in tiny.iterdir():
+        shutil.copyfile(file, tmp_path / "a" / file.name)
+    conversion.prepare(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "added_tokens.json").write_text('{"[PAD]": 1200}')
+    with pytest.raises(UserError, match="has 1 added tokens, its model 114"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b")
+
+
+def test_bin_without_pytorch_is_told_before_anything_is_written(monkeypatch, tmp_path):
+    write_folder(tmp_path / "a", "llama")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--format bin: .* pip install 'mg_jax\[torch\]'"):
+        conversion.prepare(release, tmp_path / "c", format="bin")
