@@ -159,7 +159,8 @@ ARCHITECTURES = {
     for entry in (
         Architecture(
             "groma", "", ("groma",), "GromaModel", hf_config.read_groma, write_groma,
-            _one(groma.table), "mg_jax.models.groma:GromaConfig", "groma", ("instruction", "alignment"),
+            _one(groma.table), "mg_jax.models.groma:GromaConfig", "groma",
+            ("instruction", "alignment"),
         ),
         Architecture(
             "groma_detector", "", ("ddetr",), "CustomDDETRModel", hf_config.read_groma,

@@ -20,6 +20,8 @@ from mg_jax import config as configs
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, OptimConfig, flatten, merge, optimizer, partition, schedule
 
+PARTS = "parts"  # system of a release that holds one part, as launch.convert makes it
+
 
 class State(flax.struct.PyTreeNode):
     """What a step changes: number of updates done, trainable parameters (flat), moments."""
@@ -220,7 +222,7 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
     found: Flat = {}
     for folder in filter(None, config.init_from.split(",")):
         origin, files = source(folder)
-        if origin.get("system") != config.system:
+        if origin.get("system") not in (config.system, PARTS):
             raise UserError(
                 f"config.init_from: {folder} is a checkpoint of system {origin.get('system')!r}, "
                 f"not of {config.system!r}"

@@ -147,7 +147,7 @@ def spec(
             raise ValueError(f"mesh axis {used & set(axes)} used twice by {names}")
         if shape is not None and mesh is not None and axes:
             ways = math.prod(mesh.shape[a] for a in axes)
-            if shape[i] % ways:
+            if ways == 1 or shape[i] % ways:
                 axes = ()
         used |= set(axes)
         entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))

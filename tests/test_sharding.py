@@ -88,6 +88,10 @@ def test_specs():
     )
     assert spec(("embed", "heads"), (8, 3), mesh=mesh, rules="fsdp_tensor") == PartitionSpec("fsdp")
     assert spec((None, "batch"), rules="fsdp") == PartitionSpec(None, ("data", "fsdp"))
+    one = sharding.make_mesh(4, 1, 2)  # an axis of one device splits nothing, so it may recur
+    assert spec(("conv_in", "embed", "heads"), (3, 8, 4), mesh=one, rules="fsdp_tensor") == (
+        PartitionSpec(None, None, "tensor")
+    )
     with pytest.raises(ValueError, match="unknown logical axis 'colour'"):
         spec(("colour",), rules="fsdp")
     with pytest.raises(ValueError, match="used twice"):

@@ -298,6 +298,16 @@ def test_the_next_stage_starts_from_a_workdir_or_a_release(whole, tmp_path):
             np.testing.assert_allclose(first.state.params[path], x, rtol=tolerance, atol=tolerance)
 
 
+def test_a_converted_part_starts_a_stage(whole, tmp_path):
+    encoder = {p: x for p, x in flatten(whole[1].params).items() if p.startswith("encoder/")}
+    config = {"system": "parts", "stage": "first", "model": {}}
+    save_release(tmp_path / "part", encoder, config, dtype="float32")
+    start = second(init_from=str(tmp_path / "part"), train__steps=1, optim__warmup_steps=5)
+    params = flatten(run(tmp_path / "run", start).params)
+    for path, x in encoder.items():
+        np.testing.assert_array_equal(params[path], x)
+
+
 def test_wrong_stage_order_and_wrong_folders_are_named(whole, tmp_path):
     with pytest.raises(
         UserError, match=r"stage=second starts from a checkpoint of stage first: .*init_from"
