@@ -5,11 +5,9 @@ DeepSpeed folder, and delta weights on their base. Nothing is executed and PyTor
 pickles are read by `pickles`, which knows the globals of tensors and no others.
 """
 
-import json
 import os
 from pathlib import Path
 
-from conversion.engine import TensorInfo
 from conversion.readers.containers import Sharded, open_any
 from conversion.readers.delta import FERRET_V1, Delta, DeltaRule
 from conversion.readers.safetensors import DTYPES, SafeTensors, write_safetensors
@@ -26,12 +24,8 @@ __all__ = [
     "DeltaRule",
     "FERRET_V1",
     "DTYPES",
-    "MANIFESTS",
-    "read_manifest",
     "write_safetensors",
 ]
-
-MANIFESTS = Path(__file__).parents[1] / "manifests"
 
 
 def open_checkpoint(
@@ -48,12 +42,3 @@ def open_checkpoint(
             source.notes += ("named like delta weights, read as whole ones: no base was given",)
         return source
     return Delta(source, base if isinstance(base, Source) else open_any(base), FERRET_V1)
-
-
-def read_manifest(path: str | os.PathLike) -> dict[str, TensorInfo]:
-    """A stored manifest, `name <tab> [shape]` a line. A bare name is looked up in manifests/."""
-    path = Path(path)
-    if not path.suffix:
-        path = MANIFESTS / f"{path}.tsv"
-    rows = (line.split("\t") for line in path.read_text().splitlines() if line)
-    return {name: TensorInfo(tuple(json.loads(shape))) for name, shape in rows}

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conversion import hf_config, readers
+from conversion import hf_config, manifests
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "groma"
 INSTANCES = ("a_lvl1_448", "c_ddetr_lvl4_224")
@@ -55,7 +55,7 @@ def instance(request):
     """(layout, config, manifest) of each recorded instance."""
     folder = GOLDEN / request.param
     layout, cfg = config_of(hf_config.read_json(folder / "config.json"))
-    return layout, cfg, readers.read_manifest(folder / "state_dict_keys.txt")
+    return layout, cfg, manifests.expand((folder / "state_dict_keys.txt").read_text().splitlines())
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import conversion
-from conversion import engine, readers
+from conversion import engine, manifests, readers
 from conversion.tables import dinov2, groma, llama
 from mg_jax.errors import UserError
 
@@ -26,7 +26,7 @@ def table_of(layout, cfg):
 def test_names_and_shapes_equal_the_recorded_state_dict(instance):
     layout, cfg, manifest = instance
     full = engine.expand(table_of(layout, cfg))
-    assert full.torch_shapes() == {name: info.shape for name, info in manifest.items()}
+    assert full.torch_shapes() == manifest
 
 
 def test_leaves_equal_those_of_the_tree(instance, expected_leaves):
@@ -36,7 +36,7 @@ def test_leaves_equal_those_of_the_tree(instance, expected_leaves):
 
 def test_the_7b_manifest_is_covered(published, to_config, expected_leaves):
     layout, cfg = to_config(published)
-    manifest = readers.read_manifest("groma_7b")
+    manifest = manifests.read("groma_7b")
     assert len(manifest) == 1177
     plan = engine.plan(manifest, groma.table(cfg))
     used = {name for leaf in plan.leaves for name in leaf.names}
@@ -50,7 +50,7 @@ def test_the_7b_manifest_is_covered(published, to_config, expected_leaves):
 def test_both_ways_are_bit_equal(instance, random_tensors):
     layout, cfg, manifest = instance
     table = table_of(layout, cfg)
-    state = random_tensors({name: info.shape for name, info in manifest.items()})
+    state = random_tensors(manifest)
     for copy, source in engine.expand(table).tied.items():
         state[copy] = state[source]
     plan = engine.plan(state, table)
@@ -78,7 +78,7 @@ def test_copies_differing_absent_and_orphaned(instance, random_tensors):
     table = table_of(layout, cfg)
     tied = engine.expand(table).tied
     assert len(tied) == 6 * (cfg.proposer.decoder_layers + 1) + 2 + 4 * cfg.proposer.decoder_layers
-    state = random_tensors({name: info.shape for name, info in manifest.items()})
+    state = random_tensors(manifest)
     for copy, source in tied.items():
         state[copy] = state[source].copy()
     copy, source = next(iter(tied.items()))
@@ -142,7 +142,7 @@ def test_leaves_equal_those_of_the_module(name):
 
     module = pytest.importorskip("mg_jax.models.groma")
     pytest.importorskip("mg_jax.boxes")
-    folder = readers.MANIFESTS.parents[1] / "tests" / "golden" / "groma" / name
+    folder = manifests.FOLDER.parents[1] / "tests" / "golden" / "groma" / name
     layout, cfg = conversion.read_config(folder)
     stage = "detection" if layout == "detector" else "instruction"
     shapes = jax.eval_shape(module.system(cfg).init(stage), jax.random.key(0))["params"]
