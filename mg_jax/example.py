@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mg_jax.errors import UserError
+from mg_jax.errors import BadRecord, UserError
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
@@ -135,19 +135,49 @@ class Turn:
     assistant: str | None = None
 
 
+@dataclass(frozen=True)
+class Expression:
+    """A text that names regions of the picture: these and no others.
+
+    regions: indices into `Example.regions`; () for a thing that is not in the picture.
+    """
+
+    text: str
+    regions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its answers, the best or most frequent first; neutral markup in both.
+
+    choices: the options of a multiple choice, in order; the answers are then among them.
+    hint: text to be given before the question (a lecture, recognised words), "" for none.
+    """
+
+    text: str
+    answers: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    hint: str = ""
+
+
 @dataclass
 class Example:
     """One picture with its regions and conversation.
 
     image: uint8 RGB array [H, W, 3], a path, or a function without arguments that returns the
-        array (so that listing a data set draws or reads nothing).
+        array (so that listing a data set draws or reads nothing); None for text alone, or where
+        `video` holds the path of a video file, of a GIF or of a folder of frames.
     width, height: size in pixels of the original image, after EXIF rotation.
-    regions: what the markup of `turns` refers to by index.
+    regions: what the markup of `turns` and the annotations below refer to by index.
     objects: all annotated boxes, for detection. crowd: boxes to be ignored there.
+    absent: names of what was looked for and is not in the picture.
+    captions: descriptions of the whole picture in neutral markup; phrases may be grounded.
+    expressions, questions: see the classes. relations: (subject region, predicate, object region).
+        `mg_jax.data.tasks` makes turns of these and of `objects` where there are none.
     meta: whatever the source wants to hand on (task name, template, file name, answers).
     """
 
-    image: Callable[[], np.ndarray] | np.ndarray | str
+    image: Callable[[], np.ndarray] | np.ndarray | str | None
     width: int
     height: int
     regions: tuple[Region, ...] = ()
@@ -156,14 +186,23 @@ class Example:
     source: str = ""
     objects: tuple[Region, ...] = ()
     crowd: tuple[Region, ...] = ()
+    absent: tuple[str, ...] = ()
+    captions: tuple[str, ...] = ()
+    expressions: tuple[Expression, ...] = ()
+    questions: tuple[Question, ...] = ()
+    relations: tuple[tuple[int, str, int], ...] = ()
+    video: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
     def pixels(self) -> np.ndarray:
         """The picture as uint8 RGB [H, W, 3], EXIF rotation applied.
 
-        Raises UserError for an unreadable file or a picture of another size than stated.
+        Raises BadRecord for an unreadable file or a picture of another size than stated, and for
+        an example without a picture.
         """
         image = self.image
+        if image is None:
+            raise BadRecord(f"example {self.id!r} of {self.source}: has no picture")
         if callable(image):
             array = np.asarray(image())
         elif isinstance(image, np.ndarray):
@@ -171,14 +210,17 @@ class Example:
         else:
             from mg_jax.vision.preprocess import load_image
 
-            array = np.asarray(load_image(image))
+            try:
+                array = np.asarray(load_image(image))
+            except UserError as e:
+                raise BadRecord(str(e)) from e
         if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-            raise UserError(
+            raise BadRecord(
                 f"example {self.id!r}: picture is {array.dtype} {array.shape}, "
                 "expected uint8 [height, width, 3]"
             )
         if array.shape[:2] != (self.height, self.width):
-            raise UserError(
+            raise BadRecord(
                 f"example {self.id!r}: picture is {array.shape[1]}x{array.shape[0]} px but the "
                 f"annotation says {self.width}x{self.height}: correct the annotation file"
             )

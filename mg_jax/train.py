@@ -154,6 +154,7 @@ class _Run:
                 checkpoint.save_params(folder, self.frozen)
         for source in getattr(self.data, "sources", ()):
             self._say(source.summary())
+            self._report(source.problems)
         self.state = State(
             checkpoint.place(np.asarray(self.step, np.int32), p.state.step), params, opt
         )  # one counter for schedule, keys and data
@@ -198,6 +199,17 @@ class _Run:
                 self._say(f"saved step {self.step}: run the same command again to continue")
         return int(code)
 
+    def _report(self, problems: list[str]) -> None:
+        """Add malformed records to the workdir's list of them, each once."""
+        suffix = f".{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self.workdir / f"data_problems{suffix}.txt"
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
+        lines = [line for p in problems if (line := " ".join(p.split())) not in known]
+        if lines:
+            with checkpoint.disk_errors(path), path.open("a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in dict.fromkeys(lines))
+            self._say(f"{len(lines)} malformed records of the data are listed in {path}")
+
     def _next(self) -> dict[str, np.ndarray]:
         try:
             return next(self.data)
@@ -206,6 +218,10 @@ class _Run:
                 f"config.data: the data ended after {self.step} of {self.plan.steps} steps: "
                 "lower config.train.steps or give more data"
             ) from None
+        finally:
+            if problems := getattr(self.data, "problems", None):
+                self._report(problems)
+                problems.clear()
 
     def _settle(self, step: int, batch: dict, metrics: dict[str, jax.Array]) -> None:
         """Look at the numbers of a finished step: stop if they are not finite, log them."""
@@ -225,8 +241,8 @@ class _Run:
         self.bar.update(step, loss)
         if self.metrics and (step % self.settings.log_every == 0 or step in (1, self.plan.steps)):
             more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
-            if hasattr(self.data, "skipped"):
-                more["skipped"] = self.data.skipped  # examples that were refused, in this process
+            if hasattr(self.data, "skipped"):  # examples that were refused, in this process
+                more |= {"skipped": self.data.skipped, "malformed": self.data.bad}
             self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
 
     def _save(self) -> None:

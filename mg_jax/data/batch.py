@@ -6,13 +6,14 @@ after any batch and go on with the same batches, on as many processes and worker
 the iterator's whole state is the number of batches delivered.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mg_jax.data.sources.base import Source
-from mg_jax.errors import UserError
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 
 Record = dict[str, Any]
@@ -20,6 +21,7 @@ MakeRecord = Callable[[Example, np.random.Generator], Record | None]
 Collate = Callable[[list[Record]], dict[str, np.ndarray]]
 
 _ENDLESS = 1 << 40  # batches of a run without a stated number of epochs
+_FEW = 10  # malformed records of a source that are let pass whatever their share
 _TRIES = 100  # records tried in place of one that make_record refuses
 
 
@@ -130,6 +132,9 @@ class Plan:
         return int(source), int(record), epoch, offset
 
 
+_Seen = list[tuple[int, int, list[str]]]  # of every row: source, records refused, malformed ones
+
+
 class _Failure:
     """A user's error on its way from a worker, whose own exceptions lose their type."""
 
@@ -149,29 +154,38 @@ class _Batches:
     def __len__(self) -> int:
         return max(self.stop - self.start, 0)
 
-    def __getitem__(self, i) -> tuple[Any, int]:
+    def __getitem__(self, i) -> tuple[Any, _Seen]:
         first = (self.start + int(i)) * self.plan.batch_size
         places = range(first + self.process_index, first + self.plan.batch_size, self.process_count)
+        seen: _Seen = []
         try:
-            made = [self._record(place) for place in places]
-            return self.collate([record for record, _ in made]), sum(n for _, n in made)
+            records = [self._record(place, seen) for place in places]
+            return self.collate(records), seen
         except UserError as e:
-            return _Failure(str(e)), 0
+            return _Failure(str(e)), seen
 
-    def _record(self, place: int) -> tuple[Record, int]:
+    def _record(self, place: int, seen: _Seen) -> Record:
         source, record, epoch, offset = self.plan.at(place)
         data = self.sources[source]
-        for skipped in range(min(_TRIES, len(data))):
-            example = data[self.plan.instead(source, record, skipped)]
-            example.meta.setdefault("head", data.head)
-            key = [self.plan.seed, 4, epoch, offset, skipped]
+        bad: list[str] = []
+        for tried in range(min(_TRIES, len(data))):
+            key = [self.plan.seed, 4, epoch, offset, tried]
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-            made = self.make_record(example, rng)
+            try:
+                example = data[self.plan.instead(source, record, tried)]
+                example.meta.setdefault("head", data.head)
+                made = self.make_record(example, rng)
+            except BadRecord as e:
+                bad.append(str(e))
+                continue
             if made is not None:
-                return made, skipped
+                seen.append((source, tried - len(bad), bad))
+                return made
+        seen.append((source, 0, bad))
         raise UserError(
             f"data {data.name}: none of {min(_TRIES, len(data))} examples from number {record} on "
             "can be used: check its boxes and the filters"
+            + (f"; for example: {bad[0]}" if bad else "")
         )
 
 
@@ -179,12 +193,16 @@ class BatchIterator:
     """Iterates over the batches of one process; built by `batches`.
 
     state: batches delivered so far, all there is to save. restore(state) goes there. skipped:
-    records that make_record refused and the next one replaced, since construction.
+    records that make_record refused and the next one replaced, since construction; bad: those
+    that were malformed or had no readable picture. problems: their words, for who reads them
+    first: take them out.
     """
 
     def __init__(self, batches: _Batches, workers: int, threads: int):
         self._batches, self._workers, self._threads = batches, workers, threads
-        self.state, self.skipped = 0, 0
+        self.state, self.skipped, self.bad = 0, 0, 0
+        self.problems: list[str] = []
+        self._read, self._broken = Counter[int](), Counter[int]()
         self._iterator: Any = None
 
     @property
@@ -227,16 +245,32 @@ class BatchIterator:
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterator is None:
             self._iterator = self._open()
-        batch, skipped = next(self._iterator)
+        batch, seen = next(self._iterator)
+        self._account(seen)
         if isinstance(batch, _Failure):
             self.close()
             raise UserError(batch.message)
         self.state += 1
-        self.skipped += int(skipped)
         if self._workers:
             # What a worker made lies in shared memory; a copy frees it at once.
             batch = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
         return batch
+
+    def _account(self, seen: _Seen) -> None:
+        """Count what was replaced; UserError when a source has too much that is malformed."""
+        for source, refused, bad in seen:
+            self.skipped += refused
+            self.bad += len(bad)
+            self.problems += bad
+            self._read[source] += 1 + len(bad)
+            self._broken[source] += len(bad)
+            data, broken = self.sources[source], self._broken[source]
+            if bad and broken >= _FEW and broken > data.max_bad * self._read[source]:
+                self.close()
+                raise UserError(
+                    f"data {data.name}: {broken} of {self._read[source]} records could not be "
+                    f"read, more than max_bad={data.max_bad:g} allows; the last: {bad[-1]}"
+                )
 
     def _open(self) -> Any:
         """A grain iterator from the present state on. One element is one batch, so that workers,
@@ -287,7 +321,8 @@ def batches(
     ratios, weights, single_source: see `Plan`. Without single_source the order runs on through
     the epochs and nothing is dropped but a remainder at the very end.
     make_record(example, rng): a sample as arrays, or None to have the source's next one instead;
-        `example.meta["head"]` is set to the source's head. collate(records): a batch.
+        `example.meta["head"]` is set to the source's head; BadRecord from there or from the source
+        means the same, and is counted against the source's max_bad. collate(records): a batch.
     batch_size: rows of the global batch; process p of n gets its rows [p::n].
     workers: processes that make batches (0: none; make_record and collate must then be picklable
         if there are any); threads: threads that do so in each (0: none, nothing is read ahead).

@@ -10,7 +10,7 @@ import pytest
 from mg_jax.data.batch import Plan, batches, refuse_empty_loss, stack
 from mg_jax.data.sources import Source, open_source
 from mg_jax.data.transforms import detection_record
-from mg_jax.errors import UserError
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 
 
@@ -195,6 +195,36 @@ def test_refused_records_are_replaced_by_the_next_and_counted():
     assert it.skipped == sum(1 + (n == 22 and s == ord("a")) for s, n in whole if n % 2 == 0)
     never = batches([Numbers("a", 4)], None, lambda e, r: None, stack, 1, 0)
     with pytest.raises(UserError, match="none of 4 examples"):
+        next(never)
+
+
+def unreadable(every):
+    def make(example, rng):
+        if example.meta["number"] % every == 0:
+            raise BadRecord(f"{example.meta['number']}.jpg: is empty")
+        return record(example, rng)
+
+    return make
+
+
+def test_malformed_records_are_replaced_counted_and_named():
+    sources = [Numbers("a", 100)]
+    sources[0].max_bad = 0.2
+    it = batches(sources, None, unreadable(10), collate, 5, 0, epochs=1)
+    found = ids(list(it))
+    assert len(found) == 100 and all(n % 10 for _, n in found)
+    assert it.bad == 10 and it.skipped == 0
+    assert sorted(it.problems) == [f"{n}.jpg: is empty" for n in range(0, 100, 10)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_malformed_records_stop_the_run(workers):
+    it = batches([Numbers("a", 100)], None, unreadable(4), collate, 5, 0, workers=workers)
+    with pytest.raises(UserError, match="records could not be read, more than max_bad=0.05"):
+        list(it)
+    assert len(it.problems) >= 10
+    never = batches([Numbers("a", 4)], None, unreadable(1), stack, 1, 0)
+    with pytest.raises(UserError, match="none of 4 .* for example: .*jpg: is empty"):
         next(never)
 
 

@@ -52,7 +52,7 @@ def test_written_scenes_are_read_back(kind, scenes, tmp_path):
         for (box, label), (wanted, name) in zip(
             regions([e])[0][0], regions([want])[0][0], strict=True
         ):
-            np.testing.assert_allclose(box, wanted, atol=1e-9)
+            np.testing.assert_allclose(box, wanted, atol=1e-7)
             assert label == name
         np.testing.assert_allclose([r.box for r in e.crowd], [r.box for r in want.crowd])
         np.testing.assert_array_equal(e.pixels(), want.pixels())
@@ -154,7 +154,7 @@ def test_coco_irregularities(tmp_path):
     ("change", "message"),
     [
         ({"annotations": None}, "no list 'annotations'"),
-        ({"images": [{"id": 1}]}, "images\\[0\\] lacks 'file_name'"),
+        ({"images": [{"id": 1}]}, "images\\[0\\]: lacks 'file_name'"),
         ({"annotations": [{"image_id": 1, "bbox": [1, 2]}]}, "annotations\\[0\\]: bbox"),
         ({"images": [{"id": 1, "file_name": "no.png", "width": 1, "height": 1}]}, "holds none"),
         ({"images": [{"id": 1, "file_name": "a.png", "width": 0, "height": 1}]}, "whole numbers"),
@@ -198,15 +198,19 @@ def test_voc_counts_from_one_and_splits_by_name(tmp_path):
     assert len(source) == 60 and source.counts == {"boxes without area": 60}
     e = source[0]
     assert (e.width, e.height) == (40, 20)
-    assert [r.box for r in e.objects] == [(0, 0.1, 0.5, 0.5)] and e.objects[0].label == "RBC"
+    assert [r.box for r in e.objects] == [pytest.approx((0, 0.1, 0.5, 0.5))] and e.objects[
+        0
+    ].label == "RBC"
     assert [r.box for r in e.crowd] == [(0, 0, 1, 1)]
     train, held = (open_source(f"voc:{tmp_path},split={s}") for s in ("train", "heldout"))
     names = [{s[i].meta["file_name"] for i in range(len(s))} for s in (train, held)]
     assert not names[0] & names[1] and sum(map(len, names)) == 60 and 4 <= len(names[1]) <= 22
     assert split_of("BloodImage_00000") == split_of("BloodImage_00000")
     (tmp_path / "Annotations/cell_3.xml").write_text("<annotation>")
-    with pytest.raises(UserError, match=r"cell_3\.xml: no valid XML"):
-        open_source(f"voc:{tmp_path}")
+    mended = open_source(f"voc:{tmp_path}")  # one of sixty is let pass, and named
+    assert len(mended) == 59 and mended.bad == 1 and "cell_3.xml: no valid XML" in mended.summary()
+    with pytest.raises(UserError, match=r"cell_3\.xml: no valid XML.*1 of 60 records"):
+        open_source(f"voc:{tmp_path},max_bad=0.01")
     with pytest.raises(UserError, match="split=val"):
         open_source(f"voc:{tmp_path},split=val")
 

@@ -116,5 +116,15 @@ def write_jsonl(examples: Iterable[Example], folder: str | Path, suffix: str = "
             }
             for key in ("regions", "objects", "crowd"):
                 row[key] = [write_region(r, e.width, e.height) for r in getattr(e, key)]
+            row |= {
+                "captions": e.captions,
+                "expressions": [{"text": x.text, "regions": x.regions} for x in e.expressions],
+                "questions": [
+                    {"question": q.text, "answers": q.answers, "choices": q.choices, "hint": q.hint}
+                    for q in e.questions
+                ],
+                "relations": e.relations,
+                "absent": e.absent,
+            }
             out.write(json.dumps(row) + "\n")
     return path

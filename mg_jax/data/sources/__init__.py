@@ -6,8 +6,10 @@
     voc:DIR[,split=train|heldout|all][,empty=drop|keep]
     jsonl:FILE[,images_dir]
 
-All take `head=coco|sa1b`, the detector's objectness head their boxes train (coco by default), and
-`name=...`. A file name with a comma cannot be written here; call the class instead.
+All take `head=coco|sa1b`, the detector's objectness head their boxes train (coco by default),
+`name=...`, and (scenes apart) `max_bad=0.05`, the share of malformed records up to which they are
+left out and reported instead of being an error. A file name with a comma cannot be written here;
+call the class instead.
 """
 
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from mg_jax.data.sources.scenes import SceneSource
 from mg_jax.data.sources.voc import VocSource
 from mg_jax.errors import UserError
 
+COMMON = ("head", "name", "max_bad")
 # kind: (class, the names of its positional arguments, its options)
 KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]] = {
     "scenes": (
@@ -44,8 +47,10 @@ def open_source(spec: str, training: bool = False) -> Source:
             f"data {spec!r}: unknown kind {kind!r}: write KIND:..., KIND one of {', '.join(KINDS)}"
         )
     build, positional, options = KINDS[kind]
-    values = split_spec(spec, rest, positional, (*options, "head", "name"))
+    values = split_spec(spec, rest, positional, (*options, *COMMON))
     if kind == "scenes":
+        if "max_bad" in values:
+            raise UserError(f"data {spec!r}: scenes have no malformed records: leave out max_bad")
         values["training"] = training
     return build(**values)
 

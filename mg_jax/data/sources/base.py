@@ -1,28 +1,37 @@
 """What every source is, and helpers shared by the readers."""
 
+import json
 import math
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.errors import UserError
-from mg_jax.example import Example, Region
+from mg_jax.errors import BadRecord, UserError
+from mg_jax.example import Example
 
 HEADS = ("coco", "sa1b")
+MAX_BAD = 0.05
+_LISTED = 1000  # problems of which the words are kept; beyond that they are only counted
 
 
 class Source:
     """A data set of `Example`s.
 
     name: shown in logs. head: "coco" | "sa1b", the objectness head that its boxes train.
-    counts: what the reader left out, by reason.
+    max_bad: share of malformed records from which on the data set is refused.
+    counts: what the reader left out, by reason. bad: how many records it found malformed;
+    problems: the first 1,000 of them, each as "file:line: what is wrong".
     """
 
-    def __init__(self, name: str, head: str = "coco"):
+    def __init__(self, name: str, head: str = "coco", max_bad: float | str = MAX_BAD):
         if head not in HEADS:
             raise UserError(f"data {name}: head={head}: choose one of {', '.join(HEADS)}")
         self.name, self.head = name, head
+        self.max_bad = number(name, "max_bad", max_bad, float)
         self.counts: Counter[str] = Counter()
+        self.bad = 0
+        self.problems: list[str] = []
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -33,7 +42,24 @@ class Source:
     def summary(self) -> str:
         """One line: how many examples, and what was left out."""
         left = ", ".join(f"{n} {reason}" for reason, n in sorted(self.counts.items()))
-        return f"{self.name}: {len(self)} examples" + (f" (left out: {left})" if left else "")
+        bad = f"; {self.bad} malformed, first: {self.problems[0]}" if self.bad else ""
+        return f"{self.name}: {len(self)} examples" + (f" (left out: {left})" if left else "") + bad
+
+    def problem(self, where: str, what: str) -> None:
+        """Note a malformed record and go on. where: "file:line" or "file: annotations[3]"."""
+        self.bad += 1
+        if len(self.problems) < _LISTED:
+            self.problems.append(f"{where}: {what}")
+
+    def opened(self, total: int) -> None:
+        """Readers call this when all `total` records (malformed ones included) have been seen.
+
+        Raises UserError when the share of malformed ones passes `max_bad`.
+        """
+        self.counts = +self.counts
+        if self.bad > self.max_bad * total:
+            more = f" ({self.bad} of {total} records of {self.name} are malformed)"
+            raise UserError(self.problems[0] + (more if total > 1 else ""))
 
 
 def split_spec(
@@ -94,20 +120,62 @@ def existing(path: str | Path | None, what: str, folder: bool = False) -> Path:
     return path
 
 
-def pixel_box(box: Any, width: int, height: int, label: str | None = None) -> Region | None:
-    """A region from xyxy in pixels, clipped to the picture; None where nothing of it is left."""
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError naming the file and what is wrong."""
     try:
-        values = [float(v) for v in box]
-    except (TypeError, ValueError):
-        return None
-    if len(values) != 4 or not all(math.isfinite(v) for v in values):
-        return None
-    x0, y0, x1, y1 = values
-    x0, x1 = (min(max(v / width, 0.0), 1.0) for v in (x0, x1))
-    y0, y1 = (min(max(v / height, 0.0), 1.0) for v in (y0, y1))
-    if x1 <= x0 or y1 <= y0:
-        return None
-    return Region.from_box((x0, y0, x1, y1), label=label)
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: no valid JSON: {e}") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """("file:line", object) of a jsonl file; empty lines are skipped.
+
+    A line that is no JSON comes as BadRecord instead of an object: give it to `problem`.
+    """
+    with path.open("rb") as lines:
+        for n, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as e:
+                    row = BadRecord(f"no valid JSON: {e}")
+                yield f"{path}:{n}", row
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """("file:line" or "file: [n]", object) of a jsonl file or of a JSON file that is one list.
+
+    Which of both is told by the first character. Raises UserError for other JSON files.
+    """
+    with path.open("rb") as file:
+        first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if first != b"[":
+        yield from read_lines(path)
+        return
+    for n, row in enumerate(read_json(path)):
+        yield f"{path}: [{n}]", row
+
+
+def fields(row: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
+    """Check that a record is an object with these keys of these types.
+
+    Raises BadRecord naming the key at fault.
+    """
+    if isinstance(row, BadRecord):
+        raise row
+    if not isinstance(row, dict):
+        raise BadRecord(f"expected an object, found {_short(row)}")
+    for key, kind in kinds.items():
+        if key not in row:
+            raise BadRecord(f"lacks {key!r}")
+        if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
+            raise BadRecord(f"{key} is {_short(row[key])}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Folder:

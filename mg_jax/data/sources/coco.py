@@ -1,15 +1,22 @@
-"""COCO detection annotations: one json file and a folder of pictures."""
+"""COCO detection annotations: one json file and a folder of pictures.
 
-import json
+    {"images": [{"id", "file_name", "width", "height"}],
+     "annotations": [{"image_id", "bbox": [x, y, width, height], "category_id", "iscrowd"}],
+     "categories": [{"id", "name"}]}
+
+bbox in pixels, floats. Objects365 and V3Det come in the same form (`objects365.py`, `v3det.py`).
+"""
+
 from pathlib import Path
+from typing import Any
 
-from mg_jax.data.sources.base import Folder, Source, existing, keep_empty, pixel_box
-from mg_jax.errors import UserError
-from mg_jax.example import Example, Region
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, read_json
+from mg_jax.data.sources.boxed import BoxedSource
+from mg_jax.errors import BadRecord, UserError
 
 
-class CocoSource(Source):
-    """Pictures with the boxes of a COCO json (bbox = x, y, width, height in pixels, floats).
+class CocoSource(BoxedSource):
+    """Pictures with the boxes of a COCO json.
 
     Boxes are cut at the border; those without area are left out and counted. Annotations with
     iscrowd=1 (or ignore=1) become `Example.crowd`. Pictures whose file is missing are left out
@@ -24,93 +31,75 @@ class CocoSource(Source):
         empty: str = "drop",
         head: str = "coco",
         name: str = "",
+        max_bad: float | str = MAX_BAD,
     ):
         path = existing(annotations, "COCO annotations")
         folder = Folder(existing(images, f"pictures of {path.name}", folder=True))
-        super().__init__(name or path.stem, head)
-        keep = keep_empty(self.name, empty)
-        data = _load(path)
+        super().__init__(name or path.stem, head, empty, max_bad)
+        data = coco_json(path)
         labels = {c["id"]: str(c["name"]) for c in data.get("categories", [])}
-        self._rows: list[dict] = []
-        by_id: dict = {}
-        for image in data["images"]:
-            file = folder.find(image["file_name"])
+        pictures = self._pictures(path, folder, data["images"])
+        for n, row in enumerate(data["annotations"]):
+            try:
+                x, y, w, h = coco_box(row)
+            except BadRecord as e:
+                self.problem(f"{path}: annotations[{n}]", str(e))
+                continue
+            picture = pictures.get(row["image_id"])
+            if picture is not None:
+                crowd = bool(row.get("iscrowd") or row.get("ignore"))
+                label = labels.get(row.get("category_id"))
+                self.add_box(picture, (x, y, x + w, y + h), label, crowd)
+        self.finish(len(data["images"]) + len(data["annotations"]))
+
+    def _pictures(self, path: Path, folder: Folder, rows: list) -> dict[Any, int]:
+        """Number of the picture by its id, of those that have a file."""
+        numbers: dict[Any, int] = {}
+        for n, row in enumerate(rows):
+            try:
+                fields(row, {"id": (int, str), "file_name": str, "width": int, "height": int})
+                if row["width"] <= 0 or row["height"] <= 0:
+                    raise BadRecord("width and height must be whole numbers above 0")
+                if row["id"] in numbers:
+                    raise BadRecord(f"id {row['id']!r} is there a second time")
+            except BadRecord as e:
+                self.problem(f"{path}: images[{n}]", str(e))
+                continue
+            file = folder.find(row["file_name"])
             if file is None:
                 self.counts["pictures without a file"] += 1
-                continue
-            row = {"file": file, "objects": [], "crowd": [], **image}
-            by_id[image["id"]] = row
-            self._rows.append(row)
-        if data["images"] and not self._rows:
-            raise UserError(
-                f"{folder.path}: holds none of the {len(data['images'])} pictures of {path}, "
-                f"for example {data['images'][0]['file_name']}"
-            )
-        for annotation in data["annotations"]:
-            row = by_id.get(annotation["image_id"])
-            if row is None:
-                continue
-            x, y, w, h = annotation["bbox"]
-            box = (x, y, x + w, y + h)
-            region = pixel_box(
-                box, row["width"], row["height"], labels.get(annotation.get("category_id"))
-            )
-            if region is None:
-                self.counts["boxes without area"] += 1
-            elif annotation.get("iscrowd") or annotation.get("ignore"):
-                row["crowd"].append(region)
             else:
-                row["objects"].append(region)
-        if not keep:
-            filled = [row for row in self._rows if row["objects"]]
-            self.counts["pictures without boxes"] += len(self._rows) - len(filled)
-            self._rows = filled
-        self.counts = +self.counts
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, i: int) -> Example:
-        row = self._rows[i]
-        objects: list[Region] = row["objects"]
-        return Example(
-            image=row["file"],
-            width=row["width"],
-            height=row["height"],
-            id=f"{self.name}-{row['id']}",
-            source=self.name,
-            objects=tuple(objects),
-            crowd=tuple(row["crowd"]),
-            meta={"task": "detection", "image_id": row["id"], "file_name": row["file_name"]},
-        )
+                numbers[row["id"]] = self.add_picture(
+                    file, row["width"], row["height"], row["id"], row["file_name"]
+                )
+        if self.counts["pictures without a file"] and not numbers:
+            raise UserError(
+                f"{folder.path}: holds none of the {len(rows)} pictures of {path}, "
+                f"for example {rows[0]['file_name']}"
+            )
+        return numbers
 
 
-def _load(path: Path) -> dict:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: no valid JSON: {e}") from None
-    needed = {
-        "images": ("id", "file_name", "width", "height"),
-        "annotations": ("image_id", "bbox"),
-    }
+def coco_box(row: Any) -> tuple[float, float, float, float]:
+    """x, y, width, height of an annotation. Raises BadRecord when it is no such thing."""
+    fields(row, {"image_id": (int, str), "bbox": list})
+    box = row["bbox"]
+    if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+        raise BadRecord(f"bbox {box!r} is not x, y, width, height")
+    return box[0], box[1], box[2], box[3]
+
+
+def coco_json(path: Path) -> dict[str, Any]:
+    """A file with lists `images` and `annotations`. Raises UserError naming what is missing."""
+    data = read_json(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: not COCO annotations: expected an object with images")
-    for section, keys in needed.items():
+    for section in ("images", "annotations"):
         if not isinstance(data.get(section), list):
             raise UserError(f"{path}: not COCO annotations: it has no list {section!r}")
-        for n, row in enumerate(data[section]):
-            missing = [k for k in keys if not isinstance(row, dict) or k not in row]
-            if missing:
-                raise UserError(f"{path}: {section}[{n}] lacks {missing[0]!r}")
-    for n, row in enumerate(data["images"]):
-        if not all(isinstance(row[k], int) and row[k] > 0 for k in ("width", "height")):
-            raise UserError(f"{path}: images[{n}]: width and height must be whole numbers above 0")
-    for n, row in enumerate(data["annotations"]):
-        box = row["bbox"]
-        numbers = isinstance(box, list) and all(isinstance(v, int | float) for v in box)
-        if not numbers or len(box) != 4:
-            raise UserError(
-                f"{path}: annotations[{n}]: bbox {row['bbox']!r} is not x, y, width, height"
-            )
+    for n, row in enumerate(data.get("categories", [])):
+        try:
+            fields(row, {"id": (int, str), "name": str})
+        except BadRecord as e:
+            raise UserError(f"{path}: categories[{n}]: {e}") from None
     return data

@@ -10,6 +10,11 @@
                {"user": "What is <r:1>?", "assistant": "A ball."}],
      "objects": [{"box": [...], "label": "dog"}],   all boxes for detection, optional
      "crowd": [{"box": [...]}],                     boxes to ignore there, optional
+     "captions": ["<p>A dog</p><r:0> sleeps."],     all optional: annotations that the task
+     "expressions": [{"text": "the dog", "regions": [0]}],   builders make turns of,
+     "questions": [{"question": "How many?", "answers": ["2"], "choices": [], "hint": ""}],
+     "relations": [[0, "left of", 1]],              as `Example` explains them
+     "absent": ["cat"],
      "meta": {...}}                                 handed on, optional
 
 Coordinates are pixels of the picture as it is shown (after EXIF rotation), x right, y down, edges:
@@ -17,96 +22,169 @@ the whole picture is [0, 0, width, height]. Turns are neutral markup (`mg_jax.te
 numbers count from 0 in `regions`. Empty lines are skipped.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import HEADS, Source, existing
-from mg_jax.errors import UserError
-from mg_jax.example import Example, Region, Turn
+from mg_jax.data.sources.base import HEADS, MAX_BAD, Source, existing, fields, read_lines
+from mg_jax.errors import BadRecord, UserError
+from mg_jax.example import Example, Expression, Question, Region, Turn
 from mg_jax.text import markup
+from mg_jax.vision.preprocess import image_size
 
-_KEYS = {"image", "id", "width", "height", "regions", "turns", "objects", "crowd", "meta"}
+_LISTS = ("regions", "turns", "objects", "crowd", "captions", "expressions", "questions",
+          "relations", "absent")  # fmt: skip
+_KEYS = {"image", "id", "width", "height", "meta", *_LISTS}
 _KINDS = ("box", "point", "polygon", "mask")
 
 
 class JsonlSource(Source):
     """The lines of a jsonl file (see the module). All lines are parsed and checked on opening,
-    pictures are not opened. Raises UserError naming file, line and key at fault."""
+    pictures are not opened. Raises UserError for too many malformed lines, naming the first one
+    with file, line and key."""
 
     def __init__(
-        self, file: str | Path = "", images: str | Path = "", head: str = "coco", name: str = ""
+        self,
+        file: str | Path = "",
+        images: str | Path = "",
+        head: str = "coco",
+        name: str = "",
+        max_bad: float | str = MAX_BAD,
     ):
         self.path = existing(file, "jsonl data")
-        super().__init__(name or self.path.stem, head)
+        super().__init__(name or self.path.stem, head, max_bad)
         self.root = existing(images, "pictures", True) if images else self.path.parent
-        self._rows: list[tuple[int, dict[str, Any]]] = []
-        with self.path.open(encoding="utf-8") as lines:
-            for n, line in enumerate(lines, 1):
-                if line.strip():
-                    self._rows.append((n, self._row(n, line)))
+        self._rows: list[tuple[str, dict[str, Any]]] = []
+        for where, row in read_lines(self.path):
+            try:
+                self._check(row)
+                self._rows.append((where, row))
+            except BadRecord as e:
+                self.problem(where, str(e))
+        self.opened(len(self._rows) + self.bad)
         if not self._rows:
             raise UserError(f"{self.path}: holds no line")
 
-    def _row(self, n: int, line: str) -> dict[str, Any]:
-        where = f"{self.path}:{n}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise UserError(f"{where}: no valid JSON: {e}") from None
-        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise UserError(f'{where}: expected an object with "image": a file name')
+    def _check(self, row: Any) -> None:
+        fields(row, {})
+        if not isinstance(row.get("image"), str):
+            raise BadRecord('expected "image": a file name')
         unknown = sorted(set(row) - _KEYS)
         if unknown:
-            raise UserError(f"{where}: unknown key {unknown[0]!r}: known are {sorted(_KEYS)}")
-        for key in ("regions", "turns", "objects", "crowd"):
+            raise BadRecord(f"unknown key {unknown[0]!r}: known are {sorted(_KEYS)}")
+        for key in _LISTS:
             if not isinstance(row.get(key, []), list):
-                raise UserError(f"{where}: {key} is no list")
-        for k, turn in enumerate(row.get("turns", [])):
-            if not isinstance(turn, dict) or not isinstance(turn.get("user"), str):
-                raise UserError(f'{where}: turns[{k}] needs "user": text')
-            for text in (turn["user"], turn.get("assistant") or ""):
-                markup.check(text, len(row.get("regions", [])), f"{where}: turns[{k}]")
+                raise BadRecord(f"{key} is no list")
         meta = row.get("meta") or {}
         if not isinstance(meta, dict) or meta.get("head", self.head) not in HEADS:
-            raise UserError(f'{where}: meta needs to be an object, its "head" {" or ".join(HEADS)}')
+            raise BadRecord(f'meta needs to be an object, its "head" {" or ".join(HEADS)}')
         sides = [row.get(key, 1) for key in ("width", "height")]
         if not all(isinstance(side, int) and side > 0 for side in sides):
-            raise UserError(f"{where}: width and height must be whole numbers above 0")
-        return row
+            raise BadRecord("width and height must be whole numbers above 0")
+        example = _texts(row)
+        count = len(row.get("regions", []))
+        texts = [text for t in example["turns"] for text in (t.user, t.assistant or "")]
+        texts += example["captions"]
+        texts += [text for q in example["questions"] for text in (q.text, *q.answers)]
+        try:
+            for text in texts:
+                markup.check(text, count, "text")
+        except UserError as e:
+            raise BadRecord(str(e)) from None
+        named = [k for e in example["expressions"] for k in e.regions]
+        named += [k for a, _, b in example["relations"] for k in (a, b)]
+        if any(not isinstance(k, int) or not 0 <= k < count for k in named):
+            raise BadRecord(f"region {named} of {count} regions: they count from 0")
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, i: int) -> Example:
-        n, row = self._rows[i]
-        where, file = f"{self.path}:{n}", self.root / row["image"]
+        where, row = self._rows[i]
+        file = self.root / row["image"]
         width, height = row.get("width"), row.get("height")
-        if width is None or height is None:
-            from mg_jax.vision.preprocess import image_size
-
-            width, height = image_size(file)
-
-        def regions(key: str) -> tuple[Region, ...]:
-            return tuple(
-                read_region(r, width, height, f"{where}: {key}[{k}]")
-                for k, r in enumerate(row.get(key, []))
+        try:
+            if width is None or height is None:
+                width, height = image_size(file)
+            regions, objects, crowd = (
+                tuple(
+                    read_region(r, width, height, f"{where}: {key}[{k}]")
+                    for k, r in enumerate(row.get(key, []))
+                )
+                for key in ("regions", "objects", "crowd")
             )
-
-        turns = tuple(Turn(t["user"], t.get("assistant")) for t in row.get("turns", []))
+        except UserError as e:
+            raise BadRecord(str(e)) from None
         return Example(
             image=str(file),
             width=width,
             height=height,
-            regions=regions("regions"),
-            turns=turns,
-            id=str(row.get("id", f"{self.name}-{n}")),
+            id=str(row.get("id", f"{self.name}-{where.rpartition(':')[2]}")),
             source=self.name,
-            objects=regions("objects"),
-            crowd=regions("crowd"),
             meta=dict(row.get("meta") or {}),
+            regions=regions,
+            objects=objects,
+            crowd=crowd,
+            **_texts(row),
         )
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an Example that are not places. Raises BadRecord naming key and number."""
+    out: dict[str, Any] = {key: [] for key in _TEXTS}
+    for key, make in _TEXTS.items():
+        for k, value in enumerate(row.get(key, [])):
+            try:
+                out[key].append(make(value))
+            except (KeyError, TypeError, ValueError):
+                raise BadRecord(f"{key}[{k}] needs {_NEEDS[key]}") from None
+    return {key: tuple(values) for key, values in out.items()}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _turn(value: Any) -> Turn:
+    said = value.get("assistant") if isinstance(value, dict) else None
+    return Turn(_text(value["user"]), None if said is None else _text(said))
+
+
+def _question(value: Any) -> Question:
+    answers, choices = value["answers"], value.get("choices", [])
+    if not (isinstance(answers, list) and isinstance(choices, list) and answers):
+        raise TypeError
+    return Question(
+        _text(value["question"]),
+        tuple(map(_text, answers)),
+        tuple(map(_text, choices)),
+        _text(value.get("hint", "")),
+    )
+
+
+def _relation(value: Any) -> tuple[int, str, int]:
+    subject, predicate, other = value
+    return subject, _text(predicate), other
+
+
+_TEXTS: dict[str, Any] = {
+    "turns": _turn,
+    "captions": _text,
+    "expressions": lambda v: Expression(_text(v["text"]), tuple(v["regions"])),
+    "questions": _question,
+    "relations": _relation,
+    "absent": _text,
+}
+_NEEDS = {
+    "turns": '"user": text',
+    "captions": "to be text",
+    "expressions": '"text" and a list "regions"',
+    "questions": '"question" and a list "answers"',
+    "relations": "to be [region, predicate, region]",
+    "absent": "to be text",
+}
 
 
 def read_region(row: Any, width: int, height: int, where: str) -> Region:
