@@ -9,7 +9,6 @@ Same use as `Tokenizer`: a text given to `encode_parts` is never read as a token
 """
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ from typing import Any
 import tokenizers
 
 from mg_jax.errors import UserError
+from mg_jax.text.added import AddedTokens
 from mg_jax.text.tokenizer import Tokenizer, read_file, read_object
 
 CONFIG, FILE = "tokenizer_config.json", "tokenizer.json"
 
 
-class BPETokenizer:
+class BPETokenizer(AddedTokens):
     """Text to ids and back.
 
     Attributes: vocab_size (pieces), size (with added tokens), added (token -> id), bos_id (None:
@@ -51,18 +51,16 @@ class BPETokenizer:
             )
         self.vocab_size = self._bpe.get_vocab_size()
         self.added = {entry["content"]: int(entry["id"]) for entry in entries}
-        self.size = max([self.vocab_size, *(i + 1 for i in self.added.values())])
+        self._size = max([self.vocab_size, *(i + 1 for i in self.added.values())])
         behind = {i for i in self.added.values() if i >= self.vocab_size}
         if len(behind) != self.size - self.vocab_size or any(e["single_word"] for e in entries):
             raise UserError(
                 f"{FILE}: added tokens must have the ids {self.vocab_size} to {self.size - 1} "
                 "without holes, none of them with single_word"
             )
-        self._tokens = {i: token for token, i in self.added.items()}
+        super().__init__(self.added)
         self._special = {e["id"] for e in entries if e["special"]}
         self._strip = {side: {e["id"] for e in entries if e[side]} for side in ("lstrip", "rstrip")}
-        longest_first = sorted(self.added, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         template = self._bpe.encode("").ids  # what the file itself puts around a text
         bos = self._named("bos_token")
         self.bos_id = bos if template[:1] == [bos] or config.get("add_bos_token") else None
@@ -91,53 +89,27 @@ class BPETokenizer:
         text = json.dumps(self.config, indent=1, ensure_ascii=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
 
-    def id(self, token: str) -> int:
-        """Id of an added token or of a piece; KeyError if unknown."""
-        i = self.added.get(token, self._bpe.token_to_id(token))
-        if i is None:
-            raise KeyError(f"token {token!r} is not in the vocabulary")
-        return i
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._size
 
-    def token(self, i: int) -> str | None:
-        """The added token of an id; None for an ordinary piece or a wrong id."""
-        return self._tokens.get(int(i))
+    def _piece(self, token: str) -> int | None:
+        return self._bpe.token_to_id(token)
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of a text in which added tokens are recognised; no EOS at the end."""
-        return self.encode_parts(self.split(text), bos)
-
-    def split(self, text: str) -> list[str | int]:
-        """A text cut at its added tokens, which become ids."""
-        if not self.added:
-            return [text] if text else []
-        return [self.added.get(part, part) for part in self._split.split(text) if part]
-
-    def encode_parts(self, parts: Iterable[str | int], bos: bool = True) -> list[int]:
-        """Ids of a sequence of literal texts and ids: a text is never read as a token."""
-        joined: list[str | int] = []
-        for part in parts:
-            if isinstance(part, str) and joined and isinstance(joined[-1], str):
-                joined[-1] += part
-            else:
-                joined.append(part)
-        ids = [self.bos_id] if bos and self.bos_id is not None else []
-        for n, part in enumerate(joined):
-            if not isinstance(part, str):
-                ids.append(int(part))
-                continue
-            if n and joined[n - 1] in self._strip["rstrip"]:
-                part = part.lstrip()
-            if n + 1 < len(joined) and joined[n + 1] in self._strip["lstrip"]:
-                part = part.rstrip()
-            ids += self._bpe.encode(part, add_special_tokens=False).ids
-        return ids
+    def _encode_part(
+        self, text: str, before: int | None, after: int | None, first: bool
+    ) -> list[int]:
+        if before in self._strip["rstrip"]:
+            text = text.lstrip()
+        if after in self._strip["lstrip"]:
+            text = text.rstrip()
+        return list(self._bpe.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids. An id outside the vocabulary raises UserError."""
         text, run = "", []
-        for i in map(int, ids):
-            if not 0 <= i < self.size:
-                raise UserError(f"token id {i} is outside the vocabulary of {self.size}")
+        for i in self._checked(ids):
             if i not in self._tokens:
                 run.append(i)
             elif not (skip_special and i in self._special):

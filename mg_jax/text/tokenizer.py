@@ -21,7 +21,6 @@ One deliberate difference: a text that begins with an added token gets no lone "
 
 import io
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from typing import Any, Literal
 import sentencepiece
 
 from mg_jax.errors import UserError
+from mg_jax.text.added import AddedTokens
 
 TextAfterToken = Literal["whole", "published"]
 PAD = "[PAD]"
@@ -38,12 +38,14 @@ _SPACE = "▁"
 NO_DUMMY_PREFIX, DUMMY_PREFIX = b"\x1a\x02\x18\x00", b"\x1a\x02\x18\x01"
 
 
-class Tokenizer:
+class Tokenizer(AddedTokens):
     """Text to ids and back; ids from `vocab_size` on belong to the added tokens.
 
     Attributes: vocab_size (pieces of the model), size (with added tokens), added (token -> id),
     bos_id, eos_id, unk_id, pad_id (of "[PAD]", else eos_id), legacy, text_after_token.
     """
+
+    bos_id: int
 
     def __init__(
         self,
@@ -79,10 +81,7 @@ class Tokenizer:
                 "added_tokens.json do not belong together"
             )
         self.pad_id = self.added.get(PAD, self.eos_id)
-        self._ids = self._base | self.added
-        self._tokens = {i: t for t, i in self._ids.items()}
-        longest_first = sorted(self._ids, key=len, reverse=True)
-        self._split = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        super().__init__(self._base | self.added)
 
     @property
     def size(self) -> int:
@@ -179,60 +178,25 @@ class Tokenizer:
             text = json.dumps(content, indent=1, ensure_ascii=False)
             (folder / name).write_text(text + "\n", encoding="utf-8")
 
-    def id(self, token: str) -> int:
-        """Id of an added token, of `<s>`, `</s>`, `<unk>`, or of a piece; KeyError if unknown."""
-        if token in self._ids:
-            return self._ids[token]
+    def _piece(self, token: str) -> int | None:
         i = self._sp.piece_to_id(token)
-        if i == self.unk_id:
-            raise KeyError(f"token {token!r} is not in the vocabulary")
-        return i
+        return None if i == self.unk_id else i
 
-    def token(self, i: int) -> str | None:
-        """The added or special token of an id; None for an ordinary piece or a wrong id."""
-        return self._tokens.get(int(i))
-
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Ids of a text in which added and special tokens are recognised; no `</s>` at the end."""
-        return self.encode_parts(self.split(text), bos)
-
-    def split(self, text: str) -> list[str | int]:
-        """A text cut at its added and special tokens, which become ids."""
-        return [self._ids.get(part, part) for part in self._split.split(text) if part]
-
-    def encode_parts(self, parts: Iterable[str | int], bos: bool = True) -> list[int]:
-        """Ids of a sequence of literal texts and ids: a text is never read as a token.
-
-        So a question that holds the characters `</s>` cannot end the sequence.
-        """
-        joined: list[str | int] = []
-        for part in parts:
-            if isinstance(part, str) and joined and isinstance(joined[-1], str):
-                joined[-1] += part
-            else:
-                joined.append(part)
-        ids = [self.bos_id] if bos else []
-        for n, part in enumerate(joined):
-            if not isinstance(part, str):
-                ids.append(int(part))
-                continue
-            if not self.legacy:
-                part = part.replace(_SPACE, " ")
-            if n and self._strips(joined[n - 1]):
-                part = part.lstrip()
-            if n + 1 < len(joined) and self._strips(joined[n + 1]):
-                part = part.rstrip()
-            if part:
-                ids += self._encode_text(" " + part if self.legacy or n == 0 else part)
-        return ids
+    def _encode_part(
+        self, text: str, before: int | None, after: int | None, first: bool
+    ) -> list[int]:
+        if not self.legacy:
+            text = text.replace(_SPACE, " ")
+        if before is not None and before >= self.vocab_size:
+            text = text.lstrip()
+        if after is not None and after >= self.vocab_size:
+            text = text.rstrip()
+        return self._encode_text(" " + text if self.legacy or first else text) if text else []
 
     def _encode_text(self, text: str) -> list[int]:
         if self.legacy or self.text_after_token == "whole":
             return self._sp.encode(text)
         return self._sp.encode("<unk>" + text)[len(self._sp.encode("<unk>")) :]
-
-    def _strips(self, neighbour: str | int) -> bool:
-        return isinstance(neighbour, int) and neighbour >= self.vocab_size
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids, with single spaces around added tokens.
@@ -243,9 +207,7 @@ class Tokenizer:
         special = {*self._base.values(), self.pad_id}
         parts: list[str] = []
         run: list[int] = []
-        for i in [*(int(i) for i in ids), None]:
-            if i is not None and not 0 <= i < self.size:
-                raise UserError(f"token id {i} is outside the vocabulary of {self.size}")
+        for i in [*self._checked(ids), None]:
             if i is not None and skip_special and i in special:
                 continue
             if i is not None and i < self.vocab_size:
