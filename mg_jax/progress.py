@@ -162,29 +162,42 @@ class Bar:
 
 def draw_curve(folder: Path, title: str) -> Path | None:
     """`loss.png` from metrics.jsonl: every logged loss, and its running mean. None if too few."""
-    records = [r for r in read_metrics(Path(folder) / "metrics.jsonl") if "loss" in r]
-    if len(records) < 2:
+    return draw_curves({title: Path(folder)}, Path(folder) / "loss.png")
+
+
+def draw_curves(folders: Mapping[str, Path], path: Path) -> Path | None:
+    """The curves of runs by their titles side by side in one picture; None if all are too short."""
+    curves = {}
+    for title, folder in folders.items():
+        records = [r for r in read_metrics(folder / "metrics.jsonl") if "loss" in r]
+        if len(records) >= 2:
+            curves[title] = [r["step"] for r in records], [r["loss"] for r in records]
+    if not curves:
         return None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    steps, losses = [r["step"] for r in records], [r["loss"] for r in records]
-    keep = 1 - 1 / max(2.0, min(50.0, len(losses) / 20))
-    total, weight, smooth = 0.0, 0.0, []
-    for loss in losses:
-        total, weight = keep * total + (1 - keep) * loss, keep * weight + (1 - keep)
-        smooth.append(total / weight)
-    figure = Figure(figsize=(7, 4), dpi=110, layout="constrained")
+    width = 7 if len(curves) == 1 else 4.5 * len(curves)
+    figure = Figure(figsize=(width, 4), dpi=110 if len(curves) == 1 else 75, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot(steps, losses, color="#a8c5e2", linewidth=0.8, label="logged")
-    axes.plot(steps, smooth, color="#1f5a94", linewidth=1.8, label="running mean")
-    axes.set(title=title, xlabel="step", ylabel="loss")
-    if min(losses) > 0 and max(losses) > 20 * min(losses):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    path = Path(folder) / "loss.png"
+    places = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axes, (title, (steps, losses)) in zip(places, curves.items(), strict=True):
+        axes.plot(steps, losses, color="#a8c5e2", linewidth=0.8, label="logged")
+        axes.plot(steps, _smooth(losses), color="#1f5a94", linewidth=1.8, label="running mean")
+        axes.set(title=title, xlabel="step", ylabel="loss")
+        if min(losses) > 0 and max(losses) > 20 * min(losses):
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
     with disk_errors(path):
         figure.savefig(path)
     return path
+
+
+def _smooth(losses: list[float]) -> list[float]:
+    keep = 1 - 1 / max(2.0, min(50.0, len(losses) / 20))
+    total, weight, out = 0.0, 0.0, []
+    for loss in losses:
+        total, weight = keep * total + (1 - keep) * loss, keep * weight + (1 - keep)
+        out.append(total / weight)
+    return out

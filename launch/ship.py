@@ -1,0 +1,184 @@
+"""Measure a trained system on all its tasks and make the release folder that is shipped.
+
+    python -m launch.ship runs/detection runs/alignment runs/instruction \\
+        --out mg_jax/releases/groma-tiny
+
+The folders are finished training runs in the order of their stages; the release is that of the
+last one. Its model card gets the commands and seeds of all stages, their times and loss curves,
+and the numbers on scenes that are kept for evaluation. Measurements are kept in OUT.measured.jsonl
+beside the folder, so that a second call does not repeat them. Runs are named runs/STAGE in the
+card, whatever their folders here are called.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+from launch import cli
+from mg_jax.errors import UserError
+
+# task -> its metrics in the card, the headline first
+SHOWN: dict[str, tuple[str, ...]] = {
+    "rec": ("acc@0.5", "absent_accuracy"),
+    "regions": ("accuracy",),
+    "presence": ("accuracy",),
+    "absent": ("accuracy",),
+    "all_instances": ("as_many_ar",),
+    "proposals": ("ar@100", "ap50"),
+    "grounded_caption": ("phrase_recall", "invented"),
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(
+        prog="python -m launch.ship",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("runs", nargs="+", type=Path, help="workdirs of the stages, in order")
+    p.add_argument("--out", required=True, type=Path, help="folder of the release")
+    p.add_argument("--data", default="scenes:seed=700000,n=500", help="default %(default)s")
+    return p
+
+
+def measured(release: Path, data: str, kept: Path) -> list[dict[str, Any]]:
+    """One result a task, the tasks that `kept` has no line for measured now."""
+    import mg_jax
+    from mg_jax.evals import report, tasks
+
+    rows = []
+    if kept.is_file():
+        rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+        rows = [r for r in rows if r["data"] == data]
+    assistant = None
+    for name in SHOWN:
+        for blind in (False, True):
+            if any((r["task"], r["blind"]) == (name, blind) for r in rows):
+                continue
+            assistant = assistant or mg_jax.load(release)
+            task = tasks.get(name)
+
+            def predict(queries, assistant=assistant, length=task.max_new_tokens):
+                return assistant.answer(queries, max_new_tokens=length, batch_size=16)
+
+            result = tasks.evaluate(task, data, predict, assistant.propose, blind=blind)
+            rows.append(report.as_dict(result, release.name))
+            print(json.dumps(rows[-1]), flush=True)
+            with open(kept, "a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def results_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: the number, the same without the picture, the best constant answer."""
+    lines = ["| task | metric | value | noise for pictures | constant answer | n |"]
+    lines.append("|---|---|---|---|---|---|")
+    by_key = {(r["task"], r["blind"]): r for r in rows}
+    for task, metrics in SHOWN.items():
+        seen, blind = by_key[task, False], by_key[task, True]
+        for k, metric in enumerate(metrics):
+            rival = seen.get("majority" if k == 0 else f"majority_{metric}")
+            cells = [seen.get(metric), blind.get(metric), rival]
+            shown = " | ".join("" if v is None else f"{v:.3f}" for v in cells)
+            lines.append(f"| {task} | {metric} | {shown} | {seen['n']} |")
+    return lines
+
+
+def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
+    """(table lines, commands, name in the card by the folder's own) of the training runs."""
+    from mg_jax import checkpoint
+
+    names = {}
+    for run in runs:
+        names |= dict.fromkeys((str(run), str(run.resolve())), f"runs/{_config(run)['stage']}")
+    lines = ["| stage | updates x batch | seed | data | hours |", "|---|---|---|---|---|"]
+    commands = []
+    for run in runs:
+        config = _config(run)
+        made = checkpoint.read_json(run / "release" / "config.json")["provenance"]
+        meta = run / "checkpoints" / str(made["steps"]) / "meta" / "metadata"
+        hours = json.loads(meta.read_text(encoding="utf-8"))["seconds"] / 3600
+        lines.append(
+            f"| {config['stage']} | {made['steps']:,} x {config['batch_size']} | {made['seed']} | "
+            f"`{made['data']}` | {hours:.2f} |"
+        )
+        commands.append(renamed(made["command"], names))
+    return lines, commands, names
+
+
+def _config(run: Path) -> dict[str, Any]:
+    from mg_jax import checkpoint
+
+    if not (run / "release").is_dir():
+        raise UserError(f"{run}: no finished training run: it has no folder release")
+    return checkpoint.read_json(run / "config.json")
+
+
+def renamed(text: str, names: dict[str, str]) -> str:
+    """The text with the folders of runs as the card calls them."""
+    for folder in sorted(names, key=len, reverse=True):
+        text = text.replace(folder, names[folder])
+    return text
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments().parse_args(argv)
+    from mg_jax import progress
+
+    lines, commands, names = stage_rows(args.runs)
+    release = args.runs[-1] / "release"
+    kept = args.out.with_name(args.out.name + ".measured.jsonl")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    rows = measured(release, args.data, kept)
+
+    part = args.out.with_name(args.out.name + ".tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(release, part)
+    progress.draw_curves({_config(run)["stage"]: run for run in args.runs}, part / "loss.png")
+    config = json.loads((part / "config.json").read_text(encoding="utf-8"))
+    made = config["provenance"]
+    made |= {key: renamed(made[key], names) for key in ("command", "init_from")}
+    (part / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+    versions = ", ".join(f"{k} {v}" for k, v in made["versions"].items())
+    size = (part / "params.safetensors").stat().st_size
+    card = [
+        f"# {args.out.name}",
+        "",
+        f"{config['system']} at {config['model']['image_size']} px, {size / 2e6:.1f} million "
+        "parameters in bfloat16, trained from random values on procedural scenes: a small system "
+        "to try the code with. It knows the scenes' shapes, colours and words, and no photos.",
+        "",
+        f'    assistant = mg_jax.load("{args.out.name}")',
+        "",
+        "## How it was made",
+        "",
+        *(f"    {command}" for command in commands),
+        "",
+        *lines,
+        "",
+        f"On {os.cpu_count()} CPU cores ({platform.machine()}), {versions}. Hours are wall time.",
+        "",
+        "![loss of every stage](loss.png)",
+        "",
+        "## What it reaches",
+        "",
+        f"`python -m launch.evaluate --checkpoint {args.out.name} --task TASK --data {args.data}`; "
+        "these scenes are never trained on. *Noise for pictures* is the same with `--blind`; "
+        "*constant answer* is the best that can be done without looking.",
+        "",
+        *results_table(rows),
+        "",
+    ]
+    (part / "README.md").write_text("\n".join(card), encoding="utf-8")
+    shutil.rmtree(args.out, ignore_errors=True)
+    part.rename(args.out)
+    print(f"wrote {args.out}: {size / 1e6:.1f} MB of parameters")
+
+
+if __name__ == "__main__":
+    cli.run(main)
