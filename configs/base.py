@@ -39,6 +39,11 @@ def get_config() -> ConfigDict:
     # "coco:a.json,images + scenes:seed=1,n=1000 * 0.5"
     c.data = ""
     c.single_source = False  # every batch from one data set
+    # What pictures that come with annotations instead of conversations are asked (docs/data.md);
+    # tasks=... of a data set wins. "auto": whatever its annotations allow.
+    c.tasks = "auto"  # or "rec*2+presence", names of mg_jax.data.tasks with their weights
+    c.turns = 1  # rounds of such a conversation, more where a task has several
+    c.instructions = ""  # whose wording (mg_jax/text/instructions); "" for the system's own
     c.preprocess = "groma_pil"  # of mg_jax.vision.preprocess, for stages with text
     c.target_slots = 100  # boxes of a picture that the detector trains on
     c.label_words = ()  # words of labels that a detector with model.label_words learns to tell

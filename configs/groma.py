@@ -191,6 +191,7 @@ def tiny(c: ConfigDict) -> None:
         return
     c.batch_size = 16
     c.model.unit_vectors = True
+    c.model.pointing_weight = 0.3  # as GromaConfig says: what a pretrained one would bring along
     c.trainable = (*BRIDGES, "lm/.*")  # no pretrained language model is shipped: it learns here
     c.optim.lr = 6e-4 if c.stage == "alignment" else 3e-4
     c.optim.warmup_steps = 200

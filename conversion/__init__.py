@@ -9,11 +9,11 @@
 """
 
 from conversion.hub import is_name as is_hub_name
+from conversion.located import locate
 from conversion.opening import (
     Converted,
     convert,
     load,
-    locate,
     prepare,
     read,
     read_config,

@@ -64,6 +64,11 @@ class Architecture:
         """The training stages that a release may be of, the likeliest first."""
         return self.trained or (PARTS[self.part][1],)
 
+    @property
+    def speaks(self) -> bool:
+        """Whether a language model is part of it."""
+        return self.part == "lm" or self.name == "groma"
+
     def build(self, values: Mapping[str, Any], where: str) -> Any:
         """Our config of plain values. Raises UserError naming a key that does not fit."""
         from mg_jax.config import build

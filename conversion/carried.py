@@ -7,11 +7,12 @@ release/upstream/    the original config.json and the rest, for the way back and
 import fnmatch
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conversion.architectures import CONFIG_FILES
+from conversion.hf_config import TOKEN_IDS
 from mg_jax.errors import UserError
 
 TOKENIZER = (
@@ -22,6 +23,7 @@ OTHERS = (
     "generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
     "README.md",
 )  # fmt: skip
+LM = "llm_cfg"  # where the config of a whole system keeps its language model's
 # Text of Groma's training, in tokens before <image> and <region> are expanded (spec 6)
 GROMA_TEXT = 2046
 
@@ -52,6 +54,19 @@ def out_of_release(release: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
+def token_ids(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The ids in a config.json by which text is generated, nested as they are there."""
+    found = {name: raw[name] for name in TOKEN_IDS if name in raw}
+    inner = token_ids(raw[LM]) if LM in raw else {}
+    return found | ({LM: inner} if inner else {})
+
+
+def with_token_ids(raw: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json with the ids of `token_ids` put back."""
+    inner = {LM: with_token_ids(raw[LM], ids[LM])} if LM in ids else {}
+    return {**raw, **ids, **inner}
+
+
 def text_settings(cfg: Any, stage: str) -> dict[str, Any]:
     """What a release of Groma says of pictures and text: `preprocess` and `codec`."""
     room = cfg.lm.max_positions - cfg.image_tokens - 2 * cfg.max_regions
@@ -67,16 +82,21 @@ def text_settings(cfg: Any, stage: str) -> dict[str, Any]:
     }
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer can be loaded from a folder."""
+    return bool(matching(folder, TOKENIZER[:2]))
+
+
 def check_tokenizer(folder: Path, cfg: Any) -> None:
     """Raises UserError when the tokenizer in `folder` is not of a Groma model of shape `cfg`.
 
-    A folder without a tokenizer.model passes: its release can propose regions, but not chat.
+    A folder without a tokenizer passes: its release can propose regions, but not chat.
     """
-    if not (folder / "tokenizer.model").is_file():
+    if not has_tokenizer(folder):
         return
-    from mg_jax.text.tokenizer import Tokenizer
+    from mg_jax.text.bpe import load_tokenizer
 
-    found = Tokenizer.load(folder)
+    found = load_tokenizer(folder)
     for what, have, want in (
         ("pieces", found.vocab_size, cfg.lm.vocab),
         ("added tokens", len(found.added), cfg.new_tokens),

@@ -7,8 +7,10 @@ becomes, and an einops pattern whose arrow can be turned round:
 
 `{l}` stands for 0 .. sizes["l"]-1; the tensors are stacked on a leading axis of our leaf. A tuple
 of leaves splits the leading axis of the right side; with a pattern for each leaf it cuts the
-tensor's rows. Axis sizes come from the config alone and are checked against the tensors, so a
-wrong config cannot pass. Numbers are moved, never changed.
+tensor's rows. Axis sizes come from the config alone and are checked against the tensors: a config
+that gives any tensor another shape is refused. What shapes do not show (the number of heads of one
+width in all, an epsilon, the base of rope) is taken on the config's word. Numbers are moved, never
+changed.
 """
 
 import dataclasses
@@ -17,9 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conversion.moves import bits_equal, move
+from conversion.moves import bits_equal, is_float, move
 from conversion.patterns import Leaf, leaf_of, names_of
-from mg_jax.errors import UserError
+from mg_jax.errors import UserError, some
 
 LISTED = 40  # names shown per side of an error; the rest is counted
 
@@ -98,13 +100,15 @@ class Plan:
     """A table written out: every tensor and leaf by name and shape, no bytes.
 
     `tied` maps copies to their source and `dropped` names to reasons. In a plan made from a
-    manifest these hold what the manifest has, and `dtypes` the dtypes of the sources.
+    manifest these hold what the manifest has, and `dtypes` the dtypes of the sources. `where` is
+    the path for messages.
     """
 
     leaves: tuple[Leaf, ...]
     tied: Mapping[str, str]
     dropped: Mapping[str, str]
     dtypes: Mapping[str, np.dtype | None] = dataclasses.field(default_factory=dict)
+    where: str = "checkpoint"
 
     def torch_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of every tensor an export writes."""
@@ -126,7 +130,7 @@ class Plan:
         return unflatten(flat)
 
 
-def expand(table: Table) -> Plan:
+def expand(table: Table, where: str = "parameters") -> Plan:
     """Write a table out. Raises ValueError when the table itself is at fault."""
     leaves: list[Leaf] = []
     tied: dict[str, str] = {}
@@ -151,7 +155,7 @@ def expand(table: Table) -> Plan:
     for copy, source in tied.items():
         if source not in known:
             raise ValueError(f"table: {copy!r} is tied to {source!r}, which no rule names")
-    return Plan(tuple(leaves), tied, dropped)
+    return Plan(tuple(leaves), tied, dropped, where=where)
 
 
 def plan(manifest: Mapping[str, Any], table: Table, where: str = "checkpoint") -> Plan:
@@ -185,7 +189,24 @@ def plan(manifest: Mapping[str, Any], table: Table, where: str = "checkpoint") -
         {copy: source for copy, source in full.tied.items() if copy in infos},
         {name: why for name, why in full.dropped.items() if name in infos},
         {name: info.dtype for name, info in infos.items()},
+        where,
     )
+
+
+def check_copies(read: Callable[[str], np.ndarray], plan: Plan) -> None:
+    """Raises UserError when a tied copy of a checkpoint differs from its source."""
+    for copy, source in plan.tied.items():
+        if not bits_equal(read(copy), read(source)):
+            raise UserError(f"{plan.where}: {copy} should equal {source}, but differs")
+
+
+def read_tensor(read: Callable[[str], np.ndarray], leaf: Leaf, name: str, where: str) -> np.ndarray:
+    """One source tensor of a leaf. Raises UserError when its shape is not what the plan knew."""
+    tensor = np.asarray(read(name))
+    if tensor.shape != leaf.torch_shape:
+        shapes = f"{list(tensor.shape)}, expected {list(leaf.torch_shape)}"
+        raise UserError(f"{where}: {name} has shape {shapes}")
+    return tensor
 
 
 def iter_jax(
@@ -193,25 +214,21 @@ def iter_jax(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(path, array) leaf by leaf; in memory are one leaf and one source tensor.
 
-    `read(name)` gives a tensor. The dtype is the source's unless `dtype` asks for a cast. Raises
-    UserError when a tied copy differs from its source or the layers of a leaf differ in dtype.
+    `read(name)` gives a tensor. The dtype is the source's unless `dtype` asks for a cast of
+    floats. Raises UserError when a tied copy differs from its source or the layers of a leaf
+    differ in dtype.
     """
-    for copy, source in plan.tied.items():
-        if not bits_equal(read(copy), read(source)):
-            raise UserError(f"checkpoint: {copy} should equal {source}, but differs from it")
+    check_copies(read, plan)
     for leaf in plan.leaves:
         filled: list[np.ndarray] = []
         for index, name in leaf.indexed():
-            tensor = np.asarray(read(name))
-            if tensor.shape != leaf.torch_shape:
-                shapes = f"{list(tensor.shape)}, expected {list(leaf.torch_shape)}"
-                raise UserError(f"checkpoint: {name} has shape {shapes}")
-            kept = np.dtype(dtype or tensor.dtype)
+            tensor = read_tensor(read, leaf, name, plan.where)
+            kept = np.dtype(dtype if dtype and is_float(tensor.dtype) else tensor.dtype)
             if not filled:
                 filled = [np.empty(part.shape, kept) for part in leaf.parts]
             if filled[0].dtype != kept:
                 raise UserError(
-                    f"checkpoint: {name} is {kept}, {leaf.names[0]} is {filled[0].dtype}; "
+                    f"{plan.where}: {name} is {kept}, {leaf.names[0]} is {filled[0].dtype}; "
                     "ask for one dtype to stack them"
                 )
             for out, part in zip(filled, leaf.parts, strict=True):
@@ -248,9 +265,7 @@ def iter_torch(
                 yield written, tensor
 
 
-def check_leaves(
-    shapes: Mapping[str, tuple[int, ...]], plan: Plan, where: str = "parameters"
-) -> None:
+def check_leaves(shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> None:
     """Raises UserError, as `iter_torch` says, when leaves of these shapes do not fit a plan."""
     expected = plan.jax_shapes()
     extra = [f"+ {path} {list(shape)}" for path, shape in shapes.items() if path not in expected]
@@ -260,7 +275,7 @@ def check_leaves(
         for path, shape in expected.items()
         if path in shapes and shapes[path] != shape
     ]
-    _report(where, extra, missing, wrong)
+    _report(plan.where, extra, missing, wrong)
 
 
 def to_torch(params: Mapping[str, Any], table: Table, dtype: Any = None) -> dict[str, np.ndarray]:
@@ -301,11 +316,8 @@ def _report(where: str, extra: list[str], missing: list[str], wrong: list[str]) 
     if not (extra or missing or wrong):
         return
     lines = [
-        f"{where} does not fit the model of its config: {len(extra)} only in {where} (+), "
+        f"{where}: does not fit the model of its config: {len(extra)} only there (+), "
         f"{len(missing)} only in the model (-), {len(wrong)} of another shape (!)"
     ]
-    for side in (extra, missing, wrong):
-        lines += [f"  {line}" for line in side[:LISTED]]
-        if len(side) > LISTED:
-            lines.append(f"  {side[0][0]} ... and {len(side) - LISTED} more")
+    lines += [f"  {line}" for side in (extra, missing, wrong) for line in some(side, LISTED)]
     raise UserError("\n".join(lines))

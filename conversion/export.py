@@ -174,10 +174,10 @@ def _pickle(source: Path, path: Path) -> None:
         warnings.simplefilter("ignore")  # that the file is read-only: so is what is done with it
         for name in held.manifest:
             array = held.read(name)
-            if array.dtype.name == "bfloat16":
-                state[name] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            else:
-                state[name] = torch.from_numpy(array)
+            # of the types that are not NumPy's own torch takes the bits
+            bits = array if array.dtype.isbuiltin == 1 else array.view(f"i{array.itemsize}")
+            kind = getattr(torch, array.dtype.name)
+            state[name] = torch.from_numpy(bits).view(kind)
     part = path.with_name(path.name + ".part")
     torch.save(state, part)
     sync(part)

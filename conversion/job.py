@@ -12,7 +12,7 @@ import dataclasses
 import importlib.metadata
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +24,11 @@ from conversion.architectures import Architecture
 from conversion.carried import gib
 from conversion.engine import Plan
 from conversion.export import ReadLeaf, Tensor
-from conversion.moves import Pool, bits_equal
-from conversion.partial import free_bytes
+from conversion.moves import Pool, bits_equal, is_float
+from conversion.partial import Partial, need_space, real
 from conversion.stream import Read
-from mg_jax.errors import UserError
+from mg_jax.disk import free_bytes
+from mg_jax.errors import UserError, some
 
 DTYPES = {"keep": None, "bf16": np.dtype(ml_dtypes.bfloat16), "f32": np.dtype(np.float32)}
 DType = Literal["keep", "bf16", "f32"]
@@ -39,59 +40,83 @@ Advance = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
-    """What `check` found: tensors compared, those that differ, and how they were compared."""
+class Checked:
+    """What `check` found: how many tensors there are, which of them differ or could not be
+    compared, what `others` do not fit (the config, parts that belong nowhere), and how they were
+    compared."""
 
     tensors: int
     nbytes: int
     different: tuple[str, ...]
+    others: tuple[str, ...] = ()
     cast: str = ""
     dropped: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         """Whether everything is as it was."""
-        return not self.different
+        return not (self.different or self.others)
 
     def __str__(self) -> str:
         how = f"after the cast {self.cast}" if self.cast else "bit for bit"
         same = self.tensors - len(self.different)
         lines = [f"check: {same:,} of {self.tensors:,} tensors ({gib(self.nbytes)}) equal {how}"]
-        lines += [f"  differs: {name}" for name in self.different[:LISTED]]
-        if len(self.different) > LISTED:
-            lines.append(f"  ... and {len(self.different) - LISTED} more")
+        lines += [f"  differs: {name}" for name in some((*self.others, *self.different), LISTED)]
         lines += [f"  left out: {line}" for line in reasons(self.dropped)]
+        lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
 
 
 class Job(abc.ABC):
     """A planned conversion. No tensor has been read yet.
 
-    `dtypes`: of each leaf in a release, before or after. `files`: those that are read.
+    `dtypes`: of each leaf in a release, before or after. `files`: those that are read. `inert`:
+    fields of the source's config.json that change no number.
     """
 
     to: str
-    src: Path
-    given: str
-    dst: Path
-    entry: Architecture
-    cfg: Any
     plan: Plan
     dtypes: dict[str, np.dtype]
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
-    overwrite: bool = False
+    inert: tuple[str, ...] = ()
 
-    @abc.abstractmethod
-    def run(self, say: Say = lambda line: None, advance: Advance = lambda count: None) -> Path:
+    def __init__(
+        self, src: Path, dst: Path, entry: Architecture, cfg: Any, given: str, overwrite: bool
+    ):
+        # a link stays: what it leads to is made, on that disk
+        self.src, self.dst, self.given, self.overwrite = src, real(dst), given, overwrite
+        self.entry, self.cfg = entry, cfg
+
+    def run(
+        self,
+        say: Say = lambda line: None,
+        advance: Advance = lambda count: None,
+        there: Advance = lambda count: None,
+    ) -> Path:
         """Convert; returns the folder, which appears whole or not at all.
 
-        `say` gets lines about what is going on, `advance` the bytes of each piece written. Raises
-        UserError for an input that cannot be read or a full disk.
+        `say` gets lines about what is going on, `advance` the bytes of each piece written, `there`
+        those that an earlier run wrote. Raises UserError for an input that cannot be read or a
+        full disk.
         """
+        partial = Partial(self.dst, self.about(), self.sizes)
+        with partial.guarded():
+            if partial.state:
+                say(partial.state)
+            done = sum(self.sizes[name] for name in partial.done)
+            need_space(self.dst, self.disk - done)
+            there(done)
+            self._write(partial, advance)
+            return partial.finish(self.overwrite)
 
     @abc.abstractmethod
-    def check(self, advance: Advance = lambda count: None) -> Report:
+    def _write(self, partial: Partial, advance: Advance) -> None:
+        """Write what `partial` lacks, whatever opens the folder last."""
+
+    @abc.abstractmethod
+    def check(self, advance: Advance = lambda count: None) -> Checked:
         """Read the result anew and compare every tensor with its source."""
 
     @property
@@ -101,8 +126,18 @@ class Job(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Bytes of numbers of each part that an interrupted run need not make again."""
+
+    @property
     def nbytes(self) -> int:
         """Bytes of numbers that are written."""
+        return sum(self.sizes.values())
+
+    @property
+    def disk(self) -> int:
+        """Bytes of disk that a run takes at most."""
+        return self.nbytes
 
     @property
     @abc.abstractmethod
@@ -119,18 +154,19 @@ class Job(abc.ABC):
             lines.append("  " + "  ".join(padded).rstrip())
         lines += [f"  copy: {line}" for line in self._copies()]
         lines += [f"  left out: {line}" for line in reasons(self.plan.dropped)]
+        lines += [f"  without effect: {line}" for line in by_section(self.inert)]
         largest = max((t.nbytes for t in self.tensors), default=0)
         lines += [
             "",
             f"expected peak memory {gib(self.memory)} (largest tensor {gib(largest)}); "
-            f"disk {gib(self.nbytes)}, of which {gib(free_bytes(self.dst))} are free",
+            f"disk {gib(self.disk)}, of which {gib(free_bytes(self.dst))} are free",
         ]
         return "\n".join(lines)
 
     @property
     @abc.abstractmethod
     def memory(self) -> int:
-        """Bytes of memory that the conversion takes at most: it does not grow with the model."""
+        """Bytes of memory that `run` takes at most."""
 
     def _row(self, leaf) -> tuple[str, ...]:
         name = leaf.pattern
@@ -168,34 +204,49 @@ class Job(abc.ABC):
         return self.plan.jax_shapes()
 
 
-def compare(
+def differing(
     tensors: Iterable[Tensor], read: Read, leaves: ReadLeaf, advance: Advance
-) -> tuple[str, ...]:
+) -> Iterator[str]:
     """The tensors that differ between the PyTorch side and the leaves, which are moved back.
 
     Both are cast to the dtype of the result. Every row of every tensor is compared.
     """
-    different, pool = [], Pool()
+    pool = Pool()
     for tensor in tensors:
         original, at = read(tensor.name), 0
-        if original.shape != tensor.leaf.torch_shape:
-            different.append(tensor.name)
-            continue
-        same = True
-        for block in tensor.blocks(leaves, pool):
+        same = original.shape == tensor.leaf.torch_shape
+        for block in tensor.blocks(leaves, pool) if same else ():
             rows = original[at : at + len(block)] if block.ndim else original
             at += len(block) if block.ndim else 0
             same = same and bits_equal(block, rows.astype(block.dtype, copy=False))
             advance(block.nbytes)
             pool.give_back(block)
         if not same:
-            different.append(tensor.name)
-    return tuple(different)
+            yield tensor.name
 
 
-def is_float(dtype: Any) -> bool:
-    """Whether a cast applies: bfloat16 and its kin are no floats to NumPy."""
-    return np.dtype(dtype).kind == "f" or "float" in np.dtype(dtype).name
+def check_dtypes(plan: Plan, dtypes: Mapping[str, np.dtype], held: Container[str], what: str):
+    """Raises UserError naming a tensor whose dtype `what`, which knows those `held`, cannot hold.
+
+    `dtypes`: of each leaf as written.
+    """
+    for leaf in plan.leaves:
+        dtype = dtypes[leaf.paths[0]]
+        if dtype.name not in held:
+            mend = ": cast it with --dtype bf16 or f32" if is_float(dtype) else ""
+            raise UserError(
+                f"{plan.where}: {leaf.names[0]} is {dtype}, which {what} cannot hold{mend}"
+            )
+
+
+def by_section(fields: Iterable[str]) -> Iterator[str]:
+    """Fields of a config.json, those of one section in a line."""
+    groups: dict[str, list[str]] = {}
+    for field in fields:
+        section, _, name = field.rpartition(".")
+        groups.setdefault(section, []).append(name)
+    for section, names in groups.items():
+        yield f"{section or 'config.json'}: {', '.join(names)}"
 
 
 def reasons(dropped: Mapping[str, str]) -> Iterator[str]:

@@ -21,7 +21,7 @@ def move(to: np.ndarray, source: np.ndarray) -> None:
     """
     if to.shape != source.shape:
         raise ValueError(f"shapes differ: {to.shape} and {source.shape}")
-    if to.dtype == source.dtype:
+    if to.dtype == source.dtype and to.itemsize <= 8:
         bits = f"u{to.itemsize}"  # numpy moves its own types faster than those of others
         to, source = to.view(bits), source.view(bits)
     to, source = _merged(to, source)
@@ -38,6 +38,11 @@ def move(to: np.ndarray, source: np.ndarray) -> None:
                 for axis in range(to.ndim)
             )
             np.copyto(to[tile], source[tile], casting="unsafe")
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether a cast applies: bfloat16 and its kin are no floats to NumPy."""
+    return np.dtype(dtype).kind == "f" or "float" in np.dtype(dtype).name
 
 
 def bits_equal(a: np.ndarray, b: np.ndarray) -> bool:

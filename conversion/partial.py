@@ -3,25 +3,27 @@
     DST.converting/journal.jsonl   first line: what is being converted; then what is on disk already
 
 Until then it lacks its config.json, so nothing loads it. The same conversion run again goes on
-behind the last entry of the journal; any other starts clean.
+behind the last entry of the journal; any other starts clean. A folder of that name without such a
+journal is somebody else's, and stays.
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.checkpoint import disk_errors
+from mg_jax import disk
+from mg_jax.disk import disk_errors
 from mg_jax.errors import UserError
 
 SUFFIX = ".converting"
 JOURNAL = "journal.jsonl"
+MARK = "mg_jax conversion "  # begins a journal; behind it stands what is converted, as a hash
 VERSION = 1  # of what is written; another one starts clean
 SMALL = 1 << 20  # bytes; larger files were synced when they were written
 SLACK = 1 << 24  # bytes of disk beside the tensors: headers, folders, indexes
@@ -33,19 +35,22 @@ class Partial:
     `state` says in words whether this run continues or starts clean.
     """
 
-    def __init__(self, dst: Path, about: Mapping[str, Any], items: int):
-        """`about`: what is converted, and how; `items`: how many entries make it whole.
+    def __init__(self, dst: Path, about: Mapping[str, Any], items: Collection[str]):
+        """`about`: what is converted, and how; `items`: names of the entries that make it whole.
 
-        Raises UserError when another process is writing to it, or it cannot be made.
+        Raises UserError when another process is writing to it, when it is not ours, or when it
+        cannot be made.
         """
         self.dst = dst.absolute()
         self.folder = self.dst.with_name(self.dst.name + SUFFIX)
         text = json.dumps({"version": VERSION, **about}, sort_keys=True)
-        self._key = hashlib.sha256(text.encode()).hexdigest()
+        self._key = MARK + hashlib.sha256(text.encode()).hexdigest()
         self.done: set[str] = set()
         self.state = ""
-        there = self.folder.exists()
         with disk_errors(self.folder):
+            there = self.folder.is_dir() and any(self.folder.iterdir())
+            if there:
+                self._check_ours()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self.folder / JOURNAL, "a+", encoding="utf-8")  # noqa: SIM115
         try:
@@ -58,15 +63,27 @@ class Partial:
         if not self.done:
             self._clean()
 
-    def _resume(self, items: int) -> None:
-        self._file.seek(0)
-        text = self._file.read()
-        text = text[: text.rfind("\n") + 1]  # a run that was killed may have torn the last line
-        key, *names = text.splitlines() or [""]
-        if key == self._key:
-            self._file.truncate(len(text))
-            self.done = {json.loads(name) for name in names}
-            self.state = f"continuing: {len(self.done)} of {items} parts are there already"
+    def _check_ours(self) -> None:
+        journal = self.folder / JOURNAL
+        # empty: whoever made it was stopped before anything else was written
+        begun = journal.read_bytes()[: len(MARK)] if journal.is_file() else b"?"
+        if begun != MARK.encode() and (begun or not self._bare):
+            raise UserError(
+                f"{self.folder}: is there and was not left by a conversion; move it away or name "
+                "another folder to write"
+            )
+
+    def _resume(self, items: Collection[str]) -> None:
+        content = (self.folder / JOURNAL).read_bytes()
+        content = content[: content.rfind(b"\n") + 1]  # a killed run may have torn the last line
+        key, *names = content.splitlines() or [b""]
+        if key == self._key.encode():
+            with contextlib.suppress(ValueError, RecursionError):
+                found = [json.loads(name) for name in names]
+                if all(isinstance(name, str) and name in items for name in found):
+                    self._file.truncate(len(content))
+                    self.done = set(found)
+                    self.state = f"continuing: {len(self.done)} of {len(items)} parts are there"
         if not self.done and not self._bare:
             self.state = f"starting clean: what {self.folder.name} held is of no use"
 
@@ -95,20 +112,15 @@ class Partial:
 
     def finish(self, overwrite: bool) -> Path:
         """Give the folder its name; returns it. Raises UserError as `check_target`."""
-        check_target(self.folder, self.dst, overwrite)
-        old = self.dst.with_name(self.dst.name + ".old")
+        check_target(self.dst, overwrite)
         with disk_errors(self.dst):
             for entry in self.folder.rglob("*"):
                 if entry.is_dir() or entry.stat().st_size < SMALL:
                     sync(entry)
             sync(self.folder)
             (self.folder / JOURNAL).unlink()
-            shutil.rmtree(old, ignore_errors=True)
-            if self.dst.exists():
-                self.dst.rename(old)
-            self.folder.rename(self.dst)
+            disk.replace(self.folder, self.dst)
             sync(self.dst.parent)
-            shutil.rmtree(old, ignore_errors=True)
         self.close()
         return self.dst
 
@@ -135,35 +147,31 @@ class Partial:
             self.close()
 
 
-def check_target(src: Path, dst: Path, overwrite: bool) -> None:
-    """Raises UserError when `dst` is there and is not to be replaced, or cannot be a folder."""
+def check_target(dst: Path, overwrite: bool, sources: Iterable[Path] = ()) -> None:
+    """Raises UserError when `dst` is there and is not to be replaced, or cannot be a folder.
+
+    `sources`: files and folders that are read, which `dst` must neither be nor hold.
+    """
     if not dst.exists():
         return
-    if dst.resolve() in (src.resolve(), *src.resolve().parents):
-        raise UserError(f"{dst}: holds the source; name another folder")
+    for source in sources:
+        if real(dst) in (real(source), *real(source).parents):
+            raise UserError(f"{dst}: holds the source {source}; name another folder")
     if not dst.is_dir():
         raise UserError(f"{dst}: is a file; name a folder to write")
     if any(dst.iterdir()) and not overwrite:
         raise UserError(f"{dst}: is there already; name another folder or pass --overwrite")
 
 
-def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that `folder` is or will be on."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+def real(path: Path) -> Path:
+    """The absolute path without links."""
+    return Path(os.path.realpath(path))  # Path.resolve raises for links in a circle
 
 
 def need_space(dst: Path, count: int) -> None:
     """Raises UserError when the disk of `dst` has less than `count` bytes free."""
-    free = free_bytes(dst)
-    if free < count + SLACK:
-        with disk_errors(dst):
-            raise OSError(
-                errno.ENOSPC,
-                f"{count / 2**20:.0f} MiB are to be written, {free / 2**20:.0f} MiB are free",
-            )
+    with disk_errors(dst):
+        disk.need_space(dst.absolute(), count + SLACK)
 
 
 def sync(path: Path) -> None:

@@ -88,11 +88,6 @@ class Leaf:
         """(index into the stacked axes, tensor name) of every source."""
         return zip(np.ndindex(*self.stack), self.names, strict=True)
 
-    def forward(self, tensor: np.ndarray) -> tuple[np.ndarray, ...]:
-        """One source tensor as its slice of each leaf."""
-        behind = len(self.stack)
-        return tuple(part.view(tensor).reshape(part.shape[behind:]) for part in self.parts)
-
     def backward(self, slices: tuple[np.ndarray, ...], dtype: Any = None) -> np.ndarray:
         """The slices of each leaf as one source tensor, contiguous."""
         tensor = np.empty(self.torch_shape, dtype or slices[0].dtype)

@@ -27,11 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from conversion.engine import Plan, TensorInfo
+from conversion.engine import Plan, read_tensor
 from conversion.moves import Pool, move
 from conversion.patterns import Leaf, Part
 from mg_jax import sharding
-from mg_jax.errors import UserError
 
 PIECE = 1 << 24  # bytes of a file
 HELD = 1 << 29  # bytes of arrays that wait to be written; no larger one is made
@@ -138,21 +137,17 @@ def uncache(path: Path) -> None:
 
 
 def assemble(
-    leaf: Leaf, part: Part, region: Region, read: Read, dtype: Any, pool: Pool
+    leaf: Leaf, part: Part, region: Region, read: Read, dtype: Any, pool: Pool, where: str
 ) -> np.ndarray:
     """A region of a leaf from its source tensors, in `dtype` and lent by `pool`.
 
-    Raises UserError when a tensor is not of the shape its manifest stated.
+    Raises UserError naming `where` when a tensor is not of the shape its manifest stated.
     """
     lead, inner = region[: len(leaf.stack)], region[len(leaf.stack) :]
     out = pool.lend([s.stop - s.start for s in region], dtype)
     for at in itertools.product(*(range(s.start, s.stop) for s in lead)):
         name = leaf.names[int(np.ravel_multi_index(at, leaf.stack)) if at else 0]
-        tensor = read(name)
-        if tensor.shape != leaf.torch_shape:
-            shapes = f"{list(tensor.shape)}, expected {list(leaf.torch_shape)}"
-            raise UserError(f"checkpoint: {name} has shape {shapes}")
-        view = part.view(tensor)[part.within(inner)]
+        view = part.view(read_tensor(read, leaf, name, where))[part.within(inner)]
         here = (*(i - s.start for i, s in zip(at, lead, strict=True)), ...)
         move(out[here].reshape(view.shape), view)
     return out
@@ -217,7 +212,7 @@ def write_arrays(
                     count = dtype.itemsize * math.prod(s.stop - s.start for s in block)
                     while waiting and (pool.now + count > HELD or waiting[0].done):
                         settle()
-                    numbers = assemble(leaf, part, block, read, dtype, pool)
+                    numbers = assemble(leaf, part, block, read, dtype, pool, plan.where)
                     files = {}
                     for piece in cut(block, made.piece):
                         key = [str(s.start // n) for s, n in zip(piece, made.piece, strict=True)]
@@ -295,77 +290,3 @@ def _create(folder: Path, made: Grid, dtype: np.dtype) -> Any:
         "store_data_equal_to_fill_value": True,
     }
     return ts.open(spec, create=True, delete_existing=True).result()
-
-
-class Leaves:
-    """Leaves of a release on disk, read region by region: `manifest` now, numbers when read.
-
-    Any release opens: Orbax folders written here or by mg_jax.checkpoint, and safetensors. Raises
-    UserError when it is neither.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self._source: Any = None
-        self._held: np.ndarray | None = None
-        self._stores: dict[str, Any] = {}
-        if self.path.suffix == ".safetensors":
-            from conversion.readers import open_checkpoint
-
-            self._source = open_checkpoint(self.path)
-            self.manifest = dict(self._source.manifest)
-        else:
-            from mg_jax.checkpoint import ParamFile
-
-            shapes = ParamFile(self.path).shapes
-            self.manifest = {
-                name: TensorInfo(tuple(x.shape), np.dtype(x.dtype)) for name, x in shapes.items()
-            }
-
-    def read(self, path: str, region: Region) -> Iterator[tuple[Region, np.ndarray]]:
-        """A region of a leaf in pieces: (where in the region, numbers), as they lie in files.
-
-        Raises UserError naming the leaf that cannot be read.
-        """
-        whole = tuple(slice(0, s.stop - s.start) for s in region)
-        if self._source is not None:
-            yield whole, self._source.read(path)[region]
-            return
-        try:
-            store = self._open(path)
-            layout = store.chunk_layout
-            wanted = math.prod(s.stop for s in whole)
-            if math.prod(layout.read_chunk.shape) > 2 * wanted:
-                # written as one compressed chunk: it is decoded whole, so keep it for its regions
-                if self._held is None:
-                    self._held = store.read().result()
-                yield whole, self._held[region]
-                return
-            for part in cut(region, layout.write_chunk.shape):
-                at = tuple(
-                    slice(p.start - r.start, p.stop - r.start)
-                    for p, r in zip(part, region, strict=True)
-                )
-                yield at, store[part].read().result()
-        except (ValueError, OSError) as error:
-            reason = str(error).split("\n")[0][:300]
-            raise UserError(f"{self.path / path}: cannot be read ({reason})") from error
-
-    def _open(self, path: str) -> Any:
-        import tensorstore as ts
-
-        if path not in self._stores:
-            meta = json.loads((self.path / "_METADATA").read_text())
-            place = os.fspath(self.path.absolute())
-            if (self.path / "manifest.ocdbt").exists():
-                kvstore = {"driver": "ocdbt", "base": f"file://{place}/", "path": f"{path}/"}
-            else:
-                kvstore = {"driver": "file", "path": f"{place}/{path}/"}
-            spec = {
-                "driver": "zarr3" if meta.get("use_zarr3") else "zarr",
-                "kvstore": kvstore,
-                "fill_missing_data_reads": False,
-            }
-            self._held = None
-            self._stores = {path: ts.open(spec, read=True).result()}
-        return self._stores[path]

@@ -8,26 +8,25 @@ from typing import Any
 import numpy as np
 
 from conversion import carried, stream
-from conversion.architectures import Architecture, find_config
-from conversion.engine import Plan, TensorInfo, plan
+from conversion.engine import Plan, TensorInfo, check_copies
 from conversion.export import Tensor, ahead, tensors
 from conversion.hub import revision_of
 from conversion.job import (
     BASE,
     Advance,
+    Checked,
     Job,
-    Report,
-    Say,
-    compare,
-    is_float,
+    check_dtypes,
+    differing,
     source_dtypes,
     versions,
     wanted_dtype,
 )
-from conversion.moves import Pool, bits_equal
+from conversion.leaves import Leaves
+from conversion.located import Opened
+from conversion.moves import Pool, is_float
 from conversion.output import Output, header
-from conversion.partial import Partial, need_space, sync
-from conversion.readers import Delta, Source
+from conversion.partial import Partial, sync
 from mg_jax import checkpoint
 from mg_jax.errors import UserError
 
@@ -35,37 +34,31 @@ PARAMS = "params.safetensors"
 
 
 class ToJax(Job):
-    """See Job. `source` is the open checkpoint; its config and tokenizer lie beside it."""
+    """See Job. `opened` is the checkpoint; its config and tokenizer lie beside it."""
 
     to = "jax"
 
     def __init__(
         self,
-        src: Path,
+        opened: Opened,
         dst: Path,
-        entry: Architecture,
-        cfg: Any,
-        source: Source,
         *,
-        given: str,
         dtype: str = "keep",
         stage: str = "",
         overwrite: bool = False,
     ):
-        """Raises UserError when tensors do not fit the config, or layers differ in dtype."""
-        self.src, self.dst, self.given, self.overwrite = src, dst, given, overwrite
-        self.entry, self.cfg, self.source = entry, cfg, source
-        self.stage = stage or entry.stages[0]
-        if self.stage not in entry.stages:
-            raise UserError(
-                f"--stage {stage!r}: a release of {entry.name} is of {' or '.join(entry.stages)}"
-            )
-        self.files, self.notes = source.files, source.notes
-        self.folder = find_config(src).parent
-        self.plan = plan(source.manifest, entry.table(cfg, source.manifest))
+        """Raises UserError when a dtype cannot be kept, or layers differ in dtype."""
+        super().__init__(opened.path, dst, opened.entry, opened.cfg, opened.given, overwrite)
+        self.opened, self.source, self.plan = opened, opened.source, opened.plan
+        self.files, self.notes, self.inert = self.source.files, opened.notes, opened.inert
+        self.stage = stage or self.entry.stages[0]
+        if self.stage not in self.entry.stages:
+            known = " or ".join(self.entry.stages)
+            raise UserError(f"--stage {stage!r}: a release of {self.entry.name} is of {known}")
         self.dtypes = leaf_dtypes(self.plan, wanted_dtype(dtype), dtype)
-        if entry.name == "groma":
-            carried.check_tokenizer(self.folder, cfg)
+        check_dtypes(self.plan, self.dtypes, checkpoint.STORED.values(), "a release")
+        if self.entry.name == "groma":
+            carried.check_tokenizer(opened.folder, self.cfg)
         self._last: tuple[str, np.ndarray] | None = None
 
     @property
@@ -74,10 +67,11 @@ class ToJax(Job):
         return self.nbytes < checkpoint.SMALL
 
     @property
-    def nbytes(self) -> int:
-        return sum(
-            self.dtypes[path].itemsize * math.prod(shape) for path, shape in self.shapes.items()
-        )
+    def sizes(self) -> dict[str, int]:
+        return {
+            path: self.dtypes[path].itemsize * math.prod(shape)
+            for path, shape in self.shapes.items()
+        }
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -85,10 +79,8 @@ class ToJax(Job):
 
     @property
     def memory(self) -> int:
-        # tensors are views of mapped files, but those of a delta are sums
-        summed = isinstance(self.source, Delta)
-        tensor = 2 * max(tensor.nbytes for tensor in self.tensors) if summed else 0
-        return BASE + min(self.nbytes, stream.HELD + 8 * stream.PIECE) + tensor
+        # tensors are views of mapped files, but for sums and what a file does not align
+        return BASE + min(self.nbytes, stream.HELD + 8 * stream.PIECE) + self.source.copied
 
     @property
     def headline(self) -> list[str]:
@@ -110,71 +102,63 @@ class ToJax(Job):
             self._last = name, self.source.read(name)
         return self._last[1]
 
-    def run(self, say: Say = lambda line: None, advance: Advance = lambda count: None) -> Path:
-        partial = Partial(self.dst, self.about(), len(self.shapes))
-        with partial.guarded():
-            if partial.state:
-                say(partial.state)
-            there = sum(
-                self.dtypes[path].itemsize * math.prod(self.shapes[path]) for path in partial.done
-            )
-            need_space(self.dst, self.nbytes - there)
-            advance(there)
-            for copy, source in self.plan.tied.items():
-                if not bits_equal(self.source.read(copy), self.source.read(source)):
-                    raise UserError(f"{self.src}: {copy} should equal {source}, but differs")
-            if self.small:
-                self._write_file(partial.folder / PARAMS, advance)
-            else:
-                stream.write_arrays(
-                    partial.folder / "params", self.plan, self.read, self.dtypes,
-                    self.entry.axes(self.cfg), skip=frozenset(partial.done), done=partial.note,
-                    advance=advance,
-                )  # fmt: skip
-                stream.write_metadata(partial.folder / "params", self.plan)
-            self._last = None
-            carried.into_release(self.folder, partial.folder)
-            (partial.folder / "README.md").write_text(self._card(), encoding="utf-8")
-            # last: only now does the folder open as a release
-            checkpoint.write_json(partial.folder / "config.json", self.config())
-            return partial.finish(self.overwrite)
+    def _write(self, partial: Partial, advance: Advance) -> None:
+        check_copies(self.source.read, self.plan)
+        if self.small:
+            self._write_file(partial.folder / PARAMS, advance)
+        else:
+            stream.write_arrays(
+                partial.folder / "params", self.plan, self.read, self.dtypes,
+                self.entry.axes(self.cfg), skip=frozenset(partial.done), done=partial.note,
+                advance=advance,
+            )  # fmt: skip
+            stream.write_metadata(partial.folder / "params", self.plan)
+        self._last = None
+        carried.into_release(self.opened.folder, partial.folder)
+        (partial.folder / "README.md").write_text(self._card(), encoding="utf-8")
+        # last: only now does the folder open as a release
+        checkpoint.write_json(partial.folder / "config.json", self.config())
 
-    def check(self, advance: Advance = lambda count: None) -> Report:
+    def check(self, advance: Advance = lambda count: None) -> Checked:
         config, file = checkpoint.open_release(self.dst)
-        wrong = [] if config == self.config() else ["config.json"]
-        leaves = stream.Leaves(file.path)
-        listed = {path: info.shape for path, info in leaves.manifest.items()}
-        wrong += [
-            path for path in {**listed, **self.shapes} if listed.get(path) != self.shapes.get(path)
-        ]
+        others = [] if config == self.config() else ["config.json"]
+        leaves = Leaves(file.path)
+        expected = {p: TensorInfo(s, self.dtypes[p]) for p, s in self.shapes.items()}
+        listed = leaves.manifest
+        others += [path for path in listed if path not in expected]
+        wrong = {path for path, info in expected.items() if listed.get(path) != info}
         found = self.tensors
-        if not wrong:
-            wrong += compare(found, self.source.read, leaves.read, advance)
+        lost = [tensor for tensor in found if wrong.intersection(tensor.leaf.paths)]
+        rest = [tensor for tensor in found if not wrong.intersection(tensor.leaf.paths)]
+        different = differing(rest, self.source.read, leaves.read, advance)
         casts = {
             f"{np.dtype(was).name} to {t.dtype.name}"
             for t in found
             if (was := self.source.manifest.get(t.name, t.info).dtype) != t.dtype
         }
-        size = sum(t.nbytes for t in found)
-        return Report(len(found), size, tuple(wrong), ", ".join(sorted(casts)), self.plan.dropped)
+        return Checked(
+            len(found), sum(t.nbytes for t in found), (*(t.name for t in lost), *different),
+            tuple(others), ", ".join(sorted(casts)), self.plan.dropped, self.notes,
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The release's config.json."""
-        text = carried.text_settings(self.cfg, self.stage) if self.entry.name == "groma" else {}
+        opened = self.opened
         made = {
             "converted_from": self.given,
-            "revision": revision_of(self.folder),
+            "revision": revision_of(opened.folder),
             "files": {file.name: file.stat().st_size for file in self.files},
             "tensors": len(self.source.manifest),
             "left_out": len(self.plan.dropped),
             "notes": list(self.notes),
             "versions": versions(),
         }
+        if opened.base_path is not None:
+            made["base"] = {"from": opened.base, "revision": revision_of(opened.base_path)}
         return {
             "format": checkpoint.FORMAT,
             "version": 1,
-            **self.entry.settings(self.cfg, self.stage),
-            **text,
+            **opened.settings(self.stage),
             "provenance": made,
         }
 
@@ -183,7 +167,9 @@ class ToJax(Job):
         infos = {part.path: TensorInfo(part.shape, self.dtypes[part.path]) for _, part in parts}
         pool = Pool()
         pieces = (
-            stream.assemble(leaf, part, region, self.read, self.dtypes[part.path], pool)
+            stream.assemble(
+                leaf, part, region, self.read, self.dtypes[part.path], pool, self.plan.where
+            )
             for leaf, part in sorted(parts, key=lambda x: -self.dtypes[x[1].path].itemsize)
             for region in stream.row_regions(leaf, part, self.dtypes[part.path])
         )
@@ -227,8 +213,8 @@ def leaf_dtypes(plan: Plan, dtype: np.dtype | None, asked: str) -> dict[str, np.
         if len(kept) > 1:
             (first, a), (second, b) = itertools.islice(kept.items(), 2)
             raise UserError(
-                f"{b} is {second}, {a} is {first}: layers that are stacked need one dtype; ask for "
-                f"it with --dtype bf16 or f32 (now {asked})"
+                f"{plan.where}: {b} is {second}, {a} is {first}: layers that are stacked need one "
+                f"dtype; ask for it with --dtype bf16 or f32 (now {asked})"
             )
         out |= dict.fromkeys(leaf.paths, next(iter(kept)))
     return out

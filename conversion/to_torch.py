@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from conversion import carried
-from conversion.architectures import Architecture, find_config
+from conversion import carried, output
+from conversion.architectures import find_config
 from conversion.engine import check_leaves, expand
 from conversion.export import (
     STEMS,
@@ -20,22 +20,26 @@ from conversion.export import (
     write_index,
     write_shard,
 )
-from conversion.hf_config import read_json
 from conversion.job import (
     BASE,
     Advance,
+    Checked,
     Job,
-    Report,
-    Say,
-    compare,
-    is_float,
+    check_dtypes,
+    differing,
     source_dtypes,
     wanted_dtype,
 )
-from conversion.partial import Partial, need_space
+from conversion.leaves import Leaves
+from conversion.located import Release
+from conversion.moves import is_float
+from conversion.partial import Partial
 from conversion.readers import open_checkpoint
-from conversion.stream import PIECE, Leaves
+from conversion.stream import PIECE
+from mg_jax.disk import read_json
 from mg_jax.errors import UserError
+
+TORCH = 1 << 29  # bytes of memory that PyTorch takes by itself
 
 
 class ToTorch(Job):
@@ -45,20 +49,17 @@ class ToTorch(Job):
 
     def __init__(
         self,
-        src: Path,
+        release: Release,
         dst: Path,
-        entry: Architecture,
-        cfg: Any,
-        leaves: Leaves,
         *,
-        given: str,
         dtype: str = "keep",
         format: Format = "safetensors",
         overwrite: bool = False,
     ):
         """Raises UserError when the original code cannot hold or would not compute this model."""
-        self.src, self.dst, self.given, self.overwrite = src, dst, given, overwrite
-        self.entry, self.cfg, self.leaves, self.format = entry, cfg, leaves, format
+        super().__init__(release.path, dst, release.entry, release.cfg, release.given, overwrite)
+        self.leaves, self.format = Leaves(release.params.path), format
+        entry, given = self.entry, self.given
         if entry.write_config is None:
             raise UserError(
                 f"{given}: a release of {entry.name} keeps a part of {entry.torch_class} alone, so "
@@ -71,31 +72,41 @@ class ToTorch(Job):
                 "--format bin: is written by PyTorch, which is not installed: pip install "
                 "'mg_jax[torch]', or leave the format at safetensors"
             )
-        self.raw = entry.write_config(cfg)
-        self.plan = expand(entry.table(cfg))
-        have = {path: info.shape for path, info in leaves.manifest.items()}
-        check_leaves(have, self.plan, str(leaves.path))
-        self.dtypes = {path: np.dtype(leaves.manifest[path].dtype) for path in self.shapes}
+        ids = release.config.get("token_ids", {})
+        self.raw = carried.with_token_ids(entry.write_config(self.cfg), ids)
+        self.plan = expand(entry.table(self.cfg), str(self.leaves.path))
+        manifest = self.leaves.manifest
+        check_leaves({path: info.shape for path, info in manifest.items()}, self.plan)
+        self.leaves.group(leaf.paths for leaf in self.plan.leaves)
+        self.dtypes = {path: np.dtype(manifest[path].dtype) for path in self.shapes}
         wanted = wanted_dtype(dtype)
         self.written = {
             path: wanted if wanted is not None and is_float(own) else own
             for path, own in self.dtypes.items()
         }
-        self.files = tuple(_parameter_files(leaves.path))
+        check_dtypes(self.plan, self.written, {x.name for x in output.NAMES}, f"a {format} file")
+        self.files = tuple(_parameter_files(self.leaves.path))
 
     @property
     def tensors(self) -> list[Tensor]:
         return tensors(self.plan, self.written)
 
     @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
+    def sizes(self) -> dict[str, int]:
+        return {name: sum(t.nbytes for t in group) for name, group in self.shards.items()}
+
+    @property
+    def disk(self) -> int:
+        # a .bin is made of a finished safetensors file beside it
+        return self.nbytes + (max(self.sizes.values()) if self.format == "bin" else 0)
 
     @property
     def memory(self) -> int:
         # one tensor is written while the next one is made
         largest = max(tensor.nbytes for tensor in self.tensors)
-        return BASE + 2 * min(WHOLE, largest) + min(self.nbytes, 8 * PIECE)
+        decoded = max(sum(map(self.leaves.decoded, leaf.paths)) for leaf in self.plan.leaves)
+        torch = TORCH if self.format == "bin" else 0
+        return BASE + 2 * min(WHOLE, largest) + min(self.nbytes, 8 * PIECE) + decoded + torch
 
     @property
     def shards(self) -> dict[str, list[Tensor]]:
@@ -113,51 +124,42 @@ class ToTorch(Job):
             f"{source_dtypes(self.written.values())}, in {', '.join(self.shards)}",
         ]
 
-    def run(self, say: Say = lambda line: None, advance: Advance = lambda count: None) -> Path:
-        files = self.shards
-        partial = Partial(self.dst, self.about() | {"format": self.format}, len(files))
-        with partial.guarded():
-            if partial.state:
-                say(partial.state)
-            there = sum(t.nbytes for name in partial.done for t in files[name])
-            advance(there)
-            room = max(sum(t.nbytes for t in group) for group in files.values())
-            need_space(self.dst, self.nbytes - there + (room if self.format == "bin" else 0))
-            for name, group in files.items():
-                if name not in partial.done:
-                    write_shard(partial.folder / name, group, self.leaves.read, advance)
-                    partial.note(name)
-            carried.out_of_release(self.src, partial.folder)
-            write_index(partial.folder, files, self.format)
-            text = json.dumps(self.config(), indent=2, sort_keys=True)
-            (partial.folder / "config.json").write_text(text + "\n", encoding="utf-8")
-            return partial.finish(self.overwrite)
+    def about(self) -> dict[str, Any]:
+        return super().about() | {"format": self.format}
 
-    def check(self, advance: Advance = lambda count: None) -> Report:
+    def _write(self, partial: Partial, advance: Advance) -> None:
+        for name, group in self.shards.items():
+            if name not in partial.done:
+                write_shard(partial.folder / name, group, self.leaves.read, advance)
+                partial.note(name)
+        carried.out_of_release(self.src, partial.folder)
+        write_index(partial.folder, self.shards, self.format)
+        text = json.dumps(self.config(), indent=2, sort_keys=True)
+        (partial.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def check(self, advance: Advance = lambda count: None) -> Checked:
         found, written = self.tensors, open_checkpoint(self.dst)
         path = find_config(self.dst)
-        wrong = [] if self.entry.read(read_json(path), str(path)) == self._read() else [path.name]
-        infos = {tensor.name: tensor.info for tensor in found}
-        for name in {**infos, **written.manifest}:
-            if infos.get(name) != written.manifest.get(name):
-                wrong.append(name)
-        if not wrong:
-            wrong += compare(found, written.read, self.leaves.read, advance)
+        same = read_json(path) == json.loads(json.dumps(self.config()))
+        names = {tensor.name for tensor in found}
+        others = ([] if same else [path.name]) + [n for n in written.manifest if n not in names]
+        lost = [t for t in found if written.manifest.get(t.name) != t.info]
+        rest = [t for t in found if written.manifest.get(t.name) == t.info]
+        different = differing(rest, written.read, self.leaves.read, advance)
         casts = {
             f"{self.dtypes[path].name} to {dtype.name}"
             for path, dtype in self.written.items()
             if dtype != self.dtypes[path]
         }
-        size = sum(t.nbytes for t in found)
-        return Report(len(found), size, tuple(wrong), ", ".join(sorted(casts)))
+        return Checked(
+            len(found), self.nbytes, (*(t.name for t in lost), *different), tuple(others),
+            ", ".join(sorted(casts)),
+        )  # fmt: skip
 
     def config(self) -> dict[str, Any]:
         """The config.json that the original code reads."""
         names = {dtype.name for dtype in self.written.values() if is_float(dtype)}
         return self.raw | ({"torch_dtype": names.pop()} if len(names) == 1 else {})
-
-    def _read(self) -> Any:
-        return self.entry.read(self.raw, "config.json")
 
     def _infos(self):
         return (self.leaves.manifest[path] for path in self.shapes)

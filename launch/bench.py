@@ -2,6 +2,7 @@
 
     python -m launch.bench [operators] [steps] [--repeat 7]
     python -m launch.bench convert [--params 7b|3b|tiny] [--folder DIR]
+    python -m launch.bench data [--repeat 7]
 
 `operators`: RoIAlign and deformable attention, each form against the other, forward and with
 gradients. `steps`: one training step of tiny Groma's stages. Times are medians in milliseconds of
@@ -10,6 +11,9 @@ this machine; only ratios within one run mean something elsewhere.
 `convert`: a synthetic checkpoint of Groma's shapes into a release and back, in seconds, with the
 memory it takes; launch/bench_convert.py says what each number covers. 7b (bfloat16, all 1,177
 tensors) needs 45 GB of disk in DIR, 3b (float32, fewer layers) 36 GB, tiny nothing to speak of.
+
+`data`: pictures a second of the data pipeline beside a torch DataLoader with the processors of
+transformers, on the same files (extra: torch); launch/bench_data.py says what each number is.
 """
 
 import argparse
@@ -19,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launch import bench_convert, cli
+from launch import bench_convert, bench_data, cli
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -30,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("group", nargs="*", default=[], metavar="GROUP",
-                   help="operators, steps (default both) or convert")  # fmt: skip
+                   help="operators, steps (default both), convert or data")  # fmt: skip
     p.add_argument("--repeat", type=int, default=7, help="timed calls, in turn (default 7)")
     p.add_argument("--params", default="tiny", choices=bench_convert.SIZES,
                    help="of convert: size of the checkpoint (default tiny)")  # fmt: skip
@@ -137,12 +141,16 @@ def main(argv: list[str] | None = None) -> None:
     from mg_jax.errors import UserError
 
     for name in args.group or GROUPS:
-        if name == "convert":
-            for row in bench_convert.convert(args.params, args.folder):
+        if name in ("convert", "data"):
+            convert = name == "convert"
+            rows = bench_convert.convert(args.params, args.folder) if convert else (
+                bench_data.data(args.repeat)
+            )  # fmt: skip
+            for row in rows:
                 print(json.dumps(row), flush=True)
             continue
         if name not in GROUPS:
-            raise UserError(f"{name!r} is no group: choose {', '.join(GROUPS)} or convert")
+            raise UserError(f"{name!r} is no group: choose {', '.join(GROUPS)}, convert or data")
         import jax
 
         for row in GROUPS[name](args.repeat):

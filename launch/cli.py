@@ -1,4 +1,4 @@
-"""What every command line shares: exit codes, and errors as one line.
+"""What every command line shares: exit codes, and errors as one line (a list under it indented).
 
 0 done, 2 bad input or a full disk, 130 after Ctrl-C; a launcher may return codes of its own.
 MG_JAX_TRACEBACK=1 shows the whole traceback of a user error.
@@ -14,7 +14,7 @@ from mg_jax.errors import UserError
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with its code; mistakes of the user become one line on stderr."""
+    """Call `main` and exit with its code; mistakes of the user become an error on stderr."""
     try:
         code = main() or 0
         sys.stdout.flush()
@@ -27,7 +27,8 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as e:
         if os.environ.get("MG_JAX_TRACEBACK"):
             raise
-        code = _say(f"error: {' '.join(str(e).split())}", 2)
+        first, *more = [line.strip() for line in str(e).splitlines() if line.strip()]
+        code = _say("\n  ".join([f"error: {first}", *more]), 2)
     except Exception as e:
         if not full_disk(e):
             raise

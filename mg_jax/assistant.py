@@ -1,7 +1,7 @@
 """What a user calls: `load()` a release, `chat()` about a picture, `answer()` many questions."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mg_jax.example import Query, Region, Turn
 from mg_jax.generate import Sampling, decode_loop
 from mg_jax.models import System, build
 from mg_jax.text import codecs, markup
-from mg_jax.text.tokenizer import Tokenizer
+from mg_jax.text.bpe import load_tokenizer
 from mg_jax.vision import preprocess
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # rows are padded up to one of these: few compiled programs
@@ -32,20 +32,20 @@ def releases() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in root.iterdir() if (p / "config.json").is_file()))
 
 
-def load(source: str | Path, dtype: str = "float32", revision: str | None = None) -> "Assistant":
+def load(
+    source: str | Path,
+    dtype: str = "float32",
+    revision: str | None = None,
+    base: str | Path | None = None,
+) -> "Assistant":
     """An Assistant from a shipped release's name, a release, or weights of PyTorch.
 
     The latter are a folder with its config.json, a file beside one, or a name on the Hugging Face
-    hub (at `revision`); they are converted in memory (`python -m launch.convert` writes a release,
-    which loads faster). `dtype`: of parameters and computation ("float32" or "bfloat16"). Raises
-    UserError naming what is missing.
+    hub (at `revision`), and `base` is what delta weights are added to; they are converted in memory
+    (`python -m launch.convert` writes a release, which loads faster). `dtype`: of parameters and
+    computation ("float32" or "bfloat16"). Raises UserError naming what is missing.
     """
-    config, params, tokenizer = _read(source, dtype, revision)
-    if config["system"] == "parts":
-        raise UserError(
-            f"{source}: holds a {config['architecture']} alone (stage {config['stage']}); a system "
-            "is trained from it, with --config.init_from=FOLDER, but it cannot answer by itself"
-        )
+    config, params, tokenizer = _read(source, dtype, revision, base)
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     model = config["model"]
     for part in model.values():
@@ -54,29 +54,38 @@ def load(source: str | Path, dtype: str = "float32", revision: str | None = None
     system = build(config["system"], model)
     codec = None
     if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
-        codec = codecs.get(config["system"])(Tokenizer.load(tokenizer), **config["codec"])
+        codec = codecs.get(config["system"])(load_tokenizer(tokenizer), **config["codec"])
     return Assistant(system, params, codec, config.get("preprocess", "groma_pil"))
 
 
 def _read(
-    source: str | Path, dtype: str, revision: str | None
+    source: str | Path, dtype: str, revision: str | None, base: str | Path | None
 ) -> tuple[dict[str, Any], Any, Path | None]:
     """(config, nested parameters, tokenizer folder or None) of whatever `load` takes."""
+
+    def accept(config: Mapping[str, Any]) -> None:  # before gigabytes are read for nothing
+        if config["system"] == "parts":
+            raise UserError(
+                f"{source}: holds a {config['architecture']} alone (stage {config['stage']}); a "
+                "system is trained from it, with --config.init_from=FOLDER, but it cannot answer "
+                "by itself"
+            )
+
     path = Path(source)
-    if revision is None:
-        if path.is_dir() and checkpoint.is_release(path):
-            return checkpoint.load_release(path)
-        if not path.exists() and str(source) in releases():
-            with resources.as_file(resources.files("mg_jax") / "releases" / str(source)) as folder:
-                return checkpoint.load_release(folder)
+    if revision is None and base is None:
+        release = path.is_dir() and checkpoint.is_release(path)
+        if release or (not path.exists() and str(source) in releases()):
+            accept(checkpoint.open_release(source)[0])
+            return checkpoint.load_release(source)
     import conversion
 
-    if not path.exists() and not conversion.is_hub_name(source):
+    known = path.exists() or str(source) in releases() or conversion.is_hub_name(source)
+    if not known:
         raise UserError(
             f"{source}: neither a folder nor a shipped release ({', '.join(releases())}), and no "
             "file or name on the hub (org/name)"
         )
-    return conversion.read(source, dtype, revision=revision)
+    return conversion.read(source, dtype, revision=revision, base=base, accept=accept)
 
 
 class Assistant:

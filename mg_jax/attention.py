@@ -112,6 +112,14 @@ def attend(
     return shard(out, "batch", "seq", "act_heads", None)
 
 
+def attention_map(
+    q: Float[Array, "B T H"], k: Float[Array, "B S H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T S"]:
+    """Log-probabilities, float32, with which one head of `attend` reads each key."""
+    logits = jnp.einsum("bth,bsh->bts", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
+    return jax.nn.log_softmax(jnp.where(mask, logits.astype(jnp.float32), NEG), axis=-1)
+
+
 class KVCache(flax.struct.PyTreeNode):
     """Keys and values of all layers. Rows are filled from slot 0, each at its own `length`.
 

@@ -13,13 +13,11 @@ path ("a/b/c") on disk. Orbax restores them onto any mesh; a folder gets its fin
 it is whole.
 """
 
-import contextlib
-import errno
 import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mg_jax.disk import disk_errors, need_space, read_json, replace
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, flatten, unflatten
 
@@ -47,39 +46,9 @@ def _quiet(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname  # what it logs as an error it also raises
 
 
-@contextlib.contextmanager
-def disk_errors(path: Path, mend: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """Turn a full disk or missing permission into a UserError that names `path`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as e:  # tensorstore reports a full disk in the text of a ValueError
-        seen: list[BaseException] = [e]
-        while (e2 := seen[-1].__cause__ or seen[-1].__context__) and e2 not in seen:
-            seen.append(e2)
-        codes = {x.errno for x in seen if isinstance(x, OSError)}
-        text = " ".join(map(str, seen))
-        if codes & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text or "quota" in text:
-            amount = f" ({e.strerror})" if isinstance(e, OSError) and "MiB" in str(e) else ""
-            raise UserError(f"{path}: the disk is full{amount}. {mend()}".rstrip()) from e
-        if codes & {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
-            raise UserError(f"{path}: cannot be written ({e}). {mend()}".rstrip()) from e
-        raise
-
-
-def need_space(folder: Path, tree: Any) -> None:
-    """Raises OSError(ENOSPC) when the disk of `folder` cannot hold the arrays of `tree`.
-
-    Asked before a save: told in time, tensorstore leaves no half of a checkpoint behind.
-    """
-    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < 0.9 * size:  # floats compress by about a tenth
-        text = f"{size / 2**20:.0f} MiB are to be written, {free / 2**20:.0f} MiB are free"
-        raise OSError(errno.ENOSPC, text)
+def stored(tree: Any) -> float:
+    """Bytes that the arrays of `tree` take on disk: floats compress by about a tenth."""
+    return 0.9 * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class TrainStates:
@@ -116,7 +85,7 @@ class TrainStates:
             return
         with self._guard():
             self._manager.wait_until_finished()  # the last save counts as used space
-            need_space(self.folder, (params, opt))
+            need_space(self.folder, stored((params, opt)))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -249,7 +218,7 @@ def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
 def save_params(path: Path, params: Flat) -> None:
     """Write a flat tree as an Orbax folder, replacing one that is there."""
     with disk_errors(path), ocp.StandardCheckpointer() as c:
-        need_space(Path(path).absolute(), params)
+        need_space(Path(path).absolute(), stored(params))
         c.save(Path(path).absolute(), params, force=True)
         c.wait_until_finished()
 
@@ -262,19 +231,6 @@ def write_json(path: Path, content: Any) -> None:
             part = path.with_name(path.name + ".tmp")
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             part.rename(path)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises UserError naming the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from e
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds no JSON object")
-    return content
 
 
 # -- releases ----------------------------------------------------------------------------------
@@ -297,10 +253,9 @@ def find(source: str | Path) -> Path:
 def is_release(folder: Path) -> bool:
     """Whether a folder is a release or a training folder, and not one of PyTorch weights."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    stated = isinstance(config, dict) and config.get("format") == FORMAT
+        stated = read_json(folder / "config.json").get("format") == FORMAT
+    except UserError:
+        stated = False
     return stated or (folder / "checkpoints").is_dir()
 
 
@@ -332,7 +287,7 @@ def save_release(
     if format == "safetensors":
         flat = {p: _whole(x) for p, x in flat.items()}
     with disk_errors(folder):
-        need_space(folder, flat)
+        need_space(folder, stored(flat))
         try:
             if first:
                 shutil.rmtree(part, ignore_errors=True)
@@ -352,12 +307,7 @@ def save_release(
                 )
                 (part / "params.safetensors").chmod(0o644)
             if first:
-                old = folder.with_name(folder.name + ".old")
-                shutil.rmtree(old, ignore_errors=True)
-                if folder.exists():
-                    folder.rename(old)
-                part.rename(folder)
-                shutil.rmtree(old, ignore_errors=True)
+                replace(part, folder)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

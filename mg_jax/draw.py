@@ -59,6 +59,19 @@ def draw_boxes(
     return canvas
 
 
+def grid(pictures: Sequence[Image.Image], columns: int = 4, cell: int = 360) -> Image.Image:
+    """The pictures side by side in rows, each made to fit a square of `cell` px on white."""
+    rows = max(1, -(-len(pictures) // columns))
+    sheet = Image.new("RGB", (columns * cell, rows * cell), "white")
+    for n, picture in enumerate(pictures):
+        small = picture.copy()
+        small.thumbnail((cell - 8, cell - 8), Image.Resampling.LANCZOS)
+        row, column = divmod(n, columns)
+        left, top = (cell - small.width) // 2, (cell - small.height) // 2
+        sheet.paste(small, (column * cell + left, row * cell + top))
+    return sheet
+
+
 def _open(image: "Image.Image | np.ndarray | str") -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image).convert("RGB")

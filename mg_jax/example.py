@@ -129,10 +129,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Turn:
-    """One exchange in neutral markup (`mg_jax.text.markup`); assistant None = to be answered."""
+    """One exchange in neutral markup (`mg_jax.text.markup`); assistant None = to be answered.
+
+    about: the regions that the answer rests on, named in it or not; () when that is nothing in
+    the picture ("there is no dog"); None where the data do not say.
+    """
 
     user: str
     assistant: str | None = None
+    about: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,10 @@ class Example:
         if image is None:
             raise BadRecord(f"example {self.id!r} of {self.source}: has no picture")
         if callable(image):
-            array = np.asarray(image())
+            try:
+                array = np.asarray(image())
+            except UserError as e:
+                raise BadRecord(f"example {self.id!r}: {e}") from e
         elif isinstance(image, np.ndarray):
             array = image
         else:
@@ -242,6 +250,14 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
 
     Raises UserError for missing keys or counts that do not fill the size.
     """
+    height, width, runs = rle_runs(rle)
+    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
+    return flat.reshape((height, width), order="F")
+
+
+def rle_runs(rle: dict[str, Any]) -> tuple[int, int, np.ndarray]:
+    """(height, width, lengths of the runs) of a COCO RLE dict: zeros, ones, zeros, ... down the
+    columns. Raises UserError as `decode_rle` does."""
     try:
         height, width = (int(n) for n in rle["size"])
         counts = rle["counts"]
@@ -260,29 +276,31 @@ def decode_rle(rle: dict[str, Any]) -> np.ndarray:
             f"mask RLE counts sum to {int(runs.sum())}, but its size {[height, width]} "
             f"has {height * width} pixels"
         )
-    flat = np.repeat(np.arange(runs.size) % 2 == 1, runs)
-    return flat.reshape((height, width), order="F")
+    return height, width, runs
 
 
-def _uncompress(text: bytes) -> list[int]:
+def _uncompress(text: bytes) -> np.ndarray:
     """Run lengths of COCO's compressed counts: 5 bits a character, low first, sign-extended,
     each run from the fourth on stored as the difference to the one two before."""
-    counts: list[int] = []
-    value = shift = 0
-    for byte in text:
-        code = byte - 48
-        if not 0 <= code < 64:
-            raise UserError(f"mask RLE counts hold the character {chr(byte)!r}: not COCO's coding")
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value = shift = 0
-    if shift:
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    wrong = np.flatnonzero((codes < 0) | (codes >= 64))
+    if wrong.size:
+        raise UserError(
+            f"mask RLE counts hold the character {chr(text[wrong[0]])!r}: not COCO's coding"
+        )
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.concatenate([[0], ends + 1])
+    if starts[-1] != codes.size:
         raise UserError("mask RLE counts are cut off in the middle of a number")
+    lengths = np.diff(starts)
+    if (lengths > 12).any():
+        raise UserError("mask RLE counts hold a number of more than 60 bits")
+    if not lengths.size:
+        return lengths
+    place = np.arange(codes.size) - np.repeat(starts[:-1], lengths)
+    counts = np.add.reduceat((codes & 31) << 5 * place, starts[:-1])
+    counts -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
+    counts[1::2], counts[2::2] = np.cumsum(counts[1::2]), np.cumsum(counts[2::2])
     return counts
 
 

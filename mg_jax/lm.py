@@ -17,6 +17,7 @@ from mg_jax.attention import (
     KVCache,
     RopeScaling,
     attend,
+    attention_map,
     attention_mask,
     rope,
     rope_frequencies,
@@ -59,7 +60,11 @@ def residual_init(in_dims: int, cfg: LMConfig) -> Any:
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rope and grouped keys; writes the cache where there is one."""
+    """Causal self-attention with rope and grouped keys; writes the cache where there is one.
+
+    With a mutable collection "intermediates" it leaves there, as "attention", the log-probabilities
+    [B,T,S] of its first head.
+    """
 
     cfg: LMConfig
 
@@ -80,6 +85,8 @@ class Attention(nn.Module):
             cache_kv = tuple(write_rows(s, layer, r, start) for s, r in zip(cache_kv, (k, v)))  # noqa: B905
             k, v = (jax.lax.dynamic_index_in_dim(s, layer, 0, False) for s in cache_kv)
             k, v = k.astype(dtype), v.astype(dtype)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "attention", attention_map(q[:, :, 0], k[:, :, 0], mask))
         out = attend(q, k, v, mask)
         shape, axes = (c.heads, c.head, c.width), ("heads", "head", "embed")
         out = Linear(shape, axes, 1, False, dtype, residual_init(2, c), name="o")(out)

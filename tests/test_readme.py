@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,6 +18,10 @@ SHORTER = {
     "launch.evaluate": ["--limit", "2", "--max-new-tokens", "3"],
     "launch.chat": ["--max-new-tokens", "3"],
 }
+
+
+# launch.verify needs recordings (tests/conversion runs it), launch.convert has a test of its own
+ELSEWHERE = ("launch.verify", "launch.convert")
 
 
 def commands():
@@ -32,20 +37,35 @@ def test_the_readme_names_only_modules_that_exist():
         assert (ROOT / f"{name.replace('.', '/')}.py").is_file(), name
 
 
+def run(command, folder, more=()):
+    """Run a command of the README in a folder; it must succeed."""
+    arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in command[3:]]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-m", command[2], *arguments, *more],
+        cwd=folder, env=env, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+def test_conversions_run_as_printed(tmp_path):
+    """FOLDER is a folder of PyTorch weights; what the first command writes the second reads."""
+    from tests.conversion.folders import assert_same, read_folder, write_folder
+
+    state = write_folder(tmp_path / "FOLDER", "llama", ml_dtypes.bfloat16)
+    into, back = (command for command in commands() if command[2] == "launch.convert")
+    assert "check: 30 of 30 tensors" in run(into, tmp_path)
+    run(back, tmp_path)
+    assert_same(read_folder(tmp_path / back[-1]), state)
+
+
 @pytest.mark.slow
 def test_commands_run_as_printed(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (240, 300, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "photo.jpg")
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     for command in commands():
-        module = command[2]
-        if module == "launch.verify":  # needs recordings: tests/conversion runs it
-            continue
-        arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in command[3:]]
-        run = subprocess.run(
-            [sys.executable, "-m", module, *arguments, *SHORTER.get(module, [])],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
-        )  # fmt: skip
-        assert run.returncode == 0, f"{' '.join(command)}\n{run.stderr[-2000:]}"
+        if command[2] not in ELSEWHERE:
+            run(command, tmp_path, SHORTER.get(command[2], ()))
     assert (tmp_path / "answer.png").is_file()
     assert (tmp_path / "runs/instruction/release/config.json").is_file()

@@ -4,6 +4,7 @@ from conversion.hf_config.convnext import read_convnext, write_convnext
 from conversion.hf_config.detection import read_deformable_detr
 from conversion.hf_config.groma import read_groma, read_perceiver, read_proposer
 from conversion.hf_config.language import (
+    TOKEN_IDS,
     read_llama,
     read_phi3,
     read_qwen2,
@@ -15,7 +16,7 @@ from conversion.hf_config.sections import (
     COMMON_INERT,
     Section,
     inert_fields,
-    read_json,
+    noting_inert,
     read_section,
     write_section,
 )
@@ -32,7 +33,8 @@ __all__ = [
     "COMMON_INERT",
     "Section",
     "inert_fields",
-    "read_json",
+    "noting_inert",
+    "TOKEN_IDS",
     "read_section",
     "write_section",
     "read_groma",

@@ -6,7 +6,7 @@ Both name a timm architecture; timm's may change its arguments under `model_args
 from collections.abc import Mapping
 from typing import Any
 
-from conversion.hf_config.sections import Section, read_section
+from conversion.hf_config.sections import GROUP, NUMBER, SIZES, TEXT, Section, read_section
 from mg_jax.errors import UserError
 
 # timm's name -> (depths, widths, eps of the norms)
@@ -31,7 +31,10 @@ OPEN_CLIP = Section(
 )
 OPEN_CLIP_VISION = Section(
     "open_clip's vision_cfg",
-    read={"timm_model_name": ("architecture", None), "image_size": ("image_size", 224)},
+    read={
+        "timm_model_name": ("architecture", None, TEXT),
+        "image_size": ("image_size", 224),
+    },
     fixed={},
     # pool, proj and drop belong to the head; stochastic depth acts in training only
     inert=frozenset(
@@ -42,9 +45,9 @@ OPEN_CLIP_VISION = Section(
 TIMM = Section(
     "timm's config",
     read={
-        "architecture": ("architecture", None),
-        "model_args": ("arguments", {}),
-        "pretrained_cfg": ("pretrained", {}),
+        "architecture": ("architecture", None, TEXT),
+        "model_args": ("arguments", None, GROUP.or_null()),
+        "pretrained_cfg": ("pretrained", None, GROUP.or_null()),
     },
     fixed={},
     inert=frozenset("num_classes num_features global_pool label_names label_descriptions".split()),
@@ -52,9 +55,9 @@ TIMM = Section(
 TIMM_ARGUMENTS = Section(
     "timm's ConvNeXt",
     read={
-        "depths": ("depths", None),
-        "dims": ("widths", None),
-        "norm_eps": ("eps", None),
+        "depths": ("depths", None, SIZES.or_null()),
+        "dims": ("widths", None, SIZES.or_null()),
+        "norm_eps": ("eps", None, NUMBER.or_null()),
         "ls_init_value": ("layer_scale", 1e-6),
     },
     fixed={
@@ -88,14 +91,16 @@ def read_convnext(raw: Mapping[str, Any], where: str = "config") -> dict[str, An
             for name in raw:
                 if name not in ("model_cfg", "preprocess_cfg"):
                     raise UserError(f"{where}.{name}: unknown field of open_clip_config.json")
-            raw, field = raw["model_cfg"], f"model_cfg.{field}"
+            where = f"{where}.model_cfg"
+            raw = GROUP.check(raw["model_cfg"], where)
         vision = read_section(raw, OPEN_CLIP, where)["vision"]
         values = read_section(vision, OPEN_CLIP_VISION, f"{where}.vision_cfg")
         size = values["image_size"]
     else:
         values = read_section(raw, TIMM, where)
         # of the rest of pretrained_cfg nothing reaches the tower: a classifier, preprocessing
-        size = (values["pretrained"] or {}).get("input_size", (3, 224, 224))[-1]
+        sides = (values["pretrained"] or {}).get("input_size", (3, 224, 224))
+        size = SIZES.check(sides, f"{where}.pretrained_cfg.input_size")[-1]
         arguments, field = values["arguments"] or {}, "architecture"
     name = values["architecture"]
     known = ARCHITECTURES.get(str(name).partition(".")[0])
@@ -104,13 +109,16 @@ def read_convnext(raw: Mapping[str, Any], where: str = "config") -> dict[str, An
             f"{where}.{field}: {name!r} is not supported, only {', '.join(ARCHITECTURES)}"
         )
     changed = read_section(arguments, TIMM_ARGUMENTS, f"{where}.model_args")
-    if changed.pop("layer_scale") is None:
-        raise UserError(f"{where}.model_args.ls_init_value: None is not supported, only a number")
     depths, widths, eps = known
+    depths, widths = tuple(changed["depths"] or depths), tuple(changed["widths"] or widths)
+    if len(depths) != len(widths):
+        raise UserError(
+            f"{where}.model_args: {len(depths)} depths and {len(widths)} dims; every stage has both"
+        )
     return {
         "kind": "convnext",
-        "depths": tuple(changed["depths"] or depths),
-        "widths": tuple(changed["widths"] or widths),
+        "depths": depths,
+        "widths": widths,
         "image_size": size,
         "eps": changed["eps"] or eps,
     }

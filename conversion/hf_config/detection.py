@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion.hf_config.groma import DEFORMABLE_DETR
-from conversion.hf_config.sections import read_section
+from conversion.hf_config.sections import SIZE, read_section
 from mg_jax.errors import UserError
 
 # two stages and refinement of boxes, as Groma's: queries are proposals, boxes move layer by layer
@@ -24,7 +24,8 @@ def read_deformable_detr(raw: Mapping[str, Any], where: str = "config") -> dict[
     Raises UserError naming a field that is unknown or asks for what the model does not compute.
     """
     raw = dict(raw)
-    proposals = raw.pop("two_stage_num_proposals", 300)
+    field = "two_stage_num_proposals"
+    proposals = SIZE.check(raw.pop(field, 300), f"{where}.{field}")
     values = read_section(raw, DETECTION, where)
     # the detector keeps so many proposals; num_queries counts learned queries, which it has none of
     values |= {"queries": proposals, "box_hidden": values["width"]}

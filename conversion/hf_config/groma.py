@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from conversion.hf_config.language import read_llama, write_llama
-from conversion.hf_config.sections import Section, read_section, write_section
+from conversion.hf_config.sections import (
+    COUNT,
+    GROUP,
+    KINDS,
+    NUMBER,
+    Section,
+    read_section,
+    write_section,
+)
 from conversion.hf_config.vision import read_dinov2, write_dinov2
 from mg_jax.config import build, to_dict
 from mg_jax.errors import UserError
@@ -25,12 +33,12 @@ DEFORMABLE_DETR = Section(
         "num_queries": ("queries", 300),
         "num_feature_levels": ("levels", 4),
         "dropout": ("dropout", 0.1),
-        "class_cost": ("class_cost", 1),
-        "bbox_cost": ("box_cost", 5),
-        "giou_cost": ("giou_cost", 2),
-        "cls_loss_coefficient": ("class_weight", 2),
-        "bbox_loss_coefficient": ("box_weight", 5),
-        "giou_loss_coefficient": ("giou_weight", 2),
+        "class_cost": ("class_cost", 1, NUMBER),
+        "bbox_cost": ("box_cost", 5, NUMBER),
+        "giou_cost": ("giou_cost", 2, NUMBER),
+        "cls_loss_coefficient": ("class_weight", 2, NUMBER),
+        "bbox_loss_coefficient": ("box_weight", 5, NUMBER),
+        "giou_loss_coefficient": ("giou_weight", 2, NUMBER),
         "focal_alpha": ("focal_alpha", 0.25),
     },
     fixed={
@@ -67,7 +75,7 @@ GROMA = Section(
     read={
         "llm_cfg": ("lm", {}),
         "perceiver_cfg": ("perceiver", {}),
-        "num_new_token": ("new_tokens", 114),
+        "num_new_token": ("new_tokens", 114, COUNT),
         # class defaults of early revisions were 0: far too many proposals (spec 1.1)
         "nms_thres": ("nms_threshold", 0.6),
         "box_score_thres": ("score_threshold", 0.15),
@@ -98,7 +106,8 @@ def read_proposer(raw: Mapping[str, Any], where: str = "config") -> dict[str, An
             f"{where}.two_stage_num_proposals: {proposals} differs from num_queries "
             f"{values['queries']}; every proposal needs its query"
         )
-    labels = raw.get("num_labels", len(raw.get("id2label", {0: ""})))
+    named = GROUP.check(raw.get("id2label", {0: ""}), f"{where}.id2label")
+    labels = raw.get("num_labels", len(named))
     if labels != 1:
         raise UserError(f"{where}.id2label: {labels} classes; the proposer has one, objectness")
     # the published code: one map for all levels, no refinement inside the decoder (spec 0.3, 0.4)
@@ -122,8 +131,7 @@ def read_groma(raw: Mapping[str, Any], where: str = "config.json") -> dict[str, 
     UserError for another system's config or an unsupported field.
     """
     raw = {k: v for k, v in raw.items() if not k.startswith("golden_full_")}
-    stated = raw.pop("golden_overrides", {})
-    hard = {ours: stated.get(theirs, value) for theirs, (ours, value) in HARD_CODED.items()}
+    hard = _hard_coded(raw.pop("golden_overrides", {}), f"{where}.golden_overrides")
     kind = raw.get("model_type")
     if kind == "ddetr":
         values = read_perceiver(raw, where)
@@ -142,6 +150,14 @@ def read_groma(raw: Mapping[str, Any], where: str = "config.json") -> dict[str, 
         "strides": "published",
     }
     return values
+
+
+def _hard_coded(stated: Any, where: str) -> dict[str, Any]:
+    GROUP.check(stated, where)
+    return {
+        ours: KINDS[type(value)].check(stated.get(theirs, value), f"{where}.{theirs}")
+        for theirs, (ours, value) in HARD_CODED.items()
+    }
 
 
 def write_groma(cfg: Any) -> dict[str, Any]:

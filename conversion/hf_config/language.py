@@ -7,21 +7,31 @@ Rotary fields are read in both spellings: `rope_theta` and `rope_scaling` of tra
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from conversion.hf_config.sections import Section, read_section, write_section
+from conversion.hf_config.sections import (
+    COUNT,
+    GROUP,
+    NUMBER,
+    SIZE,
+    SWITCH,
+    Kind,
+    Section,
+    read_section,
+    write_section,
+)
 from mg_jax.config import to_dict
 from mg_jax.errors import UserError
 
-READ: dict[str, tuple[str, Any]] = {
+READ: dict[str, tuple] = {
     "vocab_size": ("vocab", 32000),
     "hidden_size": ("width", 4096),
     "intermediate_size": ("mlp", 11008),
     "num_hidden_layers": ("layers", 32),
     "num_attention_heads": ("heads", 32),
-    "num_key_value_heads": ("kv_heads", None),
-    "head_dim": ("head", None),
+    "num_key_value_heads": ("kv_heads", None, SIZE.or_null()),
+    "head_dim": ("head", None, SIZE.or_null()),
     "rms_norm_eps": ("eps", 1e-6),
     "rope_theta": ("rope_theta", 10000.0),
-    "rope_scaling": ("rope_scaling", None),
+    "rope_scaling": ("rope_scaling", None, GROUP.or_null()),
     "max_position_embeddings": ("max_positions", 2048),
     "tie_word_embeddings": ("tied", False),
 }
@@ -31,8 +41,10 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "attention_dropout": (0.0,),
     "pruned_heads": ({},),
 }
-# The tokenizer's business, and numbers of the first training
-INERT = "bos_token_id eos_token_id pad_token_id initializer_range id2label".split()
+POSITIVE = Kind("a number above 0", lambda x: NUMBER.fits(x) and x > 0)
+# No forward pass reads them, but whoever generates text does: they go along with the weights
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+INERT = [*TOKEN_IDS, "initializer_range", "id2label"]
 
 LLAMA = Section(
     "LlamaConfig",
@@ -48,10 +60,10 @@ QWEN2 = Section(
     | {
         "vocab_size": ("vocab", 151936),
         "intermediate_size": ("mlp", 22016),
-        "num_key_value_heads": ("kv_heads", 32),
+        "num_key_value_heads": ("kv_heads", 32, SIZE.or_null()),
         "max_position_embeddings": ("max_positions", 32768),
-        "sliding_window": ("window", 4096),
-        "max_window_layers": ("window_from", 28),
+        "sliding_window": ("window", 4096, SIZE.or_null()),
+        "max_window_layers": ("window_from", 28, COUNT),
     },
     fixed={k: v for k, v in FIXED.items() if k != "attention_bias"} | {"use_mrope": (False,)},
     inert=frozenset(INERT),
@@ -65,7 +77,7 @@ PHI3 = Section(
         "intermediate_size": ("mlp", 8192),
         "rms_norm_eps": ("eps", 1e-5),
         "max_position_embeddings": ("max_positions", 4096),
-        "sliding_window": ("window", None),
+        "sliding_window": ("window", None, SIZE.or_null()),
     },
     fixed=FIXED | {"resid_pdrop": (0.0,), "embd_pdrop": (0.0,), "partial_rotary_factor": (1.0,)},
     # the length before long-rope, which is refused
@@ -101,7 +113,8 @@ def read_qwen2(raw: Mapping[str, Any], where: str = "config") -> dict[str, Any]:
     A window counts only with `use_sliding_window`, and in the layers from `max_window_layers` on.
     """
     raw = dict(raw)
-    windowed, listed = raw.pop("use_sliding_window", False), raw.pop("layer_types", None)
+    windowed = SWITCH.check(raw.pop("use_sliding_window", False), f"{where}.use_sliding_window")
+    listed = raw.pop("layer_types", None)
     values = _read(raw, QWEN2, where, ("default", "linear", "llama3")) | {"qkv_bias": True}
     if not windowed or values["window"] is None or values["window_from"] >= values["layers"]:
         values |= {"window": None, "window_from": 0}
@@ -155,12 +168,13 @@ def _read(
     if rope is None:
         scaling = _read_rope(values["rope_scaling"] or {}, f"{where}.rope_scaling", ropes)
     else:
-        rope = dict(rope)
-        theta = rope.pop("rope_theta", values["rope_theta"])
+        here = f"{where}.rope_parameters"
+        rope = dict(GROUP.check(rope, here))
+        theta = NUMBER.check(rope.pop("rope_theta", values["rope_theta"]), f"{here}.rope_theta")
         for name, value in (("rope_theta", theta), ("rope_scaling", None)):
             if raw.get(name, value) != value:
                 raise UserError(f"{where}.{name}: {raw[name]!r} differs from rope_parameters")
-        scaling = _read_rope(rope, f"{where}.rope_parameters", ropes)
+        scaling = _read_rope(rope, here, ropes)
         values["rope_theta"] = theta
     values["rope_scaling"] = scaling
     if scaling and scaling["kind"] == "linear":
@@ -193,8 +207,7 @@ def _read_rope(
         if name not in fields:
             raise UserError(f"{where}.{name}: unknown field of rope type {kind!r}")
     for name in fields:
-        if not isinstance(rope.get(name), int | float) or rope[name] <= 0:
-            raise UserError(f"{where}.{name}: expected a number above 0, got {rope.get(name)!r}")
+        POSITIVE.check(rope.get(name), f"{where}.{name}")
     if kind == "default":
         return None
     return {"kind": kind} | {ours: rope[theirs] for theirs, ours in fields.items()}

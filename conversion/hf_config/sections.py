@@ -5,14 +5,13 @@ default of transformers 4.32 (Groma spec 1.1). A field is read, or must have a v
 computes, or is listed as inert; anything else is an error, since it may change the mathematics.
 """
 
+import contextlib
+import contextvars
 import dataclasses
-import json
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from mg_jax.errors import UserError
+from mg_jax.errors import UserError, shown
 
 # Written by every transformers config class; none reaches a forward pass of ours.
 COMMON_INERT = frozenset(
@@ -32,38 +31,101 @@ COMMON_INERT = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a field may hold: in words, and as a test. `null`: nothing is allowed, too."""
+
+    what: str
+    fits: Callable[[Any], bool]
+    null: bool = False
+
+    def or_null(self) -> "Kind":
+        """The same, or null."""
+        return Kind(f"{self.what} or null", self.fits, True)
+
+    def check(self, value: Any, where: str) -> Any:
+        """`value`. Raises UserError naming `where` when it is of another kind."""
+        if (value is None and self.null) or (value is not None and self.fits(value)):
+            return value
+        raise UserError(f"{where}: expected {self.what}, got {shown(repr(value))}")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+SIZE = Kind("a whole number above 0", lambda x: _whole(x) and 0 < x < 1 << 31)
+COUNT = Kind("a whole number, 0 or more", lambda x: _whole(x) and 0 <= x < 1 << 31)
+NUMBER = Kind("a number", lambda x: (_whole(x) or isinstance(x, float)) and abs(x) < LARGEST)
+SWITCH = Kind("true or false", lambda x: isinstance(x, bool))
+TEXT = Kind("a text", lambda x: isinstance(x, str))
+GROUP = Kind("an object of fields", lambda x: isinstance(x, Mapping))
+SIZES = Kind(
+    "a list of whole numbers above 0",
+    lambda x: isinstance(x, list | tuple) and len(x) > 0 and all(map(SIZE.fits, x)),
+)
+LARGEST = 1e30  # of a number: an infinity or NaN is none
+# The kind of a field whose section states none, by its default
+KINDS: dict[type, Kind] = {int: SIZE, float: NUMBER, bool: SWITCH, str: TEXT, dict: GROUP}
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
-    """One config class: `read` {theirs: (ours, default)}, `fixed` {theirs: (default, allowed...)},
-    `inert` names besides COMMON_INERT."""
+    """One config class: `read` {theirs: (ours, default)} or, where the default does not tell what
+    a field may hold, (ours, default, kind); `fixed` {theirs: (default, allowed...)}; `inert` names
+    besides COMMON_INERT."""
 
     name: str
-    read: Mapping[str, tuple[str, Any]]
+    read: Mapping[str, tuple]
     fixed: Mapping[str, tuple[Any, ...]]
     inert: frozenset[str] = frozenset()
+
+
+_inert: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("inert", default=None)
+
+
+@contextlib.contextmanager
+def noting_inert() -> Iterator[list[str]]:
+    """A list, filled with the fields without effect that are read inside."""
+    found: list[str] = []
+    token = _inert.set(found)
+    try:
+        yield found
+    finally:
+        _inert.reset(token)
 
 
 def read_section(raw: Mapping[str, Any], section: Section, where: str) -> dict[str, Any]:
     """The fields of one config class under our names, defaults filled in.
 
-    Raises UserError naming a field that is unknown or has a value our model does not compute.
+    Raises UserError naming a field that is unknown, of another kind, or has a value our model does
+    not compute.
     """
     for name, value in raw.items():
         if name in section.fixed:
             default, *others = section.fixed[name]
             allowed = others or [default]
             if value not in allowed:
-                raise UserError(f"{where}.{name}: {value!r} is not supported, only {allowed[0]!r}")
-        elif name not in section.read and name not in section.inert | COMMON_INERT:
+                raise UserError(
+                    f"{where}.{name}: {shown(repr(value))} is not supported, only {allowed[0]!r}"
+                )
+        elif name in section.read:
+            _, default, *kind = section.read[name]
+            (kind[0] if kind else KINDS[type(default)]).check(value, f"{where}.{name}")
+        elif name not in section.inert | COMMON_INERT:
             raise UserError(
-                f"{where}.{name}: unknown field of {section.name}; it may change the model, so it "
-                "is not ignored (list it in conversion/hf_config once it is known to be inert)"
+                f"{where}.{shown(name)}: unknown field of {section.name}; it may change the model, "
+                "so it is not ignored (list it in conversion/hf_config once it is known to be "
+                "inert)"
             )
     for name, (default, *others) in section.fixed.items():
         if name not in raw and others and default not in others:
             raise UserError(
                 f"{where}.{name}: missing, which means {default!r}; only {others[0]!r} is supported"
             )
-    return {ours: raw.get(theirs, default) for theirs, (ours, default) in section.read.items()}
+    noted = _inert.get()
+    if noted is not None:
+        noted += [f"{where}.{name}" for name in inert_fields(raw, section)]
+    return {ours: raw.get(name, default) for name, (ours, default, *_) in section.read.items()}
 
 
 def write_section(values: Mapping[str, Any], section: Section) -> dict[str, Any]:
@@ -72,24 +134,10 @@ def write_section(values: Mapping[str, Any], section: Section) -> dict[str, Any]
     Every field that is read is written, and the fixed ones whose default we do not compute.
     """
     fixed = {name: others[0] for name, (_, *others) in section.fixed.items() if others}
-    return {theirs: values[ours] for theirs, (ours, _) in section.read.items()} | fixed
+    return {theirs: values[ours] for theirs, (ours, *_) in section.read.items()} | fixed
 
 
 def inert_fields(raw: Mapping[str, Any], section: Section) -> list[str]:
     """The fields of `raw` that are known and have no effect on the mathematics, in its order."""
     known = section.inert | COMMON_INERT
     return [name for name in raw if name in known and name not in section.read]
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """A config.json as a dict. Raises UserError when it is missing or not JSON."""
-    path = Path(path)
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: expected an object of fields")
-    return raw

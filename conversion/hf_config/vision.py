@@ -4,7 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from conversion.hf_config.sections import Section, read_section, write_section
+from conversion.hf_config.sections import (
+    COUNT,
+    GROUP,
+    NUMBER,
+    Section,
+    read_section,
+    write_section,
+)
 from mg_jax.config import to_dict
 from mg_jax.errors import UserError
 
@@ -15,7 +22,7 @@ DINOV2 = Section(
         "hidden_size": ("width", 768),
         "num_hidden_layers": ("layers", 12),
         "num_attention_heads": ("heads", 12),
-        "mlp_ratio": ("mlp_ratio", 4),
+        "mlp_ratio": ("mlp_ratio", 4, NUMBER),
         "patch_size": ("patch", 14),
         "image_size": ("image_size", 224),
         "layer_norm_eps": ("eps", 1e-6),
@@ -41,7 +48,11 @@ DINOV2 = Section(
 DINOV2_REGISTERS = dataclasses.replace(
     DINOV2,
     name="Dinov2WithRegistersConfig",
-    read={**DINOV2.read, "patch_size": ("patch", 16), "num_register_tokens": ("registers", 4)},
+    read={
+        **DINOV2.read,
+        "patch_size": ("patch", 16),
+        "num_register_tokens": ("registers", 4, COUNT),
+    },
 )
 CLIP = Section(
     "CLIPVisionConfig",
@@ -152,7 +163,8 @@ def _read_tower(
         if raw.get("vision_config_dict") is not None:
             # an older spelling; where both are, transformers takes this one
             vision, name = raw["vision_config_dict"], "vision_config_dict"
-        raw, where = vision or {}, f"{where}.{name}"
+        where = f"{where}.{name}"
+        raw = GROUP.check(vision, where)
     values = read_section(raw, section, where)
     if values["activation"] not in ("quick_gelu", "gelu"):
         raise UserError(

@@ -8,16 +8,17 @@ Configs that name no class of transformers are passed over; a detector's backbon
 """
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from conversion import manifests
 
 
-def shapes(name: str) -> manifests.Shapes:
-    """{tensor: shape} of the checkpoint whose config is stored under `name`."""
+def shapes(raw: Mapping[str, Any]) -> manifests.Shapes:
+    """{tensor: shape} of the checkpoint that a config.json is of."""
     import torch
     import transformers
 
-    raw = manifests.config(name)
     kind = getattr(transformers, raw["architectures"][0])
     with torch.device("meta"):
         model = kind(kind.config_class.from_dict(raw))
@@ -39,7 +40,7 @@ def main(names: list[str]) -> None:
     """Write the manifests `names`, or of every stored config."""
     stored = sorted(path.stem for path in manifests.FOLDER.glob("*.json"))
     for name in names or (name for name in stored if "architectures" in manifests.config(name)):
-        lines = manifests.compact(shapes(name))
+        lines = manifests.compact(shapes(manifests.config(name)))
         (manifests.FOLDER / f"{name}.tsv").write_text("\n".join(lines) + "\n")
         print(f"wrote {name}.tsv")
 

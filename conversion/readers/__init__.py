@@ -6,17 +6,17 @@ pickles are read by `pickles`, which knows the globals of tensors and no others.
 """
 
 import os
-from pathlib import Path
 
 from conversion.readers.containers import Sharded, open_any
 from conversion.readers.delta import FERRET_V1, Delta, DeltaRule
 from conversion.readers.safetensors import DTYPES, SafeTensors, write_safetensors
-from conversion.readers.source import Source
+from conversion.readers.source import Joined, Source
 from conversion.readers.torch_file import TorchFile
 
 __all__ = [
     "open_checkpoint",
     "Source",
+    "Joined",
     "SafeTensors",
     "Sharded",
     "TorchFile",
@@ -29,16 +29,14 @@ __all__ = [
 
 
 def open_checkpoint(
-    path: str | os.PathLike, *, base: Source | str | os.PathLike | None = None
+    path: Source | str | os.PathLike, *, base: Source | str | os.PathLike | None = None
 ) -> Source:
-    """Open a file or a folder of weights; no tensor is read.
+    """Open a file or a folder of weights; no tensor is read. A source is open already.
 
     `base`, a source or a path, makes of delta weights whole ones by `FERRET_V1`. Raises UserError
     that names the file at fault and what is wrong with it.
     """
-    source = open_any(path)
+    source = path if isinstance(path, Source) else open_any(path)
     if base is None:
-        if "delta" in Path(path).name.lower():  # numbers alone do not tell a difference
-            source.notes += ("named like delta weights, read as whole ones: no base was given",)
         return source
     return Delta(source, base if isinstance(base, Source) else open_any(base), FERRET_V1)

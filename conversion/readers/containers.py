@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -11,7 +12,7 @@ from conversion.engine import TensorInfo
 from conversion.readers.safetensors import SafeTensors, unique_names
 from conversion.readers.source import Joined, Renamed, Source
 from conversion.readers.torch_file import ZERO_TO_FP32, TorchFile
-from mg_jax.errors import UserError
+from mg_jax.errors import UserError, shown
 
 PREFIX = "module."  # DataParallel and its kin put it before every name
 # In a folder, the first of these that is there is the checkpoint (the order of transformers).
@@ -61,6 +62,10 @@ class Sharded(Source):
             name: joined.manifest[name] for name in (*weight_map, *unnamed)
         }
 
+    @property
+    def copied(self) -> int:
+        return self._joined.copied
+
     def _read(self, name: str) -> np.ndarray:
         return self._joined.read(name)
 
@@ -68,7 +73,60 @@ class Sharded(Source):
 def open_any(path: str | os.PathLike) -> Source:
     """Open a file or folder of weights. Raises UserError naming what is wrong with it."""
     path = Path(path)
-    return _without_prefix(_open_folder(path) if path.is_dir() else _open_file(path))
+    return unprefixed(_open_folder(path) if path.is_dir() else _open_file(path))
+
+
+def main_file(names: Collection[str], where: object) -> str | None:
+    """Of the files of a folder, the one that is its checkpoint by name, or the index of it.
+
+    None if no name tells. Raises UserError for DeepSpeed's files that are not whole.
+    """
+    for name in WHOLE:
+        if name in names:
+            return name
+    states = [name for name in names if MODEL_STATES.fullmatch(name)]
+    if len(states) > 1:
+        raise UserError(
+            f"{where}: split over {len(states)} model-parallel ranks; merge them with the "
+            "training code first"
+        )
+    if not states and any(ZERO_SHARD.fullmatch(name) for name in names):
+        raise UserError(f"{where}: only ZeRO shards of a DeepSpeed run; {ZERO_TO_FP32}")
+    return states[0] if states else None
+
+
+def only_file(names: Iterable[str], where: object) -> str:
+    """The one weight file of a folder; safetensors before other formats.
+
+    Raises UserError when there is none, or which one is meant is not told.
+    """
+    weights = [n for n in sorted(names) if n.endswith(WEIGHTS) and not NOT_WEIGHTS.fullmatch(n)]
+    safe = [name for name in weights if name.endswith(".safetensors")]
+    found = safe or weights
+    if not found:
+        listed = ", ".join(WHOLE[:-1])
+        raise UserError(f"{where}: holds no {listed} or {WHOLE[-1]}, and no other weights")
+    shards = [match for match in map(SHARD.fullmatch, found) if match and int(match[2]) > 1]
+    if shards:
+        raise UserError(f"{where}: holds shards such as {shards[0][0]}, but no index of them")
+    if len(found) > 1:
+        raise UserError(f"{where}: holds {', '.join(found)}; name the file to convert")
+    return found[0]
+
+
+def shards_of(index: Path) -> tuple[str, ...]:
+    """The files that an index of shards names. Raises UserError when it is broken."""
+    return tuple(dict.fromkeys(_weight_map(index).values()))
+
+
+def unprefixed(source: Source) -> Source:
+    """A source without the prefix that wrappers put before every name."""
+    names = list(source.manifest)
+    if not names or not all(name.startswith(PREFIX) for name in names):
+        return source
+    note = f"prefix {PREFIX!r} taken off every name"
+    shorter = {name.removeprefix(PREFIX): name for name in names}
+    return unprefixed(Renamed(source, shorter, note))
 
 
 def _open_file(path: Path) -> Source:
@@ -79,33 +137,28 @@ def _open_file(path: Path) -> Source:
     return SafeTensors(path) if path.suffix == ".safetensors" else TorchFile(path)
 
 
-def _open_folder(folder: Path) -> Source:
-    for name in WHOLE:
-        if (folder / name).exists():
-            return _open_file(folder / name)
-    names = sorted(entry.name for entry in folder.iterdir())
-    states = [name for name in names if MODEL_STATES.fullmatch(name)]
-    if len(states) > 1:
-        raise UserError(
-            f"{folder}: split over {len(states)} model-parallel ranks; merge them with the "
-            "training code first"
-        )
-    if states:
-        return TorchFile(folder / states[0])
-    if any(ZERO_SHARD.fullmatch(name) for name in names):
-        raise UserError(f"{folder}: only ZeRO shards of a DeepSpeed run; {ZERO_TO_FP32}")
-    if "latest" in names:  # DeepSpeed writes the newest step's folder into it
-        return _open_latest(folder)
-    if any(name.endswith(SPLIT_REST) for name in names):
-        return _open_split(folder, names)
-    return _open_only(folder, names)
+def _open_folder(folder: Path, follow: bool = True) -> Source:
+    """`follow`: whether DeepSpeed's `latest` may lead to a folder in this one."""
+    entries = {entry.name: entry for entry in sorted(folder.iterdir())}
+    files = [name for name, entry in entries.items() if entry.is_file()]
+    if found := main_file(files, folder):
+        return _open_file(folder / found)
+    if "latest" in entries and follow:
+        return _open_folder(_latest(folder), follow=False)
+    if any(name.endswith(SPLIT_REST) for name in entries):
+        return _open_split(folder, list(entries))
+    return _open_file(folder / only_file(files, folder))
 
 
-def _open_latest(folder: Path) -> Source:
-    step = (folder / "latest").read_text().strip()
-    if PurePosixPath(step).name != step or not (folder / step).is_dir():
-        raise UserError(f"{folder / 'latest'}: names {step!r}, which is no folder beside it")
-    return _open_folder(folder / step)
+def _latest(folder: Path) -> Path:
+    """The folder of DeepSpeed's newest step: `latest` holds its name, or is a link to it."""
+    latest = folder / "latest"
+    if latest.is_dir():
+        return latest
+    step = latest.read_text(errors="replace").strip() if latest.is_file() else ""
+    if step not in {entry.name for entry in folder.iterdir() if entry.is_dir()}:
+        raise UserError(f"{latest}: names {shown(step)!r}, which is no folder beside it")
+    return folder / step
 
 
 def _open_split(folder: Path, names: list[str]) -> Source:
@@ -117,32 +170,14 @@ def _open_split(folder: Path, names: list[str]) -> Source:
     return Joined(str(folder), parts, (f"{lm} put under {LM_PREFIX!r}",))
 
 
-def _open_only(folder: Path, names: list[str]) -> Source:
-    """The one weight file of a folder; safetensors before other formats."""
-    weights = [
-        name
-        for name in names
-        if name.endswith(WEIGHTS) and not NOT_WEIGHTS.fullmatch(name) and (folder / name).is_file()
-    ]
-    safe = [name for name in weights if name.endswith(".safetensors")]
-    found = safe or weights
-    if not found:
-        listed = ", ".join(WHOLE[:-1])
-        raise UserError(f"{folder}: holds no {listed} or {WHOLE[-1]}, and no other weights")
-    shards = [match for match in map(SHARD.fullmatch, found) if match and int(match[2]) > 1]
-    if shards:
-        raise UserError(f"{folder}: holds shards such as {shards[0][0]}, but no index of them")
-    if len(found) > 1:
-        raise UserError(f"{folder}: holds {', '.join(found)}; name the file to convert")
-    return _open_file(folder / found[0])
-
-
 def _weight_map(index: Path) -> dict[str, str]:
     try:
         raw = json.loads(index.read_text(), object_pairs_hook=unique_names(index))
     except FileNotFoundError:
         raise UserError(f"{index}: no such file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError):
         raise UserError(f"{index}: not an index of shards (no JSON)") from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -152,12 +187,3 @@ def _weight_map(index: Path) -> dict[str, str]:
         if not inside or ".." in PurePosixPath(file).parts or file.endswith(".json"):
             raise UserError(f"{index}: {name} is said to be in {file!r}, no file of its folder")
     return weight_map
-
-
-def _without_prefix(source: Source) -> Source:
-    names = list(source.manifest)
-    if not names or not all(name.startswith(PREFIX) for name in names):
-        return source
-    note = f"prefix {PREFIX!r} taken off every name"
-    shorter = {name.removeprefix(PREFIX): name for name in names}
-    return _without_prefix(Renamed(source, shorter, note))

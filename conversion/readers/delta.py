@@ -4,6 +4,7 @@ The rule is data (`DeltaRule`). Tensors are added one at a time, when they are r
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from conversion.engine import TensorInfo
 from conversion.readers.source import Source
-from mg_jax.errors import UserError
+from mg_jax.errors import UserError, some
 
 LISTED = 5  # names shown in an error
 FLOATS = {np.dtype(kind) for kind in ("float64", "float32", "float16", ml_dtypes.bfloat16)}
@@ -104,9 +105,8 @@ class Delta(Source):
         """Raise UserError when there are any names."""
         listed = list(names)
         if listed:
-            more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-            shown = ", ".join(listed[:LISTED])
-            raise UserError(f"{self.where}: {shown}{more}: {what}; is this the right base?")
+            names = ", ".join(some(listed, LISTED))
+            raise UserError(f"{self.where}: {names}: {what}; is this the right base?")
 
     def _check(self, name: str, rule: DeltaRule) -> None:
         """Dtypes are floats; shapes are equal, or the base's fits in where the rule lets it."""
@@ -125,13 +125,25 @@ class Delta(Source):
                 "is this the right base?"
             )
 
+    @property
+    def copied(self) -> int:
+        # the sum, and one side cast for it
+        sizes = (math.prod(info.shape) * self._dtype.itemsize for info in self.manifest.values())
+        return 2 * max(sizes, default=0) + max(self._delta.copied, self._base.copied)
+
     def _read(self, name: str) -> np.ndarray:
-        try:
-            with np.errstate(over="raise"):
-                made = self._delta.read(name).astype(self._dtype, copy=name in self._sums)
-                if name in self._sums:
-                    base = self._base.read(name).astype(self._dtype, copy=False)
-                    made[tuple(map(slice, base.shape))] += base
-        except FloatingPointError:
-            raise UserError(f"{self.where}: {name} overflows {self._dtype}") from None
+        delta = self._delta.read(name)
+        base = self._base.read(name) if name in self._sums else None
+        with np.errstate(over="ignore", invalid="ignore"):
+            made = delta.astype(self._dtype)
+            if base is not None:
+                made[tuple(map(slice, base.shape))] += base.astype(self._dtype, copy=False)
+        finite = np.isfinite(made)
+        if not finite.all():
+            # what was infinite before stays so; ml_dtypes raises no floating point error
+            before = np.isfinite(delta)
+            if base is not None:
+                before[tuple(map(slice, base.shape))] &= np.isfinite(base)
+            if (before & ~finite).any():
+                raise UserError(f"{self.where}: {name} overflows {self._dtype}")
         return made

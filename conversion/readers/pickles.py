@@ -1,23 +1,22 @@
 """The pickles of torch files, read without running them.
 
-A pickle is a program. This reader knows the opcodes that build plain containers and numbers, and
-the few globals with which torch describes a tensor; it imports nothing and calls nothing but its
-own functions below. Anything else is refused with the file, the opcode and the global named.
-Classes that training tools are known to leave beside the weights (`INERT`) are not made either:
-an `Inert` placeholder stands in their place.
+`mg_jax.pickles` builds plain containers and numbers; this adds the few globals with which torch
+describes a tensor. It imports nothing and calls nothing but its own functions below. Anything else
+is refused with the file, the opcode and the global named. Classes that training tools are known to
+leave beside the weights (`INERT`) are not made either: an `Inert` placeholder stands in their
+place.
 """
 
 import dataclasses
-import pickletools
-import struct
 from collections.abc import Callable
-from typing import IO, Any, NoReturn, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from conversion.readers.source import Stream, shown
-from mg_jax.errors import UserError
+from conversion.readers.source import Stream
+from mg_jax import pickles
+from mg_jax.errors import shown
 
 # torch's names of dtypes -> NumPy's
 DTYPES: dict[str, Any] = {
@@ -117,161 +116,25 @@ def load(stream: Stream, where: str, persistent: Callable[[Any], Any]) -> Any:
     `persistent(id)` gives what a persistent id stands for. Mappings become dicts; tensors stay
     `Tensor`. Raises UserError naming `where` when it is unsafe, cut short or broken.
     """
-    machine = _Machine(where, persistent)
-    try:
-        # genops needs no more of a file than Stream has
-        for opcode, argument, position in pickletools.genops(cast(IO[bytes], stream)):
-            if opcode.name == "STOP":
-                return machine.stack.pop()
-            machine.opcode, machine.position = opcode.name, position or 0
-            machine.step(opcode.name, argument)
-    except UserError:
-        raise
-    except (ValueError, TypeError, LookupError, OverflowError, struct.error) as error:
-        raise UserError(
-            f"{where}: cut short or broken: its pickle cannot be read past byte "
-            f"{machine.position} ({shown(str(error))})"
-        ) from None
-    raise AssertionError("genops ends with STOP")
+    return _Torch(where, persistent).run(stream)
 
 
-class _Machine:
-    """The stack machine of pickle, without the means to do anything."""
+class _Torch(pickles.Machine):
+    """The machine that knows torch's globals, and placeholders for those of trainers."""
+
+    accepted = (
+        "tensors, numbers and plain containers are read, so save the state dict alone or as "
+        "safetensors"
+    )
 
     def __init__(self, where: str, persistent: Callable[[Any], Any]):
-        self.where, self.persistent = where, persistent
-        self.stack: list[Any] = []
-        self.marked: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
-        self.opcode, self.position = "", 0
+        super().__init__(where)
+        self._persistent_id = persistent
 
-    def refuse(self, what: str) -> NoReturn:
-        raise UserError(
-            f"{self.where}: refused, nothing in it was run: its pickle {shown(what)} (opcode "
-            f"{self.opcode} at byte {self.position}); only tensors, numbers and plain containers "
-            "are read, so save the state dict alone or as safetensors"
-        )
-
-    def step(self, opcode: str, argument: Any) -> None:
-        """One opcode, by its name in pickletools."""
-        stack = self.stack
-        match opcode:
-            case "PROTO" | "FRAME":
-                pass
-            case (
-                "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4"
-                | "FLOAT" | "BINFLOAT" | "STRING" | "BINSTRING" | "SHORT_BINSTRING"
-                | "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8"
-                | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8"
-            ):  # fmt: skip
-                stack.append(argument)
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode == "NEWTRUE")
-            case "EMPTY_LIST" | "EMPTY_SET":  # a set's order and hashes are of no use here
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case "EMPTY_DICT":
-                stack.append({})
-            case "MARK":
-                self.marked.append(stack)
-                self.stack = []
-            case "LIST":
-                self.push(self.since_mark())
-            case "TUPLE" | "FROZENSET":
-                self.push(tuple(self.since_mark()))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                items = [stack.pop() for _ in range(int(opcode[-1]))]
-                stack.append(tuple(reversed(items)))
-            case "DICT":
-                made: dict[Any, Any] = {}
-                self.set_items(made, self.since_mark())
-                self.push(made)
-            case "APPEND":
-                value = stack.pop()
-                self.extend(stack[-1], [value])
-            case "APPENDS" | "ADDITEMS":
-                items = self.since_mark()
-                self.extend(self.stack[-1], items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                self.set_items(stack[-1], [key, value])
-            case "SETITEMS":
-                items = self.since_mark()
-                self.set_items(self.stack[-1], items)
-            case "POP":
-                if stack:
-                    stack.pop()
-                else:
-                    self.since_mark()
-            case "POP_MARK":
-                self.since_mark()
-            case "DUP":
-                stack.append(stack[-1])
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                self.memo[argument] = stack[-1]
-            case "MEMOIZE":
-                self.memo[len(self.memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(self.memo[argument])
-            case "GLOBAL":
-                stack.append(self.find(argument.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                if not (isinstance(name, str) and isinstance(module, str)):
-                    raise ValueError("a global whose name is no text")
-                stack.append(self.find(f"{module}.{name}"))
-            case "PERSID":
-                stack.append(self.persistent(argument))
-            case "BINPERSID":
-                stack.append(self.persistent(stack.pop()))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(self.reduce(function, arguments))
-            case "NEWOBJ":
-                arguments, made_of = stack.pop(), stack.pop()
-                if not isinstance(made_of, Inert):
-                    self.refuse(f"makes an object of {describe(made_of)}")
-                stack.append(made_of)
-            case "BUILD":  # attributes, such as the _metadata of a state dict, are dropped
-                stack.pop()
-                if not isinstance(stack[-1], dict | Inert):
-                    self.refuse(f"sets the state of {describe(stack[-1])}")
-            case _:
-                named = "" if argument is None else f" with {argument}"
-                self.refuse(f"uses opcode {opcode}{named}")
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def since_mark(self) -> list[Any]:
-        """What was pushed since the last mark, which goes."""
-        items, self.stack = self.stack, self.marked.pop()
-        return items
-
-    def extend(self, target: Any, items: list[Any]) -> None:
-        if isinstance(target, list):
-            target.extend(items)
-        elif not isinstance(target, Inert):
-            self.refuse(f"appends to {describe(target)}")
-
-    def set_items(self, target: Any, items: list[Any]) -> None:
-        if not isinstance(target, dict | Inert):
-            self.refuse(f"sets items of {describe(target)}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if isinstance(target, Inert):
-                continue
-            # other keys would need hashing, and a tuple may be nested without end
-            if not isinstance(key, str | int | float | bytes | None):
-                self.refuse(f"has {describe(key)} as a key")
-            if key in target:
-                raise UserError(f"{self.where}: {key!r} stands twice in its pickle")
-            target[key] = value
+    def persistent(self, saved: Any) -> Any:
+        return self._persistent_id(saved)
 
     def find(self, name: str) -> Any:
-        """What a global stands for."""
         module, _, last = name.rpartition(".")
         if module in STORAGE_MODULES and last in STORAGES:
             return _Known(name, np.dtype(STORAGES[last]))
@@ -281,7 +144,7 @@ class _Machine:
             return _Known(name, FUNCTIONS[name])
         if name in INERT or name in GETATTR:
             return Inert(name)
-        self.refuse(f"asks for the global {name}")
+        return super().find(name)
 
     def reduce(self, function: Any, arguments: Any) -> Any:
         if not isinstance(arguments, tuple):
@@ -296,7 +159,30 @@ class _Machine:
             self.refuse(f"calls {function.name} on {describe(owner)}")
         if isinstance(function, _Known) and callable(function.value):
             return function.value(*arguments)
-        self.refuse(f"calls {describe(function)}")
+        return super().reduce(function, arguments)
+
+    def make(self, made_of: Any) -> Any:
+        return made_of if isinstance(made_of, Inert) else super().make(made_of)
+
+    def build(self, target: Any) -> None:  # such as the _metadata of a state dict
+        if not isinstance(target, dict | Inert):
+            super().build(target)
+
+    def extend(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, Inert):
+            super().extend(target, items)
+
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        if not isinstance(target, Inert):
+            super().set_items(target, items)
+
+    def describe(self, value: Any) -> str:
+        return describe(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number of elements, of a size that can be printed."""
+    return type(value) is int and 0 <= value < 1 << 63
 
 
 def describe(value: Any) -> str:
@@ -304,6 +190,13 @@ def describe(value: Any) -> str:
     if isinstance(value, Inert | _Known):
         return value.name
     return "a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def named(key: Any) -> str:
+    """A key for messages, short whatever it is."""
+    if isinstance(key, int) and key.bit_length() > 64:  # Python refuses to print the longest
+        return "a huge number"
+    return shown(str(key)) if isinstance(key, str | int | float | bytes | None) else describe(key)
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
@@ -334,7 +227,7 @@ def tensor(
         raise ValueError("a tensor without a storage")
     shape, strides = _size(shape), _size(strides)
     numbers = (offset, *shape, *strides)
-    if len(shape) != len(strides) or not all(type(n) is int and n >= 0 for n in numbers):
+    if len(shape) != len(strides) or not all(map(is_count, numbers)):
         raise ValueError("a tensor of odd shape or strides")
     made = Tensor(storage, storage.dtype if dtype is None else dtype, offset, shape, strides)
     if (offset + made.extent) * made.dtype.itemsize > storage.nbytes:

@@ -12,8 +12,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from conversion.engine import TensorInfo
-from conversion.readers.source import FileMap, Source, shown
-from mg_jax.errors import UserError
+from conversion.readers.source import FileMap, Source
+from mg_jax.errors import UserError, shown
 
 DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -54,7 +54,9 @@ class SafeTensors(Source):
         try:
             text = self._file.copy(8, 8 + length).decode()
             header = json.loads(text, object_pairs_hook=unique_names(self.path))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        except UserError:
+            raise
+        except (ValueError, RecursionError):  # no text, no JSON, a number of 5,000 digits
             raise UserError(unreadable) from None
         if not isinstance(header, dict):
             raise UserError(unreadable)
@@ -93,6 +95,15 @@ class SafeTensors(Source):
             at = end
         if at != self._file.size:
             raise UserError(f"{self.path}: {self._file.size - at} bytes belong to no tensor")
+
+    @property
+    def copied(self) -> int:
+        unaligned = (
+            end - begin
+            for name, (begin, end) in self._spans.items()
+            if begin % np.dtype(self.manifest[name].dtype).alignment
+        )
+        return max(unaligned, default=0)
 
     def _read(self, name: str) -> np.ndarray:
         begin, end = self._spans[name]

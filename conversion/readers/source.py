@@ -15,11 +15,6 @@ from mg_jax.errors import UserError
 LARGEST_TOKEN = 1 << 28  # bytes; no honest pickle or header holds a longer single value
 
 
-def shown(text: str) -> str:
-    """A name out of a file, made harmless for a line on a terminal."""
-    return text if text.isprintable() else ascii(text)
-
-
 class Source(abc.ABC):
     """A checkpoint.
 
@@ -49,6 +44,11 @@ class Source(abc.ABC):
         return sum(
             math.prod(info.shape) * np.dtype(info.dtype).itemsize for info in self.manifest.values()
         )
+
+    @property
+    @abc.abstractmethod
+    def copied(self) -> int:
+        """Bytes of memory that reading a tensor takes at most; 0 where all are views of files."""
 
     @abc.abstractmethod
     def _read(self, name: str) -> np.ndarray: ...
@@ -122,6 +122,7 @@ class Joined(Source):
 
     def __init__(self, where: str, parts: Iterable[tuple[str, Source]], notes: Iterable[str] = ()):
         self.where, self.manifest = where, {}
+        self._parts: list[Source] = []
         self._held: dict[str, tuple[Source, str]] = {}
         files: dict[Path, None] = {}
         gathered: list[str] = list(notes)
@@ -133,9 +134,14 @@ class Joined(Source):
                     raise UserError(f"{where}: {new} stands in both {other} and {part.where}")
                 self._held[new] = (part, name)
                 self.manifest[new] = info
+            self._parts.append(part)
             files |= dict.fromkeys(part.files)
             gathered += part.notes
         self.files, self.notes = tuple(files), tuple(dict.fromkeys(gathered))
+
+    @property
+    def copied(self) -> int:
+        return max(part.copied for part in self._parts)
 
     def _read(self, name: str) -> np.ndarray:
         part, inner = self._held[name]
@@ -150,6 +156,10 @@ class Renamed(Source):
         self.notes = (*source.notes, note)
         self.manifest = {new: source.manifest[old] for new, old in names.items()}
         self._source, self._names = source, names
+
+    @property
+    def copied(self) -> int:
+        return self._source.copied
 
     def _read(self, name: str) -> np.ndarray:
         return self._source.read(self._names[name])

@@ -1,7 +1,7 @@
 """One torch file as a source: its container told by its first bytes, its state dict unwrapped."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import numpy as np
 from conversion.engine import TensorInfo
 from conversion.readers import pickles, torch_legacy, torch_zip
 from conversion.readers.safetensors import refuse_pointer
-from conversion.readers.source import FileMap, Source, shown
-from mg_jax.errors import UserError
+from conversion.readers.source import FileMap, Source
+from mg_jax.errors import UserError, some
 
 WRAPPERS = ("state_dict", "model", "module")  # trainers keep the state dict under one of these
 DEPTH = 4  # wrappers inside wrappers
@@ -44,10 +44,18 @@ class TorchFile(Source):
             name: TensorInfo(tensor.shape, tensor.dtype) for name, tensor in self._tensors.items()
         }
 
+    @property
+    def copied(self) -> int:
+        unaligned = (
+            tensor.extent * tensor.dtype.itemsize
+            for tensor in self._tensors.values()
+            if _begin(tensor) % tensor.dtype.alignment
+        )
+        return max(unaligned, default=0)
+
     def _read(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
-        size, extent = tensor.dtype.itemsize, tensor.extent
-        begin = tensor.storage.begin + tensor.offset * size
+        size, extent, begin = tensor.dtype.itemsize, tensor.extent, _begin(tensor)
         if not extent:
             return np.empty(tensor.shape, tensor.dtype)
         raw = self._file.view(begin, begin + extent * size)
@@ -57,6 +65,11 @@ class TorchFile(Source):
         return np.ndarray(tensor.shape, tensor.dtype, raw, strides=steps)  # type: ignore[arg-type]
 
 
+def _begin(tensor: pickles.Tensor) -> int:
+    """The first byte of a tensor in its file."""
+    return tensor.storage.begin + tensor.offset * tensor.dtype.itemsize
+
+
 def state_dict(root: Any, where: str) -> tuple[dict[str, pickles.Tensor], tuple[str, ...]]:
     """(tensors by name, notes) of what a torch file holds, out of `WRAPPERS`.
 
@@ -64,34 +77,40 @@ def state_dict(root: Any, where: str) -> tuple[dict[str, pickles.Tensor], tuple[
     """
     notes: list[str] = []
     for _ in range(DEPTH):
-        if not isinstance(root, dict) or _is_state(root):
-            break
-        inside = [key for key in WRAPPERS if isinstance(root.get(key), dict) and root[key]]
+        # before the tensors beside it: trainers keep averages and counters there
+        inside = [key for key in WRAPPERS if isinstance(root, dict) and _wraps(root.get(key))]
         if len(inside) > 1:
             raise UserError(f"{where}: holds both {' and '.join(inside)}; save one of them alone")
         if not inside:
             break
-        left = [str(key) for key in root if key != inside[0]]
+        left = [key for key in root if key != inside[0]]
         notes.append(f"unwrapped {inside[0]!r}" + (f", left {_some(left)}" if left else ""))
         _check_deepspeed(root, inside[0], where, notes)
         root = root[inside[0]]
     if not (isinstance(root, dict) and _is_state(root)):
-        keys = _some([str(key) for key in root]) if isinstance(root, dict) else ""
+        keys = _some(root) if isinstance(root, dict) else ""
         what = f"a dict of {keys}" if keys else pickles.describe(root)
         raise UserError(f"{where}: holds no state dict but {what}; save model.state_dict() alone")
     tensors = {name: value for name, value in root.items() if isinstance(value, pickles.Tensor)}
-    other = [str(name) for name in root if name not in tensors]
+    other = [name for name in root if name not in tensors]
     for name in other:
         if _holds_tensor(root[name]):
             raise UserError(
-                f"{where}: {shown(name)} holds tensors of its own; save one flat state dict"
+                f"{where}: {pickles.named(name)} holds tensors of its own; save one flat state dict"
             )
     if other:
         notes.append(f"left out, being no tensors: {_some(other)}")
     for name in tensors:
         if not isinstance(name, str):
-            raise UserError(f"{where}: {name!r} is a tensor's name, which must be text")
+            raise UserError(
+                f"{where}: {pickles.named(name)} is a tensor's name, which must be text"
+            )
     return tensors, tuple(notes)
+
+
+def _wraps(value: Any) -> bool:
+    """Whether a value is a dict with tensors somewhere in it."""
+    return isinstance(value, dict) and _holds_tensor(value)
 
 
 def _is_state(value: Mapping) -> bool:
@@ -129,7 +148,8 @@ def _check_deepspeed(root: Mapping, key: str, where: str, notes: list[str]) -> N
         held = root["module"].get(name)
         if not isinstance(held, pickles.Tensor) or held.shape != shape:
             raise UserError(
-                f"{where}: {shown(str(name))} lies in ZeRO shards, not in this file; {ZERO_TO_FP32}"
+                f"{where}: {pickles.named(name)} lies in ZeRO shards, not in this file; "
+                f"{ZERO_TO_FP32}"
             )
     notes.append(
         "DeepSpeed's `module`, in the dtype of training; float32 masters, if any, lie in the "
@@ -137,7 +157,6 @@ def _check_deepspeed(root: Mapping, key: str, where: str, notes: list[str]) -> N
     )
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Iterable[Any]) -> str:
     """A few names, the rest counted."""
-    listed = shown(", ".join(names[:NAMED]))
-    return f"{listed} and {len(names) - NAMED} more" if len(names) > NAMED else listed
+    return ", ".join(some([pickles.named(name) for name in names], NAMED))

@@ -47,8 +47,8 @@ def load(file: FileMap) -> Any:
                 f"{where}: holds a whole nn.Module, which is code; save its state_dict() instead"
             )
         made_of, key, _location, count, view = rest
-        if kind != "storage" or type(count) is not int or count < 0:
-            raise ValueError(f"an odd reference to a {kind}")
+        if kind != "storage" or not pickles.is_count(count):
+            raise ValueError(f"an odd reference to {pickles.describe(kind)}")
         _check_key(key)
         storage = storages.setdefault(
             key, pickles.Storage(key, pickles.storage_dtype(made_of), count)
@@ -72,7 +72,9 @@ def load(file: FileMap) -> Any:
     for key in keys:
         storage = storages.get(key) if isinstance(key, str | int) else None
         if storage is None or storage.begin >= 0:
-            raise UserError(f"{where}: damaged: storage {key!r} has no tensor or stands twice")
+            raise UserError(
+                f"{where}: damaged: storage '{pickles.named(key)}' has no tensor or stands twice"
+            )
         at = _place(file, storage, at)
     _place_views(views, where)
     return root
@@ -138,7 +140,7 @@ def _tar_tensors(
         try:
             tensors[key] = pickles.tensor(made[storage_key], offset, dims[:rank], dims[rank:])
         except (KeyError, ValueError) as error:
-            raise UserError(f"{where}: damaged: tensor {key!r} ({error})") from None
+            raise UserError(f"{where}: damaged: tensor {pickles.named(key)} ({error})") from None
         stream = Stream(file, at + 8 * (2 * rank + 2), span[1])
     return tensors
 
@@ -169,7 +171,7 @@ def _members(file: FileMap) -> dict[str, tuple[int, int]]:
 
 def _count(stream: Stream, where: str) -> int:
     count = pickles.load(stream, where, _no_persistent)
-    if type(count) is not int or count < 0:
+    if not pickles.is_count(count):
         raise UserError(f"{where}: damaged: a number of tensors or storages is missing")
     return count
 
@@ -200,21 +202,22 @@ def _place(file: FileMap, storage: pickles.Storage, at: int) -> int:
     (count,) = _integers(file, at, 1)
     if count != storage.count or count < 0:
         raise UserError(
-            f"{file.path}: damaged: storage {storage.key!r} has {count} elements, its tensors "
-            f"expect {storage.count}"
+            f"{file.path}: damaged: storage '{pickles.named(storage.key)}' has {count} elements, "
+            f"its tensors expect {storage.count}"
         )
     storage.begin = at + 8
     end = storage.begin + storage.nbytes
     if end > file.size:
         raise UserError(
-            f"{file.path}: cut short (storage {storage.key!r} lies past the end of the file)"
+            f"{file.path}: cut short (storage '{pickles.named(storage.key)}' lies past the end of "
+            "the file)"
         )
     return end
 
 
 def _view(views: dict, key: Any, root: pickles.Storage, offset: Any, size: Any) -> pickles.Storage:
     """Part of a storage as one of its own; its place is known once the root's is."""
-    if not all(type(n) is int and n >= 0 for n in (offset, size)):
+    if not all(map(pickles.is_count, (offset, size))):
         raise ValueError("a view of odd size")
     if offset + size > root.count:
         raise ValueError("a view larger than its storage")
@@ -226,7 +229,7 @@ def _view(views: dict, key: Any, root: pickles.Storage, offset: Any, size: Any) 
 def _place_views(views: Mapping, where: str) -> None:
     for storage, root, offset in views.values():
         if root.begin < 0:
-            raise UserError(f"{where}: damaged: storage {root.key!r} is missing")
+            raise UserError(f"{where}: damaged: storage '{pickles.named(root.key)}' is missing")
         storage.begin = root.begin + offset * root.dtype.itemsize
 
 

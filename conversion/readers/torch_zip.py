@@ -44,18 +44,18 @@ def load(file: FileMap) -> Any:
 
     def persistent(saved: Any) -> pickles.Storage:
         kind, made_of, key, _location, count = saved
-        if kind != "storage" or not isinstance(key, str) or type(count) is not int or count < 0:
-            raise ValueError(f"an odd reference to a {kind}")
+        if kind != "storage" or not isinstance(key, str) or not pickles.is_count(count):
+            raise ValueError(f"an odd reference to {pickles.describe(kind)}")
         dtype = pickles.storage_dtype(made_of)
         entry = entries.get(f"{root}data/{key}")
         if entry is None:
-            raise UserError(f"{file.path}: damaged: it holds no storage {key!r}")
+            raise UserError(f"{file.path}: damaged: it holds no storage '{pickles.named(key)}'")
         begin, end = _span(file, entry)
         storage = pickles.Storage(key, dtype, count, begin)
         if end - begin != storage.nbytes:
             raise UserError(
-                f"{file.path}: damaged: storage {key!r} has {end - begin} bytes, its tensors "
-                f"expect {storage.nbytes}"
+                f"{file.path}: damaged: storage '{pickles.named(key)}' has {end - begin} bytes, "
+                f"its tensors expect {storage.nbytes}"
             )
         return storage
 

@@ -5,8 +5,8 @@
     mg_llava   visual_encoder_aux.vision_stem.0.weight
                visual_encoder_aux.vision_stages.2.blocks.5.gamma
 
-MG-LLaVA's is the tower alone; the others may hold heads and a text tower, which are left out
-(MG-LLaVA spec 1).
+MG-LLaVA's is the tower in memory, as its recordings hold it: its published files leave the tower to
+open_clip's. The others may hold heads and a text tower, which are left out (MG-LLaVA spec 1).
 """
 
 from typing import Any, Literal

@@ -19,6 +19,7 @@ from mg_jax.example import Example
 Record = dict[str, Any]
 MakeRecord = Callable[[Example, np.random.Generator], Record | None]
 Collate = Callable[[list[Record]], dict[str, np.ndarray]]
+Finish = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 _ENDLESS = 1 << 40  # batches of a run without a stated number of epochs
 _FEW = 10  # malformed records of a source that are let pass whatever their share
@@ -174,6 +175,7 @@ class _Batches:
             try:
                 example = data[self.plan.instead(source, record, tried)]
                 example.meta.setdefault("head", data.head)
+                example.meta.update(tasks=data.tasks, frequency=data.frequency)
                 made = self.make_record(example, rng)
             except BadRecord as e:
                 bad.append(str(e))
@@ -198,8 +200,9 @@ class BatchIterator:
     first: take them out.
     """
 
-    def __init__(self, batches: _Batches, workers: int, threads: int):
+    def __init__(self, batches: _Batches, workers: int, threads: int, finish: Finish | None):
         self._batches, self._workers, self._threads = batches, workers, threads
+        self._finish = finish
         self.state, self.skipped, self.bad = 0, 0, 0
         self.problems: list[str] = []
         self._read, self._broken = Counter[int](), Counter[int]()
@@ -254,6 +257,7 @@ class BatchIterator:
         if self._workers:
             # What a worker made lies in shared memory; a copy frees it at once.
             batch = {k: np.array(v) if isinstance(v, np.ndarray) else v for k, v in batch.items()}
+            batch = self._finish(batch) if self._finish else batch
         return batch
 
     def _account(self, seen: _Seen) -> None:
@@ -315,18 +319,21 @@ def batches(
     process_count: int = 1,
     shuffle: bool = True,
     epochs: float | None = None,
+    finish: Finish | None = None,
 ) -> BatchIterator:
     """Batches of a mixture of sources.
 
     ratios, weights, single_source: see `Plan`. Without single_source the order runs on through
     the epochs and nothing is dropped but a remainder at the very end.
     make_record(example, rng): a sample as arrays, or None to have the source's next one instead;
-        `example.meta["head"]` is set to the source's head; BadRecord from there or from the source
-        means the same, and is counted against the source's max_bad. collate(records): a batch.
+        `example.meta` gets the source's "head", "tasks" and "frequency"; BadRecord from there or
+        from the source means the same, and is counted against the source's max_bad.
+    collate(records): a batch.
     batch_size: rows of the global batch; process p of n gets its rows [p::n].
     workers: processes that make batches (0: none; make_record and collate must then be picklable
         if there are any); threads: threads that do so in each (0: none, nothing is read ahead).
     epochs: None for an endless run; 2.5 for two and a half.
+    finish(batch): done last, after the batch has left its worker: what makes it larger.
     Raises UserError for an empty source, a batch size that the processes do not divide, or (with
     single_source) a source too small for one batch.
     """
@@ -364,8 +371,9 @@ def batches(
             f"data: {plan.epoch_size} examples and epochs={epochs} do not fill one batch of "
             f"{batch_size}"
         )
-    rows = _Batches(plan, list(sources), make_record, collate, process_index, process_count, stop)
-    return BatchIterator(rows, workers, threads)
+    made = (lambda records: finish(collate(records))) if finish and not workers else collate
+    rows = _Batches(plan, list(sources), make_record, made, process_index, process_count, stop)
+    return BatchIterator(rows, workers, threads, finish)
 
 
 def stack(records: list[Record]) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ A mixture is one text: `coco:a.json,images + scenes:seed=1,n=1000 * 0.5`, spaces
 
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import numpy as np
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
 from mg_jax.data.sources import Source, open_source
+from mg_jax.data.tasks import converse, parse_tasks
 from mg_jax.data.transforms import Augment, detection_record, detection_targets
 from mg_jax.errors import UserError
 from mg_jax.example import Example
-from mg_jax.text import codecs
+from mg_jax.text import codecs, instructions, markup
+from mg_jax.text.codecs.groma import GAZE
+from mg_jax.text.instructions import Instructions
 from mg_jax.text.tokenizer import Tokenizer
 from mg_jax.vision import preprocess
 
 DETECTION = "detection"  # the one stage without text
+_DRAWS = 4  # conversations drawn about one picture until one fits
 _NO_LIMIT = 10**9
 
 
@@ -74,6 +79,17 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
         threads=config.loader.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        finish=functools.partial(_normalized, preprocess.get(config.preprocess)),
+    )
+
+
+def _normalized(
+    preprocessing: preprocess.Preprocessing, batch: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The batch with pixels that are still bytes normalised."""
+    pixels = batch["pixels"]
+    return (
+        batch | {"pixels": preprocessing.normalize(pixels)} if pixels.dtype == np.uint8 else batch
     )
 
 
@@ -101,6 +117,8 @@ def conversation(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.C
     rest = config.codec
     if rest.too_long not in ("error", "skip"):
         raise UserError(f"config.codec.too_long: {rest.too_long!r} is not 'error' or 'skip'")
+    if config.turns < 1:
+        raise UserError(f"config.turns is {config.turns}: a conversation has at least one")
     codec = make_codec(config, cfg)
     if codec.tokenizer.vocab_size != cfg.lm.vocab:
         raise UserError(
@@ -123,7 +141,11 @@ def conversation(config: Any, cfg: Any) -> tuple[batching.MakeRecord, batching.C
         codec.text_tokens = _NO_LIMIT  # measured here instead, where it is no error
     make = functools.partial(
         _conversation_record,
+        tasks=parse_tasks(config.tasks, "config"),
+        wording=instructions.get(config.instructions or config.system),
+        turns=config.turns,
         codec=codec,
+        gaze=cfg.pointing_weight > 0,
         preprocessing=config.preprocess,
         size=config.image_size,
         limits=limits,
@@ -137,26 +159,73 @@ def _conversation_record(
     example: Example,
     rng: np.random.Generator,
     *,
+    tasks: Mapping[str, float],
+    wording: Instructions,
+    turns: int,
     codec: Any,
+    gaze: bool,
     preprocessing: str,
     size: int,
     limits: tuple[int, dict[str, int]] | None,
     targets: int,
 ) -> dict[str, Any] | None:
-    record: dict[str, Any] = codec.encode(example, rng)
-    if limits:
-        length, slots = limits
-        if len(record["tokens"]) > length:
-            return None
-        if any(len(record[f"{kind}_boxes"]) > n for kind, n in slots.items()):
-            return None
+    if example.turns:
+        record = _encoded(example, rng, codec, limits, gaze)
+    else:
+        tasks = example.meta.get("tasks") or tasks
+        record = None
+        for _ in range(_DRAWS):
+            asked = converse(example, rng, tasks, wording, turns)
+            record = _longest(asked, rng, codec, limits, gaze) if asked else None
+            if record or not asked:
+                break
+    if record is None:
+        return None
     if targets:
         found = detection_targets(example, rng, targets)
         if found is None:
             return None
         record.update(found)
-    record["pixels"] = preprocess.get(preprocessing)(example.pixels(), size)
+    record["pixels"] = preprocess.get(preprocessing).squash(example.pixels(), size)
     record["name"] = f"example {example.id!r} of {example.source}"
+    return record
+
+
+def _longest(
+    example: Example,
+    rng: np.random.Generator,
+    codec: Any,
+    limits: tuple[int, dict[str, int]] | None,
+    gaze: bool,
+) -> dict[str, Any] | None:
+    """The encoded example with as many of its first turns as fit, None when not one does."""
+    for count in range(len(example.turns), 0, -1):
+        part = replace(example, turns=example.turns[:count])
+        record = _encoded(part, rng, codec, limits, gaze)
+        if record:
+            return record
+    return None
+
+
+def _encoded(
+    example: Example,
+    rng: np.random.Generator,
+    codec: Any,
+    limits: tuple[int, dict[str, int]] | None,
+    gaze: bool,
+) -> dict[str, Any] | None:
+    """What the codec makes of the example, None when that is past the limits."""
+    if limits:
+        length, slots = limits
+        refer = sum(len(markup.regions_of(turn.user)) for turn in example.turns)
+        ground = sum(len(markup.regions_of(turn.assistant or "")) for turn in example.turns)
+        if refer > slots["refer"] or ground > slots["ground"]:
+            return None
+    record: dict[str, Any] = codec.encode(example, rng)
+    if gaze:
+        codec.add_gaze(record, example.turns, example.regions)
+    if limits and (len(record["tokens"]) > length or len(record["ground_boxes"]) > slots["ground"]):
+        return None
     return record
 
 
@@ -209,6 +278,8 @@ def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
     if config.stage == DETECTION:
         return {"targets": config.target_slots}
     joint = {"targets": config.target_slots} if cfg.detection_weight else {}
+    if cfg.pointing_weight:
+        joint |= {"gaze": GAZE}
     return joint | {
         "tokens": cfg.image_tokens + 2 * cfg.max_regions + config.codec.text_tokens,
         "refer": config.codec.refer_slots,

@@ -9,6 +9,7 @@ import functools
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what may be a decompression bomb, twice
 _BITS = 11  # cv2 keeps bilinear weights of 8-bit pictures as integers of so many bits
+_BLOCK = 1 << 16  # numbers normalised at a time
 
 
 def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -34,7 +36,7 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.n
     with _opened(source, name, max_pixels) as image:
         try:
             image.load()
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             return np.array(_rgb(image), np.uint8)
         except UserError:
             raise
@@ -94,7 +96,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 def _to_8_bits(image: Image.Image) -> np.ndarray:
@@ -139,14 +141,22 @@ def resize_bilinear(image: np.ndarray, width: int, height: int) -> np.ndarray:
     """
     if image.shape[:2] == (height, width):
         return image.copy()
-    x0, x1, a0, a1 = _weights(image.shape[1], width, True)
+    channels = image.shape[2]
+    x0, x1, a0, a1 = (np.repeat(w, channels) for w in _weights(image.shape[1], width, True))
     y0, y1, b0, b1 = _weights(image.shape[0], height, False)
-    wide = image.astype(np.int32)
-    # The second pass drops bits before it adds, as cv2's vector code does.
-    rows = (wide[:, x0] * a0[:, None] + wide[:, x1] * a1[:, None]) >> 4
-    out = (rows[y0] * b0[:, None, None]) >> 16
-    out += (rows[y1] * b1[:, None, None]) >> 16
-    return np.clip((out + 2) >> 2, 0, 255).astype(np.uint8)
+    lines = image.reshape(image.shape[0], -1)  # rows of numbers: one long inner loop
+    x0, x1 = (x * channels + np.tile(np.arange(channels), width) for x in (x0, x1))
+    rows = np.multiply(np.take(lines, x0, 1), a0, dtype=np.int32)
+    rows += np.multiply(np.take(lines, x1, 1), a1, dtype=np.int32)
+    rows >>= 4  # the second pass drops bits before it adds, as cv2's vector code does
+    out, low = rows[y0], rows[y1]
+    for part, weight in ((out, b0), (low, b1)):
+        part *= weight[:, None]
+        part >>= 16
+    out += low
+    out += 2
+    out >>= 2
+    return np.clip(out, 0, 255, out=out).astype(np.uint8).reshape(height, width, channels)
 
 
 def normalize(
@@ -154,10 +164,18 @@ def normalize(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> np.ndarray:
-    """uint8 RGB [..., 3] to float32: (x - 255 mean) / (255 std)."""
-    mean32 = np.asarray(mean, np.float64) * 255
-    scale = 1 / (np.asarray(std, np.float64) * 255)
-    return ((image.astype(np.float32) - mean32.astype(np.float32)) * scale).astype(np.float32)
+    """uint8 RGB [..., W, 3] to float32: (x - 255 mean) / (255 std)."""
+    width, channels = image.shape[-2:]
+    mean32 = np.tile((np.asarray(mean, np.float64) * 255).astype(np.float32), width)
+    scale = np.tile(1 / (np.asarray(std, np.float64) * 255), width)
+    lines = image.reshape(-1, width * channels)  # long inner loops, in blocks that fit a cache
+    out = np.empty(lines.shape, np.float32)
+    rows = max(_BLOCK // (width * channels), 1)
+    for start in range(0, len(lines), rows):
+        part = out[start : start + rows]
+        np.subtract(lines[start : start + rows], mean32, out=part)
+        np.multiply(part, scale, out=part, casting="same_kind")  # in float64, then rounded
+    return out.reshape(image.shape)
 
 
 def denormalize(
@@ -170,25 +188,44 @@ def denormalize(
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
 
 
-def groma_mmdet(image: np.ndarray, size: int = 448) -> np.ndarray:
-    """Groma spec 5 (a): squash to size x size as cv2 does. uint8 [h,w,3] -> float32 [S,S,3]."""
-    return normalize(resize_bilinear(image, size, size))
+@dataclass(frozen=True)
+class Preprocessing:
+    """Pixels of a model: `squash` (uint8 [h,w,3], size) -> uint8 [S,S,3], then `normalize`.
+
+    Called with a picture and a size it does both. A data pipeline does the second half last, since
+    bytes are cheaper to carry than floats.
+    """
+
+    squash: Callable[[np.ndarray, int], np.ndarray]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def normalize(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [...,3] -> float32."""
+        return normalize(pixels, self.mean, self.std)
+
+    def __call__(self, image: np.ndarray, size: int = 448) -> np.ndarray:
+        """uint8 [h,w,3] -> float32 [S,S,3]."""
+        return self.normalize(self.squash(image, size))
 
 
-def groma_pil(image: np.ndarray, size: int = 448) -> np.ndarray:
-    """Groma spec 5 (b): squash by Pillow's bicubic, antialiased. uint8 -> float32 [S,S,3]."""
+def _squash_cv2(image: np.ndarray, size: int) -> np.ndarray:
+    return resize_bilinear(image, size, size)
+
+
+def _squash_pil(image: np.ndarray, size: int) -> np.ndarray:
     resized = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    return normalize(np.asarray(resized))
+    return np.asarray(resized)
 
 
-PREPROCESSING: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
-    "groma_mmdet": groma_mmdet,
-    "groma_pil": groma_pil,
-}
+groma_mmdet = Preprocessing(_squash_cv2)  # Groma spec 5 (a): as cv2 resizes
+groma_pil = Preprocessing(_squash_pil)  # Groma spec 5 (b): Pillow's bicubic, antialiased
+
+PREPROCESSING = {"groma_mmdet": groma_mmdet, "groma_pil": groma_pil}
 
 
-def get(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
-    """The function (uint8 [h,w,3], size) -> float32 [size,size,3] of a name in PREPROCESSING.
+def get(name: str) -> Preprocessing:
+    """The one of a name in PREPROCESSING, to be called as (uint8 [h,w,3], size).
 
     Raises UserError for another name.
     """

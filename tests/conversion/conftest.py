@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from conversion import hf_config, manifests
+from mg_jax.disk import read_json
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "groma"
 INSTANCES = ("a_lvl1_448", "c_ddetr_lvl4_224")
@@ -54,7 +55,7 @@ PUBLISHED = {
 def instance(request):
     """(layout, config, manifest) of each recorded instance."""
     folder = GOLDEN / request.param
-    layout, cfg = config_of(hf_config.read_json(folder / "config.json"))
+    layout, cfg = config_of(read_json(folder / "config.json"))
     return layout, cfg, manifests.expand((folder / "state_dict_keys.txt").read_text().splitlines())
 
 

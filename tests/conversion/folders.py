@@ -51,19 +51,21 @@ def random_state(shapes: dict[str, tuple[int, ...]], dtype: Any = np.float32, se
     return {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
 
 
-def state_of(entry: Architecture, cfg: Any, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+def state_of(
+    entry: Architecture, cfg: Any, dtype: Any = np.float32, seed: int = 0
+) -> dict[str, np.ndarray]:
     """A state dict of random numbers, copies equal to their sources."""
     plan = engine.expand(entry.table(cfg))
-    state = random_state(plan.torch_shapes(), dtype)
+    state = random_state(plan.torch_shapes(), dtype, seed)
     return state | {copy: state[source] for copy, source in plan.tied.items()}
 
 
 def write_folder(
-    folder: Path, name: str, dtype: Any = np.float32, cfg: Any = None
+    folder: Path, name: str, dtype: Any = np.float32, cfg: Any = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Write a folder of architecture `name`; returns its state dict."""
     entry, cfg = ARCHITECTURES[name], cfg or CONFIGS[name]
-    state = state_of(entry, cfg, dtype)
+    state = state_of(entry, cfg, dtype, seed)
     folder.mkdir(parents=True, exist_ok=True)
     assert entry.write_config is not None
     (folder / "config.json").write_text(json.dumps(entry.write_config(cfg)))

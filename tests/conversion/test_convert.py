@@ -224,6 +224,52 @@ def test_what_is_left_out_is_said_with_its_reason(tmp_path):
     assert made["left_out"] == 2 and made["tensors"] == len(state)
 
 
+def test_fields_without_effect_are_listed(tmp_path):
+    """In the plan, the notes, the release and the report; those of a nested config too."""
+    write_folder(tmp_path / "a", "groma")
+    raw = json.loads((tmp_path / "a" / "config.json").read_text())
+    raw["llm_cfg"] |= {"use_cache": True, "initializer_range": 0.02}
+    (tmp_path / "a" / "config.json").write_text(json.dumps(raw))
+    job = conversion.prepare(tmp_path / "a", tmp_path / "b")
+    lines = {line.strip() for line in job.describe().splitlines()}
+    assert (
+        "without effect: llm_cfg: architectures, model_type, use_cache, initializer_range" in lines
+    )
+    assert any(line.startswith("without effect: config.json: architectures, ") for line in lines)
+    (note,) = job.notes
+    assert note.startswith("config.json: ") and "fields have no effect on the numbers" in note
+    assert len(job.inert) > 12 and note.endswith(f"... and {len(job.inert) - 12} more")
+    job.run()
+    assert f"note: {note}" in str(job.check())
+    made = json.loads((tmp_path / "b" / "config.json").read_text())["provenance"]
+    assert made["notes"] == [note]
+
+
+IDS = {"bos_token_id": 128000, "eos_token_id": [128001, 128009], "pad_token_id": None}
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "groma"])
+def test_ids_by_which_text_is_generated_come_back(tmp_path, name):
+    """No forward pass reads them; without them the original code would not know where to end."""
+    write_folder(tmp_path / "a", name)
+    raw = json.loads((tmp_path / "a" / "config.json").read_text())
+    inner = {"bos_token_id": 1, "eos_token_id": 2}
+    if name == "groma":
+        raw["llm_cfg"] |= inner
+    (tmp_path / "a" / "config.json").write_text(json.dumps(raw | IDS))
+    release = conversion.convert(tmp_path / "a", tmp_path / "b", check=True)
+    folder = conversion.convert(release, tmp_path / "c", check=True)
+    back = json.loads((folder / "config.json").read_text())
+    assert {key: back[key] for key in IDS} == IDS
+    if name == "groma":
+        assert {key: back["llm_cfg"].get(key) for key in IDS} == inner | {"pad_token_id": None}
+    set_config(folder, eos_token_id=2)
+    job = conversion.prepare(release, tmp_path / "d")
+    job.run()
+    set_config(tmp_path / "d", eos_token_id=2)
+    assert job.check().others == ("config.json",)
+
+
 def test_check_names_what_differs(tmp_path):
     write_folder(tmp_path / "a", "llama")
     job = conversion.prepare(tmp_path / "a", tmp_path / "b")
@@ -235,9 +281,14 @@ def test_check_names_what_differs(tmp_path):
     report = job.check()
     assert report.different == (UP,) and not report.ok
     assert f"differs: {UP}" in str(report)
-    leaves.pop("lm/norm/scale")
+    # what can be compared is compared, and what cannot counts as different
+    del leaves["lm/norm/scale"]
+    leaves["lm/head/kernel"] = leaves["lm/head/kernel"].astype(np.float16)
+    leaves["more"] = np.zeros(3, np.float32)
     readers.write_safetensors(tmp_path / "b" / "params.safetensors", leaves)
-    assert "lm/norm/scale" in job.check().different
+    report = job.check()
+    assert set(report.different) == {"model.norm.weight", "lm_head.weight", UP}
+    assert report.others == ("more",) and "check: 27 of 30 tensors" in str(report)
 
 
 def test_check_of_an_export_names_what_differs(tmp_path):
@@ -251,7 +302,13 @@ def test_check_of_an_export_names_what_differs(tmp_path):
     readers.write_safetensors(tmp_path / "c" / "model.safetensors", {**state, UP: changed})
     assert job.check().different == (UP,)
     set_config(tmp_path / "c", rope_theta=5.0)
-    assert job.check().different == ("config.json",)
+    report = job.check()
+    assert (report.different, report.others) == ((UP,), ("config.json",))
+    assert "check: 29 of 30 tensors" in str(report) and "differs: config.json" in str(report)
+    readers.write_safetensors(tmp_path / "c" / "model.safetensors", state | {"more": changed})
+    report = job.check()
+    assert report.others == ("config.json", "more") and not report.different
+    assert "check: 30 of 30 tensors" in str(report) and not report.ok
 
 
 def test_the_stage_of_a_release_may_be_named(tmp_path):

@@ -41,6 +41,30 @@ def test_tensors_that_do_not_fit(tmp_path, change, message):
     assert not list(tmp_path.glob("b*"))
 
 
+@pytest.mark.parametrize("how", ["prepare", "load", "read"])
+def test_tensors_at_fault_are_told_with_their_file(tmp_path, how):
+    """Names, dtypes of layers, copies, and a shape that changes under the plan."""
+    act = {"prepare": lambda path: conversion.prepare(path, tmp_path / "b")}.get(
+        how, getattr(conversion, how)
+    )
+    file = r"a/model\.safetensors: "
+    with pytest.raises(UserError, match=f"{file}does not fit the model of its config: 1 only"):
+        act(harmed(tmp_path / "a", lambda s: s.update(extra=np.ones(3))))
+    with pytest.raises(UserError, match=f"{file}{UP} is float16"):
+        act(harmed(tmp_path / "a", lambda s: s.update({UP: s[UP].astype(np.float16)})))
+
+
+@pytest.mark.parametrize("how", ["run", "load"])
+def test_a_tensor_that_is_not_what_its_header_says_is_told_with_its_file(
+    monkeypatch, tmp_path, how
+):
+    write_folder(tmp_path / "a", "llama")
+    job = conversion.prepare(tmp_path / "a", tmp_path / "b")
+    monkeypatch.setattr(readers.SafeTensors, "_read", lambda self, name: np.ones(3))
+    with pytest.raises(UserError, match=r"a/model\.safetensors: \S+ has shape \[3\], expected"):
+        job.run() if how == "run" else conversion.load(tmp_path / "a")
+
+
 def test_one_dtype_settles_layers_that_differ(tmp_path):
     folder = harmed(tmp_path / "a", lambda s: s.update({UP: s[UP].astype(np.float16)}))
     conversion.convert(folder, tmp_path / "b", dtype="f32", check=True)
@@ -50,8 +74,11 @@ def test_a_copy_that_differs_is_refused(tmp_path):
     state = write_folder(tmp_path / "a", "qwen2")
     state["lm_head.weight"] = state["lm_head.weight"] + 1
     readers.write_safetensors(tmp_path / "a" / "model.safetensors", state)
-    with pytest.raises(UserError, match="lm_head.weight should equal model.embed_tokens.weight"):
+    said = r"a/model\.safetensors: lm_head\.weight should equal model\.embed_tokens\.weight"
+    with pytest.raises(UserError, match=said):
         conversion.convert(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match=said):
+        conversion.load(tmp_path / "a")
     assert not (tmp_path / "b").exists()
 
 
@@ -154,6 +181,32 @@ def test_a_target_that_is_there_is_replaced_only_when_asked(tmp_path):
     conversion.convert(tmp_path / "a", tmp_path / "b", overwrite=True)
     assert not (tmp_path / "b" / "mine").exists() and (tmp_path / "b" / "config.json").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "file"]
+
+
+def test_a_target_that_holds_what_is_read_is_refused(tmp_path):
+    """The source, the base, folders above them, and files that lie elsewhere behind links."""
+    write_folder(tmp_path / "in" / "a", "llama")
+    write_folder(tmp_path / "bases" / "base", "llama")
+    (tmp_path / "linked").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "linked" / name).symlink_to(tmp_path / "in" / "a" / name)
+    (tmp_path / "link").symlink_to(tmp_path / "bases")
+    before = sorted(tmp_path.rglob("*"))
+    for source, base, target in (
+        ("in/a", None, "in/a"),
+        ("in/a", None, "in"),
+        ("in/a/model.safetensors", None, "in/a"),
+        ("in/a", "bases/base", "bases/base"),
+        ("in/a", "bases/base", "bases"),
+        ("in/a", "bases/base", "link"),
+        ("in/a", "bases/base/model.safetensors", "bases/base"),
+        ("linked", None, "in/a"),
+        ("in/a", "linked", "in"),
+    ):
+        under = None if base is None else tmp_path / base
+        with pytest.raises(UserError, match=f"{target}: holds the source .*; name another folder"):
+            conversion.convert(tmp_path / source, tmp_path / target, base=under, overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path):

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from conversion import readers
+from conversion import located, readers
+from conversion.hub import Fetched
 from conversion.readers.delta import FERRET_V1, Delta
 from mg_jax.errors import UserError
+from tests.conversion.folders import write_folder
 
 WIDTH, VOCAB = 8, 32
 ROTARY = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -82,10 +84,14 @@ def test_every_tensor_by_the_rule(parts, opened):
     assert "5 tensors added" in source.notes[-1] and "18 taken whole" in source.notes[-1]
 
 
-def test_a_delta_without_its_base_is_suspected(parts, tmp_path):
-    source = readers.open_checkpoint(save(tmp_path / "ferret-7b-delta", parts[1]))
-    assert source.notes == ("named like delta weights, read as whole ones: no base was given",)
-    assert not readers.open_checkpoint(save(tmp_path / "ferret-7b", parts[1])).notes
+def test_a_delta_without_its_base_is_suspected(tmp_path):
+    suspicion = "named like delta weights, read as whole ones: no base was given"
+    write_folder(tmp_path / "ferret-7b-delta" / "snapshots", "llama")
+    for source, expected in ((tmp_path / "ferret-7b-delta", True), (tmp_path / "ferret-7b", False)):
+        if not expected:
+            (tmp_path / "ferret-7b-delta").rename(source)
+        opened = located.open_torch(Fetched(source / "snapshots"), source)
+        assert (suspicion in opened.notes) == expected
 
 
 @pytest.mark.torch
@@ -149,7 +155,7 @@ def test_what_does_not_fit_is_named(parts, opened):
             opened(ours, theirs)
         assert "delta" in str(caught.value) or "base" in str(caught.value)
     many = {f"extra{i}": np.ones(2, np.float16) for i in range(9)}
-    with pytest.raises(UserError, match="extra4 and 4 more: only in"):
+    with pytest.raises(UserError, match=r"extra4, \.\.\. and 4 more: only in"):
         opened(base, delta | many)
 
 
@@ -159,9 +165,25 @@ def test_a_sum_beyond_float16_is_an_error(parts, opened):
     source = opened(base | large, delta | large)
     with pytest.raises(UserError, match=r"model\.norm\.weight overflows float16"):
         source.read("model.norm.weight")
-    source = opened(base | {"model.norm.weight": np.full(WIDTH, 1e6, np.float32)}, delta)
-    with pytest.raises(UserError, match="overflows float16"):
-        source.read("model.norm.weight")
+    for dtype in (np.float32, ml_dtypes.bfloat16):  # ml_dtypes casts without a word
+        far = {"model.norm.weight": np.full(WIDTH, 1e6).astype(dtype)}
+        source = opened(base | far, delta)
+        with pytest.raises(UserError, match="overflows float16"):
+            source.read("model.norm.weight")
+    whole = {FERRET_V1.verbatim[0]: np.full((3, 2), 1e6).astype(ml_dtypes.bfloat16)}
+    with pytest.raises(UserError, match=f"{FERRET_V1.verbatim[0]} overflows float16"):
+        opened(base, delta | whole).read(FERRET_V1.verbatim[0])
+
+
+def test_what_was_infinite_before_is_no_overflow(parts, opened):
+    base, delta = parts
+    norm = base["model.norm.weight"].copy()
+    norm[:2] = np.inf, np.nan
+    for dtype in (np.float16, ml_dtypes.bfloat16):
+        read = opened(base | {"model.norm.weight": norm.astype(dtype)}, delta).read(
+            "model.norm.weight"
+        )
+        assert np.isposinf(read[0]) and np.isnan(read[1]) and np.isfinite(read[2:]).all()
 
 
 class Watched(readers.Source):
@@ -170,6 +192,10 @@ class Watched(readers.Source):
     def __init__(self, inner):
         self.where, self.manifest, self.files = inner.where, inner.manifest, inner.files
         self.inner, self.seen = inner, []
+
+    @property
+    def copied(self):
+        return self.inner.copied
 
     def _read(self, name):
         self.seen.append(name)

@@ -66,6 +66,15 @@ def test_a_full_config_of_the_older_library_is_inert(raw):
         (("perceiver_cfg", "ddetr_cfg", "id2label"), {"0": "a", "1": "b"}, r"id2label: 2 classes"),
         (("roi_scale",), 224, r"config\.json\.roi_scale: unknown field of GromaConfig"),
         (("model_type",), "llava", r"model_type 'llava' is not Groma's"),
+        (("perceiver_cfg",), None, r"config\.json\.perceiver_cfg: expected an object .* got None"),
+        (("llm_cfg",), "x", r"config\.json\.llm_cfg: expected an object"),
+        (("llm_cfg", "hidden_size"), "4096", r"config\.json\.llm_cfg\.hidden_size: expected a who"),
+        (("perceiver_cfg", "vis_encoder_cfg", "patch_size"), 0, r"vis_encoder_cfg\.patch_size: "),
+        (("perceiver_cfg", "ddetr_cfg", "id2label"), None, r"ddetr_cfg\.id2label: expected an obj"),
+        (("perceiver_cfg", "ddetr_cfg", "num_queries"), "9", r"ddetr_cfg\.num_queries: expected"),
+        (("nms_thres",), None, r"config\.json\.nms_thres: expected a number, got None"),
+        (("golden_overrides",), {"mid": "x"}, r"golden_overrides\.mid: expected a whole number"),
+        (("golden_overrides",), 3, r"golden_overrides: expected an object"),
     ],
 )
 def test_what_would_change_the_model_is_refused(raw, path, value, message):
@@ -100,8 +109,29 @@ def test_unreadable_configs_are_named(tmp_path):
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         conversion.read_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="not JSON"):
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
         conversion.read_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(UserError, match="expected an object"):
+    with pytest.raises(UserError, match=r"config\.json: holds no JSON object"):
         conversion.read_config(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
+        conversion.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json: cannot be read"):
+        conversion.read_config(tmp_path)
+
+
+def test_a_config_of_any_depth_is_refused_in_a_line(tmp_path):
+    """Of every depth, whether JSON's own limit lets it through or not."""
+    refusals = set()
+    for depth in range(600, 1000):
+        value = "[" * depth + "]" * depth
+        vision = f'{{"vis_encoder_cfg": {{"hidden_size": {value}}}}}'
+        text = f'{{"model_type": "groma", "perceiver_cfg": {vision}}}'
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=r"config\.json") as caught:
+            conversion.prepare(tmp_path, tmp_path / "b")
+        refusals.add(str(caught.value).partition("config.json")[2][:12])
+    assert refusals == {".perceiver_c", ": cannot be "}

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import conversion
@@ -22,7 +24,8 @@ def cache(tmp_path, monkeypatch):
     states = {}
     for commit in (COMMIT, OLDER):
         snapshot = repository / "snapshots" / commit
-        states[commit] = write_folder(tmp_path / commit, "llama")
+        seed = (COMMIT, OLDER).index(commit)
+        states[commit] = write_folder(tmp_path / commit, "llama", seed=seed)
         snapshot.mkdir(parents=True)
         (repository / "blobs").mkdir(exist_ok=True)
         for file in (tmp_path / commit).iterdir():  # files are links to blobs
@@ -48,9 +51,32 @@ def test_a_name_is_read_from_the_cache_and_its_commit_noted(cache, tmp_path):
 
 
 @pytest.mark.parametrize("revision", ["v1", OLDER])
-def test_a_revision_is_pinned(cache, tmp_path, revision):
-    release = conversion.convert(NAME, tmp_path / "b", revision=revision)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_revision_is_pinned(cache, tmp_path, revision, inside):
+    name, option = (f"{NAME}@{revision}", None) if inside else (NAME, revision)
+    release = conversion.convert(name, tmp_path / "b", revision=option)
     assert json.loads((release / "config.json").read_text())["provenance"]["revision"] == OLDER
+
+
+def test_one_revision_is_named(cache, tmp_path):
+    with pytest.raises(UserError, match=f"{NAME}@v1: --revision main names another one"):
+        conversion.prepare(f"{NAME}@v1", tmp_path / "b", revision="main")
+
+
+def test_a_base_is_pinned_and_noted(cache, tmp_path):
+    """Sums, so that another commit of the base gives other numbers."""
+    delta = write_folder(tmp_path / "delta", "llama", np.float16)
+    sums = {}
+    for commit in (COMMIT, OLDER):
+        base = f"{NAME}@{commit}"
+        release = conversion.convert(tmp_path / "delta", tmp_path / commit[0], base=base)
+        made = json.loads((release / "config.json").read_text())["provenance"]
+        assert made["base"] == {"from": base, "revision": commit}
+        sums[commit] = read_folder(conversion.convert(release, tmp_path / f"{commit[0]}_back"))
+        for name, whole in cache[1][commit].items():
+            expected = whole.astype(np.float16) + delta[name]
+            np.testing.assert_array_equal(sums[commit][name], expected)
+    assert not np.array_equal(*(state["lm_head.weight"] for state in sums.values()))
 
 
 def test_parameters_are_read_in_memory_too(cache):
@@ -67,7 +93,7 @@ def test_parameters_are_read_in_memory_too(cache):
             None,
             "some-org/other: no such folder here, not in the cache, and the hub",
         ),
-        (NAME, "c" * 40, "at revision c{40}: .*not in the cache"),
+        (NAME, "c" * 40, f"{NAME}@c{{40}}: .*not in the cache"),
         (NAME, "v2", f"hf download {NAME} --revision v2; then pass"),
     ],
 )
@@ -99,6 +125,9 @@ def test_a_local_folder_goes_before_a_name(cache, tmp_path, monkeypatch):
     [
         ("org/name", True),
         ("org/name-1.5_x", True),
+        ("org/name@v1.0", True),
+        ("org/name@refs/pr/1", True),
+        ("org/name@", False),
         ("name", False),
         ("a/b/c", False),
         ("./name", False),
@@ -110,77 +139,196 @@ def test_what_may_be_a_name(text, expected):
     assert hub.is_name(text) == expected
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        (["model.safetensors", "pytorch_model.bin"], ("*.safetensors",)),
-        (["pytorch_model-00001-of-00002.bin", "training_args.bin"], ("pytorch_model*.bin",)),
-        (["iter_1.pth"], ("*.bin", "*.pth", "*.pt")),
-        (["original/consolidated.safetensors", "pytorch_model.bin"], ("pytorch_model*.bin",)),
-        (["README.md"], ()),
-    ],
-)
-def test_one_kind_of_weights_is_fetched(files, expected):
-    assert hub.wanted(files) == expected
-
-
 class Online:
-    """A hub that answers, as far as `fetch` asks."""
+    """A hub that answers: a folder of this machine, or an error.
 
-    def __init__(self, files=(), error=None, folder=None, breaks=None):
-        self.files, self.error, self.folder, self.breaks = files, error, folder, breaks
-        self.asked = []
+    What is asked for is laid into `cache` in the hub's own layout, under `sha`.
+    """
+
+    def __init__(self, folder, cache, error=None, breaks=None, sha=COMMIT):
+        self.folder, self.error, self.breaks, self.sha = folder, error, breaks, sha
+        self.repository = cache / "models--some-org--Tiny_Llama-1.5"
+        self.here = self.repository / "snapshots" / sha
+        self.fetched, self.headers = [], []
 
     def model_info(self, name, revision=None):
         if self.error is not None:
             raise self.error
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=f) for f in self.files])
+        files = (f for f in sorted(self.folder.rglob("*")) if f.is_file())
+        listed = [SimpleNamespace(rfilename=str(f.relative_to(self.folder))) for f in files]
+        return SimpleNamespace(siblings=listed, sha=self.sha)
 
-    def snapshot_download(self, name, **options):
-        self.asked.append((name, options))
+    def snapshot_download(self, name, *, revision, cache_dir, allow_patterns, **options):
+        if options.get("local_files_only"):
+            if not self.here.is_dir():
+                raise FileNotFoundError(name)
+            return str(self.here)
         if self.breaks is not None:
             raise self.breaks
-        return str(self.folder)
+        self.here.mkdir(parents=True, exist_ok=True)
+        (self.repository / "refs").mkdir(exist_ok=True)
+        (self.repository / "refs" / "main").write_text(self.sha)
+        for file in self.folder.rglob("*"):  # as the client filters: * crosses a slash
+            path = str(file.relative_to(self.folder))
+            if file.is_file() and any(fnmatch(path, p) for p in allow_patterns):
+                (self.here / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, self.here / path)
+                self.fetched.append(path)
+        return str(self.here)
+
+    def parse_safetensors_file_metadata(self, name, file, revision=None):
+        self.headers.append(file)
+        raw = (self.folder / file).read_bytes()
+        fields = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        fields.pop("__metadata__", None)
+        kinds = {n: SimpleNamespace(dtype=x["dtype"], shape=x["shape"]) for n, x in fields.items()}
+        return SimpleNamespace(tensors=kinds)
 
 
 @pytest.fixture
-def online(monkeypatch):
-    def put(hub_):
-        monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub_)
-        monkeypatch.setattr("huggingface_hub.snapshot_download", hub_.snapshot_download)
-        return hub_
+def online(tmp_path, monkeypatch):
+    """A function: what is published, as {path: content} -> the hub that has it."""
+    root = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
+
+    def put(files=None, **options):
+        folder = tmp_path / "published"
+        for path, content in (files or {}).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(content)
+        there = Online(folder, root, **options)
+        monkeypatch.setattr("huggingface_hub.HfApi", lambda: there)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", there.snapshot_download)
+        return there
 
     return put
 
 
-def test_online_the_weights_and_small_files_are_asked_for(online, tmp_path):
-    there = online(Online(["a.safetensors", "a.bin"], folder=tmp_path))
-    assert hub.fetch(NAME, "v1") == tmp_path
-    ((name, options),) = there.asked
-    assert name == NAME and options["revision"] == "v1"
-    assert "*.safetensors" in options["allow_patterns"] and "*.bin" not in options["allow_patterns"]
-    assert {"*.json", "tokenizer*"} <= set(options["allow_patterns"])
+def index_of(*shards):
+    return json.dumps({"weight_map": {f"t{i}": s for i, s in enumerate(shards)}}).encode()
 
 
-def test_errors_of_the_hub_are_told_in_one_line(online):
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("weights", "others"),
+    [
+        (["model.safetensors"], ["pytorch_model.bin", "fp16/model.safetensors", "model.onnx"]),
+        (["pytorch_model.bin"], ["adapter.safetensors", "optimizer.pt", "original/x.pth"]),
+        (["iter_1.pth"], ["optimizer.pt", "training_args.bin", "nested/iter_2.pth"]),
+        (["tower.safetensors"], ["tower.bin"]),
+        (["mp_rank_00_model_states.pt"], ["zero_pp_rank_0_mp_rank_00_optim_states.pt"]),
+        (["model.safetensors.index.json", *SHARDS], ["model-00001-of-00009.safetensors"]),
+    ],
+)  # fmt: skip
+def test_exactly_the_files_that_are_read_are_fetched(online, weights, others):
+    small = ["config.json", "tokenizer.model", "vocab.json", "LICENSE.txt"]
+    never = ["onnx/config.json", "tokenizer/vocab.json", "notes.txt"]
+    files = dict.fromkeys([*weights, *small, *others, *never], b"x")
+    if len(weights) > 1:
+        files[weights[0]] = index_of(*SHARDS)
+    there = online(files)
+    found = hub.fetch(NAME)
+    assert found.path == there.here and found.headers is None
+    assert set(there.fetched) == {*weights, *small}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["README.md"], f"{NAME}: holds no model.safetensors"),
+        (["a.pth", "b.pth"], f"{NAME}: holds a.pth, b.pth; name the file"),
+        (["model-00001-of-00002.safetensors"], "but no index of them"),
+    ],
+)
+def test_what_cannot_be_read_is_told_before_it_is_fetched(online, files, message):
+    there = online(dict.fromkeys(files, b"x"))
+    with pytest.raises(UserError, match=message):
+        hub.fetch(NAME)
+    assert not there.fetched
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_dry_run_fetches_headers_alone(online, tmp_path, monkeypatch, sharded):
+    monkeypatch.setattr("conversion.export.SHARD", 20_000 if sharded else 1 << 40)
+    write_folder(tmp_path / "a", "llama")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    conversion.convert(release, tmp_path / "published")
+    there = online()
+    job = conversion.prepare(NAME, tmp_path / "c", dry=True)
+    text = job.describe()
+    local = conversion.prepare(tmp_path / "published", tmp_path / "c").describe()
+    assert text.splitlines()[1:] == local.splitlines()[1:]  # but for the name
+    weights = sorted(f.name for f in (tmp_path / "published").glob("*.safetensors"))
+    assert there.headers == weights and (len(weights) > 1) == sharded
+    assert not set(weights) & set(there.fetched) and "config.json" in there.fetched
+    with pytest.raises(UserError, match="was not fetched; plan without dry=True"):
+        job.run()
+    # what is in the cache needs no header
+    conversion.prepare(NAME, tmp_path / "c")
+    assert set(weights) < set(there.fetched)
+    conversion.prepare(NAME, tmp_path / "c", dry=True)
+    assert there.headers == weights
+
+
+def test_a_dry_run_does_not_fetch_what_has_changed_since(online, tmp_path):
+    """Weights of an older main in the cache are not those that are asked for."""
+    write_folder(tmp_path / "published", "llama")
+    online()
+    conversion.prepare(NAME, tmp_path / "b")
+    moved = online(sha="d" * 40)
+    conversion.prepare(NAME, tmp_path / "b", dry=True)
+    assert moved.headers == ["model.safetensors"] and "model.safetensors" not in moved.fetched
+
+
+def test_a_dry_run_of_torch_files_says_that_they_must_be_here(online, tmp_path):
+    there = online({"config.json": b"{}", "pytorch_model.bin": b"x"})
+    with pytest.raises(UserError, match=f"pytorch_model.bin: is a torch file.*hf download {NAME}`"):
+        conversion.prepare(NAME, tmp_path / "b", dry=True)
+    assert not there.fetched
+
+
+def refusals():
     from huggingface_hub import errors
-
-    def made(kind):
-        error = kind.__new__(kind)
-        Exception.__init__(error, "401")
-        return error
 
     for kind, message in (
         (errors.GatedRepoError, "asks for a licence to be accepted first"),
         (errors.RevisionNotFoundError, "has no revision 'v9' on the hub"),
         (errors.RepositoryNotFoundError, "no such folder here, and no such name on the hub"),
     ):
-        online(Online(error=made(kind)))
+        error = kind.__new__(kind)
+        Exception.__init__(error, "401")
+        yield error, message
+
+
+@pytest.mark.parametrize("asked", ["error", "breaks"])
+def test_refusals_of_the_hub_are_told_in_one_line(online, asked):
+    """When the name is looked up, or when a file is fetched (as of a gated repository)."""
+    for error, message in refusals():
+        online({"a.safetensors": b"x"}, **{asked: error})
         with pytest.raises(UserError, match=message):
             hub.fetch(NAME, "v9")
-    online(Online(["a.safetensors"], breaks=ConnectionError("reset by peer")))
+
+
+def test_the_cache_serves_where_the_hub_refuses(online, tmp_path):
+    write_folder(tmp_path / "published", "llama")
+    online()
+    hub.fetch(NAME)
+    for error, message in refusals():
+        there = online(error=error)
+        job = conversion.prepare(NAME, tmp_path / "b", revision="v9")
+        assert job.notes[0].startswith("read from the cache, since the hub refuses: ")
+        assert message.replace("\\", "") in job.notes[0]
+    (there.here / "model.safetensors").unlink()  # what is not whole does not serve
+    with pytest.raises(UserError, match="^some-org/Tiny_Llama-1.5: no such folder here, and no su"):
+        hub.fetch(NAME, "v9")
+
+
+def test_a_download_that_breaks_off_goes_on(online):
+    online({"a.safetensors": b"x"}, breaks=ConnectionError("reset by peer"))
     with pytest.raises(UserError, match=r"broke off \(reset by peer\); the same command goes on"):
         hub.fetch(NAME)
-    online(Online(["a.safetensors"], breaks=OSError(28, "No space left on device")))
+    online({"a.safetensors": b"x"}, breaks=OSError(28, "No space left on device"))
     with pytest.raises(UserError, match="the disk is full"):
         hub.fetch(NAME)

@@ -132,6 +132,45 @@ def test_what_would_change_the_model_is_refused(name, change, message):
         read(manifests.config(name) | change)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("vicuna_7b_v15", {"num_hidden_layers": "3"},
+         r"json\.num_hidden_layers: expected a whole number above 0, got '3'"),
+        ("vicuna_7b_v15", {"hidden_size": None}, r"json\.hidden_size: expected .*, got None"),
+        ("vicuna_7b_v15", {"hidden_size": "32"}, r"json\.hidden_size: expected .*, got '32'"),
+        ("vicuna_7b_v15", {"hidden_size": 32.0}, r"json\.hidden_size: expected .*, got 32.0"),
+        ("vicuna_7b_v15", {"num_attention_heads": 0}, r"json\.num_attention_heads: .* above 0"),
+        ("vicuna_7b_v15", {"num_key_value_heads": 0}, r"num_key_value_heads: .* above 0 or null"),
+        ("vicuna_7b_v15", {"vocab_size": True}, r"json\.vocab_size: .* got True"),
+        ("vicuna_7b_v15", {"vocab_size": 1 << 99}, r"json\.vocab_size: .* above 0, got 6338"),
+        ("vicuna_7b_v15", {"rms_norm_eps": "1e-5"}, r"json\.rms_norm_eps: expected a number"),
+        ("vicuna_7b_v15", {"rms_norm_eps": float("nan")}, r"json\.rms_norm_eps: .* got nan"),
+        ("vicuna_7b_v15", {"tie_word_embeddings": "no"}, r"tie_word_embeddings: expected true or"),
+        ("llama3_8b", {"rope_scaling": "x"}, r"json\.rope_scaling: .* object .* or null, got 'x'"),
+        ("llama3_8b", {"rope_scaling": {"type": ["linear"]}}, r"rope type \['linear'\]"),
+        ("llama3_8b", {"rope_scaling": {"type": "linear", "factor": "2"}},
+         r"json\.rope_scaling\.factor: expected a number above 0, got '2'"),
+        ("llama3_8b", {"rope_parameters": [1]}, r"json\.rope_parameters: expected an object"),
+        ("llama3_8b", {"rope_parameters": {"rope_theta": None}}, r"rope_parameters\.rope_theta: "),
+        ("qwen25_7b", {"use_sliding_window": 1}, r"use_sliding_window: expected true or false"),
+        ("qwen25_7b", {"max_window_layers": -1}, r"max_window_layers: .* 0 or more, got -1"),
+        ("phi3_mini_4k", {"sliding_window": [3]}, r"sliding_window: .* got \[3\]"),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_named_as_upstream_names_it(name, change, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read(manifests.config(name) | change)
+    assert "config.json." in str(caught.value)
+
+
+def test_null_is_allowed_where_upstream_writes_it():
+    raw = manifests.config("qwen25_3b") | {"sliding_window": None, "num_key_value_heads": None}
+    assert read(raw).kv_heads == read(raw).heads
+    raw = manifests.config("vicuna_7b_v15") | {"rope_scaling": None, "head_dim": None}
+    assert read(raw) == PUBLISHED["vicuna_7b_v15"]
+
+
 def test_the_config_of_another_class_is_refused():
     with pytest.raises(UserError, match=r"config\.model_type: 'llama', expected 'phi3'"):
         hf_config.read_phi3(manifests.config("vicuna_7b_v15"))

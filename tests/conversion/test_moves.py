@@ -8,7 +8,7 @@ import pytest
 
 from conversion.moves import RUN, TILE, Pool, bits_equal, move
 
-DTYPES = [np.uint8, np.float16, ml_dtypes.bfloat16, np.float32, np.int64]
+DTYPES = [np.uint8, np.float16, ml_dtypes.bfloat16, np.float32, np.int64, np.complex128]
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3))])

@@ -58,12 +58,13 @@ def test_an_interrupted_import_continues(pieces, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         conversion.convert(tmp_path / "a", tmp_path / "b", advance=stop_after(15_000))
     nothing_loads(tmp_path / "b")
-    job, said, told = conversion.prepare(tmp_path / "a", tmp_path / "b"), [], []
-    job.run(said.append, told.append)
+    job = conversion.prepare(tmp_path / "a", tmp_path / "b")
+    said, told, before = [], [], []
+    job.run(said.append, told.append, before.append)
     assert len(said) == 1 and said[0].startswith("continuing: ")
     done = int(said[0].split()[1])
     assert 0 < done < len(job.shapes) and f"of {len(job.shapes)} parts" in said[0]
-    assert sum(told) == job.nbytes  # what was there counts as done
+    assert 0 < before[0] < job.nbytes and before[0] + sum(told) == job.nbytes
     assert job.check().ok
     assert (
         not (tmp_path / "b.converting").exists() and not (tmp_path / "b" / "journal.jsonl").exists()
@@ -97,7 +98,7 @@ def test_an_interrupted_export_continues_by_shard(pieces, tmp_path):
     nothing_loads(tmp_path / "c")
     said = []
     conversion.convert(release, tmp_path / "c", check=True, say=said.append)
-    assert said[0] == "continuing: 3 of 15 parts are there already"
+    assert said[0] == "continuing: 3 of 15 parts are there"
     assert_same(read_folder(tmp_path / "c"), state)
     assert not list((tmp_path / "c").glob("*.part"))
 
@@ -118,33 +119,102 @@ def test_another_conversion_starts_clean_and_says_so(pieces, tmp_path):
         shutil.rmtree(tmp_path / "b")
 
 
-def test_a_torn_line_of_the_journal_is_passed_over(tmp_path):
-    first = Partial(tmp_path / "b", {"x": 1}, 3)
+ITEMS = ("one", "two", "three")
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """The journal of a run that was stopped behind two of ITEMS."""
+    first = Partial(tmp_path / "b", {"x": 1}, ITEMS)
     first.note("one")
     first.note("two")
     (first.folder / "one").write_text("1")
     first.close()
-    journal = tmp_path / "b.converting" / partial.JOURNAL
-    journal.write_text(journal.read_text()[:-3])
-    second = Partial(tmp_path / "b", {"x": 1}, 3)
+    return tmp_path / "b.converting" / partial.JOURNAL
+
+
+def resumed(tmp_path):
+    again = Partial(tmp_path / "b", {"x": 1}, ITEMS)
+    again.close()
+    return again
+
+
+def test_a_torn_line_of_the_journal_is_passed_over(begun, tmp_path):
+    begun.write_text(begun.read_text()[:-3])
+    second = Partial(tmp_path / "b", {"x": 1}, ITEMS)
     assert second.done == {"one"} and "1 of 3" in second.state
     second.note("three")
     second.close()
-    third = Partial(tmp_path / "b", {"x": 1}, 3)
-    assert third.done == {"one", "three"}
-    third.close()
-    journal.write_text("")
-    assert Partial(tmp_path / "b", {"x": 1}, 3).done == set()
+    assert resumed(tmp_path).done == {"one", "three"}
+
+
+@pytest.mark.parametrize(
+    "line", [b"{\n", b'"one\xff"\n', b"\xff\xfe\n", b"[1]\n", b'"four"\n', b"[" * 9999 + b"\n"]
+)
+def test_a_damaged_line_of_the_journal_starts_clean(begun, tmp_path, line):
+    key, *_ = begun.read_bytes().splitlines(keepends=True)
+    begun.write_bytes(key + line + b'"one"\n')
+    again = resumed(tmp_path)
+    assert again.done == set() and again.state.startswith("starting clean")
+    assert not begun.exists()  # nothing was written since
+
+
+def test_a_folder_of_another_owner_stays(tmp_path):
+    """Named like ours, but for its journal."""
+    write_folder(tmp_path / "a", "llama")
+    mine = tmp_path / "b.converting"
+    mine.mkdir()
+    for name, content in (("notes.txt", "mine"), (partial.JOURNAL, '{"day": 1}\n')):
+        (mine / name).write_text(content)
+        with pytest.raises(UserError, match="b.converting: is there and was not left by a conv"):
+            conversion.convert(tmp_path / "a", tmp_path / "b", overwrite=True)
+        assert (mine / name).read_text() == content
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_folder_named_old_stays(tmp_path, there):
+    write_folder(tmp_path / "a", "llama")
+    (tmp_path / "b.old").mkdir()
+    (tmp_path / "b.old" / "backup").write_text("mine")
+    if there:
+        (tmp_path / "b").mkdir()
+        (tmp_path / "b" / "stray").write_text("")
+    conversion.convert(tmp_path / "a", tmp_path / "b", overwrite=there)
+    assert (tmp_path / "b.old" / "backup").read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "b.old"]
+    assert not (tmp_path / "b" / "stray").exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path, full):
+    """There the result grows, so that it is one rename away on the same disk."""
+    write_folder(tmp_path / "a", "llama")
+    (tmp_path / "large_disk" / "b").mkdir(parents=True)
+    if full:
+        (tmp_path / "large_disk" / "b" / "stray").write_text("")
+    link = tmp_path / "b"
+    link.symlink_to(tmp_path / "large_disk" / "b")
+    asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        real = shutil.disk_usage
+        patched.setattr(shutil, "disk_usage", lambda path: asked.append(path) or real(path))
+        folder = conversion.convert(tmp_path / "a", link, overwrite=full)
+    assert link.is_symlink() and folder == tmp_path / "large_disk" / "b"
+    assert checkpoint.is_release(link) and not (link / "stray").exists()
+    assert [p.name for p in (tmp_path / "large_disk").iterdir()] == ["b"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "large_disk"]
+    assert asked == [tmp_path / "large_disk" / "b"]
 
 
 def test_an_empty_folder_is_not_left_behind(tmp_path):
-    Partial(tmp_path / "b", {"x": 1}, 3).close()
+    Partial(tmp_path / "b", {"x": 1}, ITEMS).close()
     assert not list(tmp_path.iterdir())
 
 
 def test_two_conversions_do_not_share_a_folder(tmp_path):
     write_folder(tmp_path / "a", "llama")
-    held = Partial(tmp_path / "b", {}, 1)
+    held = Partial(tmp_path / "b", {}, ITEMS)
     with pytest.raises(UserError, match="b.converting: another conversion is writing there"):
         conversion.convert(tmp_path / "a", tmp_path / "b")
     held.close()
@@ -182,7 +252,7 @@ def test_a_full_disk_is_told_before_anything_is_written(monkeypatch, tmp_path):
     write_folder(tmp_path / "a", "llama")
     fake_free(monkeypatch, 1 << 20)
     with pytest.raises(
-        UserError, match=r"b: the disk is full \(0 MiB are to be .*, 1 MiB are free"
+        UserError, match=r"b: the disk is full \(16 MiB are to be .*, 1 MiB are free"
     ):
         conversion.convert(tmp_path / "a", tmp_path / "b")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -18,30 +18,22 @@ from mg_jax.errors import UserError
 from tests.conversion.torch_files import (
     FLOATS,
     LEGACY_MAGIC,
+    ONE,
     ORDERED,
+    containers,
     legacy_bytes,
     mapping,
     number,
+    opened,
     program,
     reference,
+    state,
     storage,
     tar_bytes,
     tensor,
     text,
     zip_bytes,
 )
-
-ONE = {"0": FLOATS}
-
-
-def containers(body):
-    """The same pickle in a file of each kind: name -> bytes."""
-    pickled = program(body)
-    return {
-        "new.pth": zip_bytes(pickled),
-        "old.pth": legacy_bytes(pickled),
-        "oldest.pth": tar_bytes(pickled),
-    }
 
 
 def glob(module, name):
@@ -132,17 +124,6 @@ def test_no_module_is_imported(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"surprise\.thing"):
         readers.open_checkpoint(file)
     assert "surprise" not in sys.modules
-
-
-def state(**more):
-    """A state dict of one tensor, and more values, as opcodes."""
-    return mapping({"w": tensor("0", 24, (4, 6), (6, 1))} | more)
-
-
-def opened(folder, body, arrays=ONE):
-    file = folder / "model.pth"
-    file.write_bytes(zip_bytes(program(body), arrays))
-    return readers.open_checkpoint(file)
 
 
 def test_what_trainers_leave_beside_the_weights_is_not_made(tmp_path, monkeypatch):

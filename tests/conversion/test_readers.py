@@ -87,6 +87,7 @@ def test_the_manifest_is_in_file_order_and_data_need_not_be_aligned(tmp_path):
         ([], "unreadable header"),
         (b'{"a": {}, "a": {}}', "'a' stands twice"),
         (b"[" * 100_000, "unreadable header"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "unreadable header"),
     ],
 )
 def test_headers_at_fault(entries, message, tmp_path):
@@ -133,11 +134,20 @@ def test_an_index_at_fault(sharded):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(UserError, match=message):
             readers.open_checkpoint(index.parent)
-    texts = {"no JSON": "{", "no weight_map": "[]", "'a' stands twice": '{"a": 1, "a": 2}'}
+    texts = {
+        "no JSON": "{",
+        "(no JSON)": '{"a": ' + "9" * 5000 + "}",
+        "no weight_map": "[]",
+        "'a' stands twice": '{"a": 1, "a": 2}',
+    }
     for message, text in texts.items():
         index.write_text(text)
         with pytest.raises(UserError, match=f"index.json.*{message}"):
             readers.open_checkpoint(index)
+    index.unlink()
+    index.mkdir()
+    with pytest.raises(UserError, match=r"index\.json: not an index of shards"):
+        readers.Sharded(index)
 
 
 def test_a_shard_that_holds_more_or_the_same(sharded):
@@ -199,6 +209,48 @@ def test_what_a_folder_is(tmp_path):
     assert readers.open_checkpoint(tmp_path).files == (tmp_path / "pytorch_model.bin",)
     save_file({"w": FLOATS}, tmp_path / "model.safetensors")
     assert readers.open_checkpoint(tmp_path).files == (tmp_path / "model.safetensors",)
+
+
+def test_latest_leads_to_a_step_once(tmp_path):
+    """DeepSpeed writes a name; some link the folder."""
+    state = zip_bytes(program(mapping({"w": tensor("0", 24, (24,), (1,))})), {"0": FLOATS})
+    step, latest = tmp_path / "global_step7", tmp_path / "latest"
+    step.mkdir()
+    (step / "mp_rank_00_model_states.pt").write_bytes(state)
+    for make in (
+        lambda: latest.write_text("global_step7\n"),
+        lambda: latest.symlink_to("global_step7"),
+    ):
+        make()
+        assert readers.open_checkpoint(tmp_path).files[0].name == "mp_rank_00_model_states.pt"
+        latest.unlink()
+    for content in (b"", b" \n", b".", b"..", b"../x", b"absent", b"\xff\xfe", b"x" * 9999):
+        latest.write_bytes(content)
+        with pytest.raises(UserError, match="latest: names '.*', which is no folder") as caught:
+            readers.open_checkpoint(tmp_path)
+        assert len(str(caught.value)) < 600
+    latest.unlink()
+    latest.symlink_to(".")  # a circle
+    with pytest.raises(UserError, match="and no other weights"):
+        readers.open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("beside", ["ema", "step"])
+def test_a_wrapper_comes_before_the_tensors_beside_it(tmp_path, beside):
+    one = tensor("0", 24, (24,), (1,))
+    wrapped = mapping({beside: one, "model": mapping({"w": one})})
+    (tmp_path / "model.pth").write_bytes(zip_bytes(program(wrapped), {"0": FLOATS}))
+    source = readers.open_checkpoint(tmp_path / "model.pth")
+    assert list(source.manifest) == ["w"]
+    assert source.notes == (f"unwrapped 'model', left {beside}",)
+
+
+def test_a_dict_without_tensors_wraps_nothing(tmp_path):
+    one = tensor("0", 24, (24,), (1,))
+    plain = mapping({"w": one, "model": mapping({"layers": b"K\x02"})})
+    (tmp_path / "model.pth").write_bytes(zip_bytes(program(plain), {"0": FLOATS}))
+    source = readers.open_checkpoint(tmp_path / "model.pth")
+    assert list(source.manifest) == ["w"] and source.notes == ("left out, being no tensors: model",)
 
 
 def test_shards_without_an_index(tmp_path):

@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding
 from conversion import engine, readers, stream
 from conversion.architectures import ARCHITECTURES
 from conversion.engine import Rule
+from conversion.leaves import Leaves
 from conversion.moves import Pool
 from mg_jax import checkpoint, sharding
 from mg_jax.errors import UserError
@@ -149,7 +150,7 @@ def test_a_device_reads_its_own_chunks_alone(small, tmp_path, state):
     _, expected = written(tmp_path / "params", state)
     for file in (tmp_path / "params" / "up" / "c").glob("[12]/*/*"):
         file.unlink()
-    leaves = stream.Leaves(tmp_path / "params")
+    leaves = Leaves(tmp_path / "params")
     region = (slice(0, 1), slice(32, 64), slice(0, 96))
     ((at, piece),) = leaves.read("up", region)
     assert at == (slice(0, 1), slice(0, 32), slice(0, 96))
@@ -237,7 +238,7 @@ def test_regions_of_every_layout(small, tmp_path, state, layout):
     elif layout == "safetensors":
         path = tmp_path / "params.safetensors"
         readers.write_safetensors(path, expected)
-    leaves = stream.Leaves(path)
+    leaves = Leaves(path)
     assert {p: i.shape for p, i in leaves.manifest.items()} == {
         p: x.shape for p, x in expected.items()
     }
@@ -264,7 +265,7 @@ def test_a_damaged_file_is_named_not_read_as_zeros(small, tmp_path, state, harm)
         content[100] ^= 1
         file.write_bytes(content if harm == "flip" else content[:2000])
     with pytest.raises(UserError, match=r"up: cannot be read"):
-        list(stream.Leaves(tmp_path).read("up", (slice(1, 2), slice(0, 128), slice(0, 96))))
+        list(Leaves(tmp_path).read("up", (slice(1, 2), slice(0, 128), slice(0, 96))))
 
 
 def test_cut_follows_the_grid():

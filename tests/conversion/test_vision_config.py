@@ -121,6 +121,28 @@ def test_what_changes_the_model_is_refused(read, raw, message):
         read(raw)
 
 
+@pytest.mark.parametrize(
+    ("read", "raw", "message"),
+    [
+        (hf_config.read_clip, {"patch_size": 0}, r"config\.patch_size: expected .* above 0, got 0"),
+        (hf_config.read_clip, {"image_size": [336, 336]}, r"config\.image_size: expected a whole"),
+        (hf_config.read_clip, {"hidden_act": 3}, r"config\.hidden_act: expected a text, got 3"),
+        (hf_config.read_clip, {"model_type": "clip", "vision_config": None},
+         r"config\.vision_config: expected an object"),
+        (hf_config.read_clip, {"model_type": "clip", "vision_config_dict": [1]},
+         r"config\.vision_config_dict: expected an object"),
+        (hf_config.read_clip, {"model_type": "clip", "vision_config": {"hidden_size": "x"}},
+         r"config\.vision_config\.hidden_size: "),
+        (hf_config.read_dinov2, {"mlp_ratio": "4"}, r"config\.mlp_ratio: expected a number"),
+        (hf_config.read_dinov2, {"num_register_tokens": -1}, r"num_register_tokens: .* 0 or more"),
+        (hf_config.read_dinov2, {"layer_norm_eps": float("inf")}, r"layer_norm_eps: .* got inf"),
+    ],
+)  # fmt: skip
+def test_a_field_of_another_kind_is_named_as_upstream_names_it(read, raw, message):
+    with pytest.raises(UserError, match=message):
+        read(raw)
+
+
 # -- ConvNeXt -----------------------------------------------------------------------------------
 
 LARGE = dict(
@@ -176,12 +198,23 @@ def test_architectures_are_those_of_timm():
         ({"architecture": "convnext_tiny", "model_args": {"use_grn": True}}, "use_grn: True"),
         ({"architecture": "convnext_tiny", "model_args": {"stem": 1}}, "model_args.stem: unknown"),
         ({"architecture": "convnext_tiny", "model_args": {"ls_init_value": None}}, "ls_init_value"),
+        ({"architecture": "convnext_tiny", "model_args": {"depths": 3}},
+         r"config\.model_args\.depths: expected a list of whole numbers above 0 or null, got 3"),
+        ({"architecture": "convnext_tiny", "model_args": {"depths": [3, 3]}},
+         r"config\.model_args: 2 depths and 4 dims; every stage has both"),
+        ({"architecture": "convnext_tiny", "model_args": {"dims": [8, "x"]}}, r"args\.dims: "),
+        ({"architecture": "convnext_tiny", "model_args": "x"}, r"config\.model_args: expected an"),
+        ({"architecture": "convnext_tiny", "pretrained_cfg": {"input_size": None}},
+         r"config\.pretrained_cfg\.input_size: expected a list"),
+        ({"architecture": ["convnext_tiny"]}, r"config\.architecture: expected a text"),
+        ({"model_cfg": 3}, r"config\.model_cfg: expected an object"),
+        ({"model_cfg": {"vision_cfg": None}}, r"config\.model_cfg\.vision_cfg: expected an object"),
         ({"model_cfg": {"vision_cfg": {"width": 768}}}, r"vision_cfg\.width: unknown"),
         ({"model_cfg": {"vision_cfg": {}}}, r"model_cfg\.vision_cfg\.timm_model_name: None"),
         ({"model_cfg": {}, "more": 1}, r"config\.more: unknown field of open_clip_config"),
         ({}, r"config\.architecture: None"),
     ],
-)
+)  # fmt: skip
 def test_other_towers_are_refused(raw, message):
     with pytest.raises(UserError, match=message):
         hf_config.read_convnext(raw)
@@ -206,6 +239,9 @@ def test_the_published_detector_refines_its_proposals():
         ({"return_intermediate": False}, "return_intermediate"),
         ({"position_embedding_type": "learned"}, "position_embedding_type"),
         ({"decoder_layernorm": 1}, "decoder_layernorm: unknown"),
+        ({"two_stage_num_proposals": None}, "two_stage_num_proposals: expected a whole number"),
+        ({"encoder_attention_heads": 0}, "encoder_attention_heads: expected .* above 0"),
+        ({"class_cost": "2"}, "class_cost: expected a number"),
     ],
 )
 def test_another_detector_is_refused(change, message):

@@ -8,11 +8,14 @@ import zipfile
 
 import numpy as np
 
+from conversion import readers
+
 ORDERED = b"ccollections\nOrderedDict\n"
 CLASSES = {"f4": "FloatStorage", "f2": "HalfStorage", "i8": "LongStorage"}
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 NO_VIEW = b"N"  # a legacy file's storages say so
 FLOATS = np.arange(24, dtype=np.float32)
+ONE = {"0": FLOATS}
 
 
 def text(value):
@@ -107,3 +110,24 @@ def tar_bytes(pickled, storages=(), tensors=(), views=(), little=True):
 def reference(key):
     """Opcodes that push a tensor of a tar archive."""
     return number(key) + b"Q"
+
+
+def containers(body):
+    """The same pickle in a file of each kind: name -> bytes."""
+    pickled = program(body)
+    return {
+        "new.pth": zip_bytes(pickled),
+        "old.pth": legacy_bytes(pickled),
+        "oldest.pth": tar_bytes(pickled),
+    }
+
+
+def state(**more):
+    """A state dict of one tensor, and more values, as opcodes."""
+    return mapping({"w": tensor("0", 24, (4, 6), (6, 1))} | more)
+
+
+def opened(folder, body, arrays=ONE):
+    file = folder / "model.pth"
+    file.write_bytes(zip_bytes(program(body), arrays))
+    return readers.open_checkpoint(file)

@@ -129,6 +129,20 @@ def test_workers_and_threads_change_nothing():
     same(found, whole[:4] + whole[6:])
 
 
+def enlarge(batch):
+    return {**batch, "wide": np.repeat(batch["number"], 9), "finisher": os.getpid()}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_makes_a_batch_larger_is_done_outside_the_workers(workers):
+    it = batches(SOURCES, None, record, collate, 6, 5, workers=workers, finish=enlarge)
+    batch = next(it)
+    it.close()
+    np.testing.assert_array_equal(batch["wide"], np.repeat(read(1)[0]["number"], 9))
+    assert batch["finisher"] == os.getpid()
+    assert (batch["process"] == os.getpid()).all() == (workers == 0)
+
+
 def test_a_worker_tells_of_bad_data():
     it = batches([Numbers("a", 9)], None, always_bad, stack, 3, 0, workers=1)
     with pytest.raises(UserError, match="no such file"):

@@ -278,3 +278,23 @@ def test_task_lists():
     for text, message in (("recc", "did you mean rec"), ("rec*x", "'x'"), ("", "unknown task")):
         with pytest.raises(UserError, match=re.escape(message)):
             parse_tasks(text)
+
+
+@pytest.mark.parametrize("task", ["presence", "count", "rec", "rec_absent", "attribute", "region"])
+def test_turns_say_what_they_are_about(task):
+    empty = 0
+    for e in examples(task, 40):
+        (turn,) = e.turns
+        record, objects = e.meta["turns"][0], [r.box for r in e.objects]
+        assert turn.about is not None
+        seen = [objects.index(e.regions[k].box) for k in turn.about]
+        if task in ("presence", "count"):
+            words = markup.strip(turn.user)
+            wanted = read_query(re.sub(r"\b(picture|image)\b", "", words))
+            assert sorted(seen) == sorted(wanted.find(world_of(e)))
+        elif task == "rec_absent":
+            assert not seen
+        else:
+            assert seen == [record["object"]]
+        empty += not seen
+    assert (0 < empty < 40) if task in ("presence", "count") else (empty in (0, 40))

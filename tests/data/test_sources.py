@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from mg_jax.data.scenes import RESERVED_SEED
-from mg_jax.data.scenes.write import write_coco, write_jsonl, write_voc
 from mg_jax.data.sources import open_source
 from mg_jax.data.sources.voc import split_of
+from mg_jax.data.write import write_coco, write_jsonl, write_voc
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 

@@ -27,8 +27,15 @@ def test_code_of_main_is_kept(code, capsys):
 
 
 def test_user_error_is_one_line(capsys):
-    code, err = outcome(raising(UserError("a.jpg: no such file;\n  check the path")), capsys)
+    code, err = outcome(raising(UserError("a.jpg: no such file; check the path")), capsys)
     assert (code, err) == (2, "error: a.jpg: no such file; check the path\n")
+
+
+def test_what_a_user_error_lists_stands_below_it(capsys):
+    text = "a: does not fit: 2 tensors\n  + x.weight [3]\n\n  - y.weight [4]\n"
+    code, err = outcome(raising(UserError(text)), capsys)
+    expected = "error: a: does not fit: 2 tensors\n  + x.weight [3]\n  - y.weight [4]\n"
+    assert (code, err) == (2, expected)
 
 
 def test_user_error_shows_its_traceback_when_asked(monkeypatch):

@@ -7,9 +7,9 @@ import sys
 import pytest
 
 import conversion
-from conversion import manifests
-from conversion.job import Job, Report
-from launch import bench, bench_convert, cli
+from conversion import manifests, readers
+from conversion.job import Checked, Job
+from launch import bar, bench, bench_convert, cli
 from launch import convert as command
 from mg_jax import checkpoint
 from tests.conversion.folders import assert_same, read_folder, write_folder
@@ -42,12 +42,23 @@ def test_a_dry_run_writes_nothing(monkeypatch, capsys, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_many_misfits_are_listed_below_the_error(monkeypatch, capsys, tmp_path):
+    state = write_folder(tmp_path / "a", "llama")
+    extra = {f"more.{i}": state["model.norm.weight"] for i in range(60)}
+    readers.write_safetensors(tmp_path / "a" / "model.safetensors", state | extra)
+    code, _, err = run(monkeypatch, capsys, tmp_path / "a", tmp_path / "b")
+    first, *listed = err.splitlines()
+    assert code == 2 and len(listed) == 41 and max(map(len, listed)) < 40
+    assert first.endswith("60 only there (+), 0 only in the model (-), 0 of another shape (!)")
+    assert listed[0] == "  + more.0 [32]" and listed[-1] == "  ... and 20 more"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere", "b"], "error: nowhere: no such folder"),
         (["a", "c"], "c: is there already; name another folder or pass --overwrite"),
-        (["a", "a", "--overwrite"], "a: holds the source; name another folder"),
+        (["a", "a", "--overwrite"], "a: holds the source a; name another folder"),
         (["a", "b", "--base", "nowhere"], "error: nowhere: no such folder"),
         (["a", "b", "--to", "torch"], "is not a release"),
         (["a", "b", "--revision", "main"], "--revision main"),
@@ -66,7 +77,7 @@ def test_a_difference_is_exit_1(monkeypatch, capsys, tmp_path):
     write_folder(tmp_path / "a", "llama")
     monkeypatch.setattr(
         "conversion.to_jax.ToJax.check",
-        lambda self, advance: Report(30, 100, ("model.norm.weight",)),
+        lambda self, advance: Checked(30, 100, ("model.norm.weight",)),
     )
     code, out, _ = run(monkeypatch, capsys, tmp_path / "a", tmp_path / "b", "--check")
     assert code == 1 and "29 of 30" in out and "differs: model.norm.weight" in out
@@ -82,31 +93,41 @@ def test_an_interruption_is_exit_130_and_says_how_to_go_on(monkeypatch, capsys, 
     with monkeypatch.context() as patched:
         patched.setattr("conversion.to_jax.ToJax._write_file", interrupted)
         code, _, err = run(patched, capsys, tmp_path / "a", tmp_path / "b")
-    assert code == 130 and "run the same command again to continue" in err
+    assert code == 130 and "not made; run the same command again\n" in err
     assert not (tmp_path / "b").exists()
     code, _, err = run(monkeypatch, capsys, tmp_path / "a", tmp_path / "b")
     assert code == 0 and "starting clean" in err  # a single file is written at one go
 
 
 def test_progress_is_told_in_bytes_without_a_terminal(monkeypatch, capsys):
-    monkeypatch.setattr(command, "PLAIN_SECONDS", -1.0)
-    with command.Bytes("converting", 4 << 30) as bar:
-        bar.advance(1 << 30)
-        bar.say("a line")
-        bar.advance(3 << 30)
+    monkeypatch.setattr(bar, "PLAIN_SECONDS", -1.0)
+    with bar.Bytes("converting", 4 << 30) as shown:
+        shown.advance(1 << 30)
+        shown.say("a line")
+        shown.advance(3 << 30)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("converting  1.00 of 4.00 GiB  ") and lines[1] == "a line"
     assert lines[2].startswith("converting  4.00 of 4.00 GiB  ")
+
+
+def test_speed_is_of_what_this_run_did(monkeypatch, capsys):
+    """Of 4 GiB an earlier run made 3; the clock says that 1 GiB took 1024 s."""
+    clock = iter((0.0, 1024.0))
+    monkeypatch.setattr(bar.time, "monotonic", lambda: next(clock))
+    with bar.Bytes("converting", 4 << 30) as shown:
+        shown.skip(3 << 30)
+        shown.advance(1 << 30)
+    assert capsys.readouterr().err == "converting  4.00 of 4.00 GiB  1 MiB/s\n"
 
 
 def test_a_bar_on_a_terminal_does_not_break(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     write_folder(tmp_path / "a", "llama")
     job: Job = conversion.prepare(tmp_path / "a", tmp_path / "b")
-    with command.Bytes("converting", job.nbytes) as bar:
-        job.run(bar.say, bar.advance)
-        bar.say("[brackets] stay")
-    assert bar.done == job.nbytes and checkpoint.is_release(tmp_path / "b")
+    with bar.Bytes("converting", job.nbytes) as shown:
+        job.run(shown.say, shown.advance, shown.skip)
+        shown.say("[brackets] stay")
+    assert shown.done == job.nbytes and checkpoint.is_release(tmp_path / "b")
 
 
 def test_help_is_quick_and_names_the_exit_codes():

@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mg_jax import sharding
 from mg_jax.generate import decode_loop
+from mg_jax.lm import LMConfig
 from mg_jax.models import build
+from mg_jax.models.groma import GromaConfig, pointing_loss
 
 TINY = {
     "vision": {"width": 32, "layers": 4, "heads": 2, "mlp_ratio": 2, "image_size": 112},
@@ -280,3 +283,46 @@ def test_unit_vectors_join_image_and_regions_at_one_length(groma):
     np.testing.assert_array_equal(brought["embeddings"][~vectors], was[~vectors])
     along = (was * np.asarray(brought["embeddings"])).sum(-1)[seen]
     np.testing.assert_allclose(along**2, np.square(was).sum(-1)[seen] * was.shape[-1], rtol=1e-3)
+
+
+def test_pointing_loss_is_the_cross_entropy_of_where_to_look():
+    """A head that looks where it should costs nothing; the loss follows the given places."""
+    cfg = GromaConfig(lm=LMConfig(vocab=50), max_regions=3)
+    tokens = np.full((2, 12), 7)
+    tokens[:, [3, 5, 7]] = cfg.id("region")
+    aux = {"tokens": jnp.asarray(tokens), "matched": {"ground": jnp.array([[2, 0], [1, 1]])}}
+    batch = {
+        "gaze": jnp.array([[[9, 0], [10, -1]], [[11, 1], [0, 0]]]),
+        "gaze_weight": jnp.array([[1.0, 1.0], [2.0, 0.0]]),
+    }
+    head = np.full((2, 12, 12), -50.0, np.float32)
+    head[0, 9, 7] = head[0, 10, 0] = head[1, 11, 5] = 0.0
+    loss, seen = pointing_loss(jnp.asarray(head), aux, batch, cfg)
+    assert float(loss) == 0.0 and float(seen) == 1.0
+    head[1, 11, 5] = np.log(0.25)
+    loss, seen = pointing_loss(jnp.asarray(head), aux, batch, cfg)
+    np.testing.assert_allclose([loss, seen], [0.5 * np.log(4), 0.625], rtol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_pointing_weight_teaches_the_first_head_of_its_layer(groma, layer):
+    system, params = groma
+    pointing = build("groma", {**TINY, "pointing_weight": 0.5, "pointing_layer": layer})
+    batch = make_batch()
+    end = batch["tokens"].shape[1]
+    batch["gaze"] = np.tile(np.int32([[end - 3, 0], [end - 5, -1]]), (2, 1, 1))
+    batch["gaze_weight"] = np.ones((2, 2), np.float32)
+    assert set(pointing.example_batch("alignment")) == set(batch)
+
+    def loss(of):
+        return jax.jit(lambda p, b: of.loss("alignment")(p, b, jax.random.key(0)))
+
+    with_it, metrics = loss(pointing)(params, batch)
+    without, _ = loss(system)(params, batch)
+    np.testing.assert_allclose(metrics["language"], without, rtol=1e-5)
+    np.testing.assert_allclose(with_it, without + 0.5 * metrics["pointing"], rtol=1e-5)
+    assert metrics["pointing"] > 0.1
+    grads = jax.grad(lambda p: loss(pointing)(p, batch)[1]["pointing"])(params)
+    q = np.abs(np.asarray(grads["lm"]["blocks"]["attn"]["q"]["kernel"])).max((1, 3))  # [L, heads]
+    assert q[layer, 0] > 1e-5 and not q[layer, 1:].any() and not q[layer + 1 :].any()
+    assert (q[:layer] > 0).all()

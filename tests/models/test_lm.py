@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mg_jax import sharding
+from mg_jax.attention import attend, rope, rope_frequencies
 from mg_jax.generate import Sampling, decode_loop
 from mg_jax.lm import LM, LMConfig
 
@@ -156,6 +157,40 @@ def test_sampling_draws_from_the_allowed_tokens(sampling):
     expected = {Sampling(1.0): {0, 1, 2, 3}, Sampling(1.0, 3): {0, 1, 2}}
     assert seen == expected.get(sampling, {0, 1})
     assert not (out.tokens[0] == out.tokens[0, 0]).all() or len(np.unique(out.tokens[:, 0])) > 1
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_attention_maps_are_those_of_the_first_head(remat):
+    model, params = redrawn(dataclasses.replace(CFG, remat=remat))
+    ids = jnp.arange(10).reshape(2, 5)
+    valid = jnp.ones((2, 5), bool).at[1, 2].set(False)
+
+    def run(m):
+        return m(m.embed(ids), valid)[0]
+
+    out, kept = model.apply({"params": params}, method=run, mutable=["intermediates"])
+    np.testing.assert_allclose(out, model.apply({"params": params}, method=run), atol=1e-6)
+    (maps,) = kept["intermediates"]["blocks"]["attn"]["attention"]
+    assert maps.shape == (CFG.layers, 2, 5, 5)
+    seen = np.exp(maps)
+    np.testing.assert_allclose(seen.sum(-1), 1, rtol=1e-5)
+    assert seen[:, :, 0, 1:].max() == 0 and seen[:, 1, 3:, 2].max() == 0
+
+    # layer 0 by hand
+    first = jax.tree.map(lambda x: x[0], params["blocks"])
+    x = params["embed"]["embedding"][ids]
+    x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + CFG.eps)
+    x = x * first["norm1"]["scale"][None, None]
+    position = jnp.cumsum(valid, 1) - 1
+    turns = rope_frequencies(CFG.head, CFG.rope_theta)
+    q, k = (
+        rope(jnp.einsum("btd,dnh->btnh", x, first["attn"][n]["kernel"]), position, turns)
+        for n in ("q", "k")
+    )
+    values = jnp.broadcast_to(jnp.eye(5, CFG.head)[None, :, None], (2, 5, CFG.kv_heads, CFG.head))
+    mask = valid[:, None] & (position[:, None] <= position[:, :, None])
+    read = attend(q, k, values, mask, CFG.head**-0.5)
+    np.testing.assert_allclose(seen[0], read[:, :, 0, :5], atol=1e-5)
 
 
 def test_sharded_equals_unsharded():

@@ -301,3 +301,52 @@ def test_round_trip(codec, groups):
 
 def test_tokens_are_upstreams():
     assert len(GROMA_TOKENS) == 114 and GROMA_TOKENS[13:15] == ("[grounding]", "<r0>")
+
+
+def test_gaze_says_where_answers_look(tokenizer):
+    codec = GromaCodec(tokenizer, image_tokens=4, max_regions=6)
+    sample = example(
+        ("Locate all <p>dog</p> in this image.", "<r:0><r:2>", (0, 2)),
+        ("[grounding] Describe.", "<p>A dog</p><r:2> by <p>two cats</p><r:1><r:3>.", (2, 1)),
+        ("Is there a cow?", "No.", ()),
+        ("Is there a cat?", "Yes.", (1,)),
+        ("Why?", "Because."),
+        regions=REGIONS,
+    )
+    record = codec.encode(sample)
+    tokens, mask, before = record["tokens"], record["loss_mask"], record["ground_boxes"]
+    codec.add_gaze(record, sample.turns, sample.regions)
+    boxes = record["ground_boxes"]
+    assert np.array_equal(boxes[: len(before)], before) and len(boxes) == len(before)
+
+    token = {i: t for t, i in codec.ids.items()}
+    looks = {}
+    for (position, number), weight in zip(record["gaze"], record["gaze_weight"], strict=True):
+        region = -1 if number < 0 else int(np.abs(BOXES - boxes[number]).sum(1).argmin())
+        looks.setdefault(int(position), []).append((region, float(weight)))
+    # before every <ground_box> its own region, whole weight
+    marks = np.flatnonzero(tokens == codec.ids["<ground_box>"])
+    assert [looks[m - 1] for m in marks] == [[(k, 1.0)] for k in (0, 2, 2, 1, 3)]
+    # before the words of a phrase of the answer, its regions; not at the question's <p>
+    phrases = [t for t in np.flatnonzero(tokens == codec.ids["<p>"]) if mask[t]]
+    assert [looks[t] for t in phrases] == [[(2, 1.0)], [(1, 0.5), (3, 0.5)]]
+    # before each answer what it is about; the last says nothing of that
+    starts = np.flatnonzero(mask[1:] & ~mask[:-1])
+    assert [looks.get(int(t)) for t in starts] == [
+        [(0, 0.5), (2, 0.5)], [(2, 0.5), (1, 0.5)], [(-1, 1.0)], [(1, 1.0)], None
+    ]  # fmt: skip
+    assert len(looks) == len(marks) + len(phrases) + 4
+    assert all(token.get(tokens[m - 1]) in ("<roi>", "<ground_box>") for m in marks)
+
+    batch = codec.collate([record, record])
+    count = len(record["gaze"])
+    assert np.array_equal(batch["gaze"][1, :count], record["gaze"])
+    assert batch["gaze_weight"][:, count:].sum() == 0
+
+
+def test_gaze_adds_boxes_that_no_answer_names(tokenizer):
+    codec = GromaCodec(tokenizer)
+    sample = example(("Is there a cat?", "Yes.", (3, 1)), ("A dog?", "<r:1>", (1,)))
+    record = codec.encode(sample)
+    codec.add_gaze(record, sample.turns, sample.regions)
+    np.testing.assert_allclose(record["ground_boxes"], BOXES[[1, 3]])

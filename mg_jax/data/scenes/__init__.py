@@ -7,7 +7,6 @@ language      noun phrases, positions, relations; `describe_matches` reads an an
 expressions   referring expressions, unique or fitting nothing
 tasks, talks  questions and answers by task
 conversation  `scene_example`: one scene with a conversation
-write         scenes as COCO json or Pascal VOC folders
 """
 
 from mg_jax.data.scenes.conversation import TASKS, parse_tasks, scene_example

@@ -1,12 +1,12 @@
 """Conversations about scenes: which tasks there are, and scenes as `Example`."""
 
-import difflib
 import random
 from collections.abc import Mapping
 
 from mg_jax.data.scenes import talks, tasks
 from mg_jax.data.scenes.tasks import Talk, Task
 from mg_jax.data.scenes.world import World, make_world, render
+from mg_jax.data.weights import parse_weights
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region
 
@@ -40,28 +40,7 @@ def parse_tasks(text: str) -> dict[str, float]:
     "all" is every task with the weights of TASKS (object_match, which is written with
     `<object:k>`, has to be named). Raises UserError for an unknown name or a weight that is none.
     """
-    weights: dict[str, float] = {}
-    for part in text.split("+"):
-        name, star, factor = part.strip().partition("*")
-        try:
-            scale = float(factor) if star else 1.0
-        except ValueError:
-            scale = -1.0
-        if scale <= 0:
-            raise UserError(f"scenes: tasks={text}: weight {factor!r} is no positive number")
-        if name == "all":
-            found = {n: w for n, (_, w) in TASKS.items() if w}
-        elif name in TASKS:
-            found = {name: 1.0}
-        else:
-            close = difflib.get_close_matches(name, TASKS, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(
-                f"scenes: unknown task {name!r}{hint}: choose from all, {', '.join(TASKS)}"
-            )
-        for n, w in found.items():
-            weights[n] = weights.get(n, 0.0) + scale * w
-    return weights
+    return parse_weights(text, {n: w for n, (_, w) in TASKS.items()}, "all", "scenes")
 
 
 def write_talk(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from mg_jax.data.scenes.draw import COLORS
 from mg_jax.data.scenes.shapes import SHAPES
 from mg_jax.data.scenes.world import Thing, World
+from mg_jax.text.words import a as a
 
 # canonical word: other words for it
 SHAPE_WORDS: dict[str, tuple[str, ...]] = {
@@ -59,11 +60,6 @@ def plural(noun: str) -> str:
     head, _, last = noun.rpartition(" ")
     last = _PLURALS.get(last, last + "s")
     return f"{head} {last}" if head else last
-
-
-def a(phrase: str) -> str:
-    """The phrase with its indefinite article."""
-    return ("an " if phrase[0] in "aeio" or phrase.startswith("um") else "a ") + phrase
 
 
 def number(n: int) -> str:

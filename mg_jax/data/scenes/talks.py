@@ -1,5 +1,7 @@
 """Captions, relations, attributes and dialogues about a scene (see `tasks` for the others)."""
 
+from typing import Any
+
 from mg_jax.data.scenes import language as lang
 from mg_jax.data.scenes.expressions import absent_query, anchor_query, unique_expression
 from mg_jax.data.scenes.language import RELATIONS, full_query
@@ -145,7 +147,7 @@ def relation(talk: Talk) -> bool:
     refers: list[int] = []
     one, other = _who(talk, i, refers), _who(talk, k, refers)
     name = "it" if other.startswith("<") else other
-    record = {"object": i, "other": k, "refers": refers}
+    record: dict[str, Any] = {"object": i, "other": k, "refers": refers}
     if u < 0.75:
         user = fill(
             rng,

@@ -5,7 +5,7 @@ where the scene has nothing to ask that way.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mg_jax.data.scenes import language as lang
@@ -48,11 +48,27 @@ class Talk:
         balanced, by chance in later turns."""
         return self.world.index % 2 == 0 if not self.turns else self.rng.random() < 0.5
 
-    def say(self, task: str, user: str, assistant: str, answer: str, **record: Any) -> bool:
-        """Add a turn. False, and nothing added, when this was asked before."""
+    def say(
+        self,
+        task: str,
+        user: str,
+        assistant: str,
+        answer: str,
+        about: Sequence[int] | None = None,
+        **record: Any,
+    ) -> bool:
+        """Add a turn. False, and nothing added, when this was asked before.
+
+        about: the things that the answer rests on, by default those of `record`.
+        """
         if any(turn.user == user for turn in self.turns):
             return False
-        self.turns.append(Turn(user, assistant))
+        if about is None and record.get("object") is not None:
+            about = [i for i in (record["object"], record.get("other")) if i is not None]
+        elif about is None:
+            about = record.get("objects", () if record.get("absent") else None)
+        seen = None if about is None else tuple(self.box(i) for i in about)
+        self.turns.append(Turn(user, assistant, seen))
         known = {"task": task, "answer": answer, "absent": False, "targets": [], "object": None}
         self.records.append({**known, **record})
         return True
@@ -90,7 +106,7 @@ def fill(rng: random.Random, texts: tuple[str, ...], thing: str) -> str:
     return rng.choice(texts).replace("{}", thing)
 
 
-def _rivals(world: World, i: int) -> dict[str, int]:
+def _rivals(world: World, i: int) -> dict[str, Any]:
     thing = world.things[i]
     rest = [t for k, t in enumerate(world.things) if k != i]
     return {
@@ -267,11 +283,12 @@ def presence(talk: Talk) -> bool:
         query = full_query(talk.things[talk.pick()], kind)
     else:
         query = absent_query(talk.world, talk.rng, kind)
-    there = bool(query.find(talk.world))
+    found = query.find(talk.world)
+    there = bool(found)
     user = fill(talk.rng, _PRESENCE, lang.a(query.noun(talk.rng)))
     noun = query.noun()
     text = f"Yes, there is {lang.a(noun)}." if there else f"No, there is no {noun} in the image."
-    return talk.say("presence", user, text, "yes" if there else "no")
+    return talk.say("presence", user, text, "yes" if there else "no", found)
 
 
 def count(talk: Talk) -> bool:
@@ -300,6 +317,7 @@ def count(talk: Talk) -> bool:
         user,
         f"There {verb} {lang.number(len(found))} {noun}.",
         str(len(found)),
+        found,
         absent=not found,
         targets=[talk.box(i) for i in found] if grounded else [],
     )

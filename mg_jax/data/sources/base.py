@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,18 @@ class Source:
     max_bad: share of malformed records from which on the data set is refused.
     counts: what the reader left out, by reason. bad: how many records it found malformed;
     problems: the first 1,000 of them, each as "file:line: what is wrong".
+    tasks: by weight, what its examples without turns are asked (`mg_jax.data.tasks`); None for
+    what the run's config says. exhaustive: True where every object of every label is annotated,
+    so that a label without object in a picture is absent from it.
     """
+
+    tasks: Mapping[str, float] | None = None
+    exhaustive = False
+
+    @property
+    def frequency(self) -> Mapping[str, int]:
+        """In how many pictures each label stands; {} where that is not known."""
+        return {}
 
     def __init__(self, name: str, head: str = "coco", max_bad: float | str = MAX_BAD):
         if head not in HEADS:
@@ -38,6 +50,11 @@ class Source:
 
     def __getitem__(self, i: int) -> Example:
         raise NotImplementedError
+
+    def file_name(self, i: int) -> str:
+        """The file name of an example's picture, its id where the picture is no file."""
+        example = self[i]
+        return example.image if isinstance(example.image, str) else example.id
 
     def summary(self) -> str:
         """One line: how many examples, and what was left out."""
@@ -157,6 +174,13 @@ def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}: [{n}]", row
 
 
+def list_in(data: Any, key: str, path: Path, what: str) -> list[Any]:
+    """The list under a key of a JSON file's content. Raises UserError naming what is missing."""
+    if not isinstance(data, dict) or not isinstance(data.get(key), list):
+        raise UserError(f"{path}: not {what}: it has no list {key!r}")
+    return data[key]
+
+
 def fields(row: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
     """Check that a record is an object with these keys of these types.
 
@@ -179,17 +203,22 @@ def _short(value: Any) -> str:
 
 
 class Folder:
-    """The picture files under a folder, listed once, since a stat per picture is slow."""
+    """The files under a folder, listed once for each folder in it, since a stat per picture is
+    slow."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.names = {p.name for p in path.iterdir()}
+        self._listed: dict[str, frozenset[str]] = {}
 
     def find(self, name: str) -> str | None:
-        """The path of a picture, or None; names may hold folders."""
-        if name in self.names or ("/" in name and (self.path / name).is_file()):
-            return str(self.path / name)
-        return None
+        """The path of a file or folder, or None; names may hold folders."""
+        parent, _, last = name.rpartition("/")
+        if parent not in self._listed:
+            try:
+                self._listed[parent] = frozenset(os.listdir(self.path / parent))
+            except (OSError, ValueError):
+                self._listed[parent] = frozenset()
+        return str(self.path / name) if last in self._listed[parent] else None
 
 
 def keep_empty(name: str, empty: str) -> bool:

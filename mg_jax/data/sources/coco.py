@@ -4,14 +4,18 @@
      "annotations": [{"image_id", "bbox": [x, y, width, height], "category_id", "iscrowd"}],
      "categories": [{"id", "name"}]}
 
-bbox in pixels, floats. Objects365 and V3Det come in the same form (`objects365.py`, `v3det.py`).
+bbox in pixels, floats. Keys that are not named here (`segmentation`, `area`, `license`, ...) are
+passed over. The file is read in pieces, so its rows need not fit into memory; its lists may stand
+in any order. Objects365, V3Det and LVIS come in the same form (`objects365`, `v3det`, `lvis`).
 """
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, read_json
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, number
 from mg_jax.data.sources.boxed import BoxedSource
+from mg_jax.data.sources.json_rows import sections
 from mg_jax.errors import BadRecord, UserError
 
 
@@ -20,64 +24,130 @@ class CocoSource(BoxedSource):
 
     Boxes are cut at the border; those without area are left out and counted. Annotations with
     iscrowd=1 (or ignore=1) become `Example.crowd`. Pictures whose file is missing are left out
-    and counted, as are those without any box unless empty="keep". Examples have no turns.
+    and counted, as are those with a side below min_side pixels (Groma takes 32), and those
+    without any box unless empty="keep". Examples have no turns.
+    A `file_name` with folders is looked for as it stands, then by its last part alone.
     Raises UserError for a missing or malformed file, or when no picture of it is in the folder.
     """
+
+    form = "xywh"
+    kind = "COCO"
+    exhaustive = True
 
     def __init__(
         self,
         annotations: str | Path = "",
         images: str | Path = "",
         empty: str = "drop",
+        min_side: int | str = 0,
         head: str = "coco",
         name: str = "",
         max_bad: float | str = MAX_BAD,
     ):
-        path = existing(annotations, "COCO annotations")
-        folder = Folder(existing(images, f"pictures of {path.name}", folder=True))
-        super().__init__(name or path.stem, head, empty, max_bad)
-        data = coco_json(path)
-        labels = {c["id"]: str(c["name"]) for c in data.get("categories", [])}
-        pictures = self._pictures(path, folder, data["images"])
-        for n, row in enumerate(data["annotations"]):
-            try:
-                x, y, w, h = coco_box(row)
-            except BadRecord as e:
-                self.problem(f"{path}: annotations[{n}]", str(e))
+        self.path = existing(annotations, f"{self.kind} annotations")
+        self.folder = Folder(existing(images, f"pictures of {self.path.name}", folder=True))
+        super().__init__(name or self.path.stem, head, empty, max_bad)
+        self._min_side = number(self.name, "min_side", min_side)
+        self._pictures: dict[Any, int] = {}  # number by id, -1 for what is left out
+        self._claimed: dict[str, str] = {}
+        self._example = ""  # of a picture without a file
+        names: dict[Any, str] = {}
+        total, found = 0, set()
+        late = False
+        for section, rows in sections(self.path):
+            if rows is None:
                 continue
-            picture = pictures.get(row["image_id"])
-            if picture is not None:
-                crowd = bool(row.get("iscrowd") or row.get("ignore"))
-                label = labels.get(row.get("category_id"))
-                self.add_box(picture, (x, y, x + w, y + h), label, crowd)
-        self.finish(len(data["images"]) + len(data["annotations"]))
-
-    def _pictures(self, path: Path, folder: Folder, rows: list) -> dict[Any, int]:
-        """Number of the picture by its id, of those that have a file."""
-        numbers: dict[Any, int] = {}
-        for n, row in enumerate(rows):
-            try:
-                fields(row, {"id": (int, str), "file_name": str, "width": int, "height": int})
-                if row["width"] <= 0 or row["height"] <= 0:
-                    raise BadRecord("width and height must be whole numbers above 0")
-                if row["id"] in numbers:
-                    raise BadRecord(f"id {row['id']!r} is there a second time")
-            except BadRecord as e:
-                self.problem(f"{path}: images[{n}]", str(e))
-                continue
-            file = folder.find(row["file_name"])
-            if file is None:
-                self.counts["pictures without a file"] += 1
-            else:
-                numbers[row["id"]] = self.add_picture(
-                    file, row["width"], row["height"], row["id"], row["file_name"]
-                )
-        if self.counts["pictures without a file"] and not numbers:
+            found.add(section)
+            if section == "categories":
+                names = {row["id"]: self._category(row) for _, row in self._sound(rows)}
+            elif section == "images":
+                total += sum(self._image(n, row) for n, row in rows)
+            elif section == "annotations" and "images" in found:
+                total += sum(self._annotation(n, row) for n, row in rows)
+            late |= section == "annotations" and "images" not in found
+        for section in ("images", "annotations"):
+            if section not in found:
+                raise UserError(f"{self.path}: not {self.kind} annotations: no list {section!r}")
+        if self._example and self.counts["pictures without a file"] == len(self._pictures):
             raise UserError(
-                f"{folder.path}: holds none of the {len(rows)} pictures of {path}, "
-                f"for example {rows[0]['file_name']}"
+                f"{self.folder.path}: holds none of the {len(self._pictures)} pictures of "
+                f"{self.path}, for example {self._example}"
             )
-        return numbers
+        if late:  # the pictures stand behind the boxes
+            for section, rows in sections(self.path):
+                if section == "annotations" and rows is not None:
+                    total += sum(self._annotation(n, row) for n, row in rows)
+        self.finish(total, names)
+        del self._pictures, self._claimed, self.folder
+
+    def _sound(self, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+        for n, row in rows:
+            try:
+                fields(row, {"id": (int, str), "name": str})
+            except BadRecord as e:
+                raise UserError(f"{self.path}: categories[{n}]: {e}") from None
+            yield n, row
+
+    def _image(self, n: int, row: Any) -> int:
+        try:
+            self._add_image(row)
+        except BadRecord as e:
+            self.problem(f"{self.path}: images[{n}]", str(e))
+        return 1
+
+    def _add_image(self, row: Any) -> int:
+        """The number of a picture, -1 for one that is left out. Raises BadRecord."""
+        fields(row, {"id": (int, str)})
+        places = self.places(row)
+        fields(row, {"width": (int, float), "height": (int, float)})
+        if not all(float(row[k]).is_integer() and row[k] > 0 for k in ("width", "height")):
+            raise BadRecord("width and height must be whole numbers above 0")
+        width, height = int(row["width"]), int(row["height"])
+        if row["id"] in self._pictures:
+            raise BadRecord(f"id {row['id']!r} is there a second time")
+        place = next((p for p in places if self.folder.find(p)), "")
+        file = self.folder.find(place) if place else None
+        if file is None:
+            self._example = self._example or places[0]
+            self.counts["pictures without a file"] += 1
+        elif min(width, height) < self._min_side:
+            self.counts[f"pictures with a side below {self._min_side} px"] += 1
+            file = None
+        elif place != places[0] and "/" not in place:  # found by the last part of its name alone
+            other = self._claimed.setdefault(file, places[0])
+            if other != places[0]:
+                raise BadRecord(f"{places[0]} is not there, {file} stands for {other}")
+        picture = -1
+        if file is not None:
+            picture = self.add_picture(file, width, height, row["id"], places[0])
+        self._pictures[row["id"]] = picture
+        return picture
+
+    def _annotation(self, n: int, row: Any) -> int:
+        try:
+            x, y, w, h = coco_box(row)
+        except BadRecord as e:
+            self.problem(f"{self.path}: annotations[{n}]", str(e))
+            return 1
+        picture = self._pictures.get(row["image_id"])
+        if picture is None:
+            self.counts["boxes of unlisted pictures"] += 1
+        elif picture >= 0:
+            crowd = bool(row.get("iscrowd") or row.get("ignore"))
+            self.add_box(picture, (x, y, x + w, y + h), row.get("category_id"), crowd)
+        return 1
+
+    def places(self, row: dict[str, Any]) -> tuple[str, ...]:
+        """Where a picture may lie in the folder, as the format has it first.
+
+        Raises BadRecord when the record does not say.
+        """
+        fields(row, {"file_name": str})
+        name = row["file_name"].replace("\\", "/")
+        return (name, name.rpartition("/")[2]) if "/" in name else (name,)
+
+    def _category(self, row: dict[str, Any]) -> str:
+        return row["name"].strip()
 
 
 def coco_box(row: Any) -> tuple[float, float, float, float]:
@@ -86,20 +156,6 @@ def coco_box(row: Any) -> tuple[float, float, float, float]:
     box = row["bbox"]
     if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
         raise BadRecord(f"bbox {box!r} is not x, y, width, height")
+    if not isinstance(row.get("category_id"), int | float | str | None):
+        raise BadRecord(f"category_id is {row['category_id']!r}")
     return box[0], box[1], box[2], box[3]
-
-
-def coco_json(path: Path) -> dict[str, Any]:
-    """A file with lists `images` and `annotations`. Raises UserError naming what is missing."""
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: not COCO annotations: expected an object with images")
-    for section in ("images", "annotations"):
-        if not isinstance(data.get(section), list):
-            raise UserError(f"{path}: not COCO annotations: it has no list {section!r}")
-    for n, row in enumerate(data.get("categories", [])):
-        try:
-            fields(row, {"id": (int, str), "name": str})
-        except BadRecord as e:
-            raise UserError(f"{path}: categories[{n}]: {e}") from None
-    return data

@@ -7,7 +7,7 @@
                  {"polygon": [[x, y], [x, y], ...]},
                  {"mask": {"size": [height, width], "counts": ...}}],
      "turns": [{"user": "Where is <p>the dog</p>?", "assistant": "<r:0>"},
-               {"user": "What is <r:1>?", "assistant": "A ball."}],
+               {"user": "What is <r:1>?", "assistant": "A ball.", "about": [1]}],
      "objects": [{"box": [...], "label": "dog"}],   all boxes for detection, optional
      "crowd": [{"box": [...]}],                     boxes to ignore there, optional
      "captions": ["<p>A dog</p><r:0> sleeps."],     all optional: annotations that the task
@@ -93,19 +93,39 @@ class JsonlSource(Source):
             raise BadRecord(str(e)) from None
         named = [k for e in example["expressions"] for k in e.regions]
         named += [k for a, _, b in example["relations"] for k in (a, b)]
+        named += [k for turn in example["turns"] for k in turn.about or ()]
         if any(not isinstance(k, int) or not 0 <= k < count for k in named):
             raise BadRecord(f"region {named} of {count} regions: they count from 0")
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def file_name(self, i: int) -> str:
+        return str(self._rows[i][1]["image"])
+
+    def raw_boxes(self, i: int) -> tuple[list[list[float]], tuple[int, int]]:
+        """The boxes of a line as they stand there, not cut at the border, and its picture's size.
+
+        Raises BadRecord where the size is not given and the picture cannot be read.
+        """
+        row = self._rows[i][1]
+        found = [r.get("box") for key in ("objects", "regions") for r in row.get(key, [])
+                 if isinstance(r, Mapping)]  # fmt: skip
+        return [b for b in found if isinstance(b, list) and len(b) == 4], self._size(row)
+
+    def _size(self, row: dict[str, Any]) -> tuple[int, int]:
+        if "width" in row and "height" in row:
+            return row["width"], row["height"]
+        try:
+            return image_size(self.root / row["image"])
+        except UserError as e:
+            raise BadRecord(str(e)) from None
+
     def __getitem__(self, i: int) -> Example:
         where, row = self._rows[i]
         file = self.root / row["image"]
-        width, height = row.get("width"), row.get("height")
+        width, height = self._size(row)
         try:
-            if width is None or height is None:
-                width, height = image_size(file)
             regions, objects, crowd = (
                 tuple(
                     read_region(r, width, height, f"{where}: {key}[{k}]")
@@ -136,7 +156,7 @@ def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
         for k, value in enumerate(row.get(key, [])):
             try:
                 out[key].append(make(value))
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 raise BadRecord(f"{key}[{k}] needs {_NEEDS[key]}") from None
     return {key: tuple(values) for key, values in out.items()}
 
@@ -148,8 +168,14 @@ def _text(value: Any) -> str:
 
 
 def _turn(value: Any) -> Turn:
-    said = value.get("assistant") if isinstance(value, dict) else None
-    return Turn(_text(value["user"]), None if said is None else _text(said))
+    said, about = value.get("assistant"), value.get("about")
+    if about is not None and not isinstance(about, list):
+        raise TypeError
+    return Turn(
+        _text(value["user"]),
+        None if said is None else _text(said),
+        None if about is None else tuple(about),
+    )
 
 
 def _question(value: Any) -> Question:

@@ -1,6 +1,15 @@
-"""Pascal VOC: a folder with Annotations/*.xml and JPEGImages/."""
+"""Pascal VOC: a folder (VOCdevkit/VOC2007, ...) with an xml for each picture.
+
+    JPEGImages/000005.jpg
+    Annotations/000005.xml          size, and an object with name, difficult and bndbox for each box
+    ImageSets/Main/train.txt        optional: the names of a split, one a line
+
+Coordinates are pixels, whole or with decimals. Parts of persons (`part`), `pose`, `truncated`,
+`occluded` and `actions` are passed over.
+"""
 
 import hashlib
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -25,8 +34,13 @@ class VocSource(BoxedSource):
     ymax] in edge coordinates, cut at the border. Objects marked difficult become
     `Example.crowd`. Boxes without area, pictures without file, and pictures without boxes (unless
     empty="keep") are left out and counted. Examples have no turns.
-    Raises UserError for a missing folder, or one with too many malformed files.
+    split: "all" of Annotations, or a list of ImageSets/Main ("train", "val", "trainval", "test",
+    ...; "heldout" is val, or test where there is no val). Where the list is not there, "train" and
+    "heldout" are told by `split_of`.
+    Raises UserError for a missing folder or split, or a folder with too many malformed files.
     """
+
+    exhaustive = True
 
     def __init__(
         self,
@@ -39,19 +53,37 @@ class VocSource(BoxedSource):
     ):
         root = existing(folder, "Pascal VOC folder", folder=True)
         super().__init__(name or root.resolve().name, head, empty, max_bad)
-        if split not in SPLITS:
-            raise UserError(f"data {self.name}: split={split}: choose from {', '.join(SPLITS)}")
         files = sorted(existing(root / "Annotations", "VOC annotations", True).glob("*.xml"))
         pictures = Folder(existing(root / "JPEGImages", "VOC pictures", True))
         if not files:
             raise UserError(f"{root / 'Annotations'}: holds no .xml file")
-        files = [f for f in files if split == "all" or split_of(f.stem) == split]
+        files = self._chosen(split, root / "ImageSets/Main", files)
         for path in files:
             try:
                 self._read(path, pictures)
             except BadRecord as e:
                 self.problem(str(path), str(e))
         self.finish(len(files))
+
+    def _chosen(self, split: str, lists: Path, files: list[Path]) -> list[Path]:
+        """The files of a split. Raises UserError when it is unknown or names none of them."""
+        if split == "all":
+            return files
+        names = {"heldout": ("val", "test")}.get(split, (split,))
+        path = next((p for p in (lists / f"{n}.txt" for n in names) if p.is_file()), None)
+        if path is None:
+            if split not in SPLITS:
+                known = [*SPLITS, *sorted(p.stem for p in lists.glob("*.txt") if "_" not in p.stem)]
+                choice = ", ".join(dict.fromkeys(known))
+                raise UserError(f"data {self.name}: split={split}: choose from {choice}")
+            return [f for f in files if split_of(f.stem) == split]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        stems = {line.split()[0] for line in lines if line.strip()}
+        chosen = [f for f in files if f.stem in stems]
+        self.counts["names of the split without annotations"] += len(stems) - len(chosen)
+        if not chosen:
+            raise UserError(f"{path}: names none of the {len(files)} files in Annotations")
+        return chosen
 
     def _read(self, path: Path, pictures: Folder) -> None:
         try:
@@ -69,13 +101,13 @@ class VocSource(BoxedSource):
         boxes = []  # all of them first: a malformed file gives no picture
         for node in tree.findall("object"):
             corners = ("xmin", "ymin", "xmax", "ymax")
-            x0, y0, x1, y1 = (_number(node, f"bndbox/{k}") for k in corners)
+            x0, y0, x1, y1 = (xml_number(node, f"bndbox/{k}") for k in corners)
             label = (node.findtext("name") or "object").strip()
             hard = (node.findtext("difficult") or "0").strip() == "1"
             # Reversed corners stay reversed: shifted by the pixel they would have an area
             box = (x1, y1, x0, y0) if x1 < x0 or y1 < y0 else (x0 - 1, y0 - 1, x1, y1)
             boxes.append((box, label, hard))
-        width, height = (int(_number(tree, f"size/{k}", 0.0)) for k in ("width", "height"))
+        width, height = (int(xml_number(tree, f"size/{k}", 0.0)) for k in ("width", "height"))
         if width <= 0 or height <= 0:
             try:
                 width, height = image_size(file)
@@ -86,11 +118,17 @@ class VocSource(BoxedSource):
             self.add_box(picture, box, label, hard)
 
 
-def _number(node: ET.Element, key: str, default: float | None = None) -> float:
+def xml_number(node: ET.Element, key: str, default: float | None = None) -> float:
+    """The number in a tag, by its path; `default`, if there is one, where the tag is absent.
+
+    Raises BadRecord naming the tag for anything else, and for NaN and infinity.
+    """
     text = node.findtext(key)
     if text is None and default is not None:
         return default
     try:
-        return float(text or "")
+        if math.isfinite(number := float(text or "")):
+            return number
     except ValueError:
-        raise BadRecord(f"{key} is {text!r}, expected a number") from None
+        pass
+    raise BadRecord(f"{key} is {text!r}, expected a number")

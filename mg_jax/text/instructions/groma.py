@@ -1,8 +1,12 @@
 """Groma's published task instructions (spec 4.2), in neutral markup.
 
-Each text takes one thing at `{}`: `<p>phrase</p>` for the locating tasks, `<r:k>` for the tasks
-about a region, nothing for the grounded caption.
+INSTRUCTIONS takes one thing at `{}`: `<p>phrase</p>` for the locating tasks, `<r:k>` for the tasks
+about a region, nothing for the grounded caption. `[grounding]` is Groma's token for answers whose
+phrases carry boxes. What its paper has no words for is ours (`common`), with that token where the
+answer has boxes.
 """
+
+from mg_jax.text.instructions import common
 
 GROUNDING = "[grounding]"
 
@@ -51,12 +55,4 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     ),
 }
 
-
-def fill(task: str, index: int, phrase: str | None = None, region: int | None = None) -> str:
-    """Instruction `index` of a task with `<p>phrase</p>` or `<r:region>` put in.
-
-    Raises KeyError for an unknown task and IndexError for an index beyond its list.
-    """
-    text = INSTRUCTIONS[task][index]
-    thing = f"<r:{region}>" if region is not None else f"<p>{phrase}</p>"
-    return text.replace("{}", thing)
+TEXTS = common.with_boxes(lambda text: GROUNDING + text) | INSTRUCTIONS

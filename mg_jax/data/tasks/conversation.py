@@ -1,0 +1,88 @@
+"""Which tasks there are, and conversations drawn from a mixture of them."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mg_jax.data.tasks import asking, describing, locating
+from mg_jax.data.tasks.base import Talk, Task, draw
+from mg_jax.data.weights import parse_weights
+from mg_jax.example import Example
+from mg_jax.text.instructions import Instructions
+
+TASKS: dict[str, Task] = {
+    "rec": locating.rec,
+    "all_instances": locating.all_instances,
+    "grounded_caption": locating.grounded_caption,
+    "caption": describing.caption,
+    "region_caption": describing.region_caption,
+    "region_description": describing.region_description,
+    "dense_referring": describing.dense_referring,
+    "dense_detection": locating.dense_detection,
+    "presence": asking.presence,
+    "vqa": asking.vqa,
+    "choice": asking.choice,
+    "relation": asking.relation,
+    "dialogue": asking.dialogue,
+}
+
+# What "auto" stands for. Of these the tasks that fit an example are drawn in proportion, so a set
+# of questions gives questions alone, and one of boxes mostly the first, second and fifth.
+AUTO: dict[str, float] = {
+    "rec": 3.0,
+    "all_instances": 3.0,
+    "grounded_caption": 3.0,
+    "caption": 1.0,
+    "region_caption": 3.0,
+    "region_description": 1.0,
+    "dense_referring": 0.5,
+    "dense_detection": 0.5,
+    "presence": 1.5,
+    "vqa": 3.0,
+    "choice": 3.0,
+    "relation": 0.5,
+    "dialogue": 1.0,
+}
+# These ask for something else when drawn again; the others stand in a conversation once.
+_AGAIN = ("rec", "all_instances", "region_description", "presence", "relation")
+_TRIES = 4  # draws a round until a conversation that repeats itself is left as it is
+
+
+def parse_tasks(text: str, where: str = "data") -> dict[str, float]:
+    """Weights of "rec*2+presence" or "auto"; later parts add to earlier ones.
+
+    Raises UserError, beginning with `where`, for an unknown name or a weight that is none.
+    """
+    return parse_weights(text, {name: AUTO[name] for name in TASKS}, "auto", where)
+
+
+def converse(
+    example: Example,
+    rng: np.random.Generator,
+    tasks: Mapping[str, float],
+    instructions: Instructions,
+    turns: int = 1,
+) -> Example | None:
+    """The example with a conversation about its annotations, or None where no task fits.
+
+    Tasks are drawn by weight among those that fit, until the conversation has `turns` rounds (a
+    task of several rounds is not cut) or the example affords no further question. The regions are
+    those that the conversation points at. Determined by the state of `rng`.
+    """
+    talk, left = Talk(example), dict(tasks)
+    for _ in range(_TRIES * turns):
+        made = None
+        while left and made is None:
+            name = draw(left, rng)
+            made = TASKS[name](example, rng, instructions)
+            if made is None or name not in _AGAIN:
+                del left[name]
+        if made is None:
+            break
+        for turn, record in zip(made.turns, made.meta["turns"], strict=True):
+            user = talk.move(turn.user, made.regions)
+            answer = talk.move(turn.assistant or "", made.regions)
+            talk.say(record["task"], user, answer, record["absent"])
+        if len(talk.turns) >= turns:
+            break
+    return talk.done()

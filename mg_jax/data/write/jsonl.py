@@ -1,0 +1,44 @@
+"""Whole examples as mg_jax's own jsonl."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from mg_jax.data.sources.jsonl import write_region
+from mg_jax.data.write.base import save_picture
+from mg_jax.example import Example
+
+
+def write_jsonl(examples: Iterable[Example], folder: str | Path, suffix: str = "png") -> Path:
+    """Write whole examples, conversations included, as FOLDER/data.jsonl and FOLDER/images/."""
+    folder = Path(folder)
+    path = folder / "data.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as out:
+        for e in examples:
+            row = {
+                "image": f"images/{save_picture(e, folder / 'images', suffix)}",
+                "id": e.id,
+                "width": e.width,
+                "height": e.height,
+                "turns": [
+                    {"user": t.user, "assistant": t.assistant}
+                    | ({} if t.about is None else {"about": t.about})
+                    for t in e.turns
+                ],
+                "meta": e.meta,
+            }
+            for key in ("regions", "objects", "crowd"):
+                row[key] = [write_region(r, e.width, e.height) for r in getattr(e, key)]
+            row |= {
+                "captions": e.captions,
+                "expressions": [{"text": x.text, "regions": x.regions} for x in e.expressions],
+                "questions": [
+                    {"question": q.text, "answers": q.answers, "choices": q.choices, "hint": q.hint}
+                    for q in e.questions
+                ],
+                "relations": e.relations,
+                "absent": e.absent,
+            }
+            out.write(json.dumps(row) + "\n")
+    return path

@@ -1,0 +1,79 @@
+"""Files and folders as a user meets them: full disks, names given last, JSON that may be broken."""
+
+import contextlib
+import errno
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mg_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, mend: Callable[[], str] = lambda: "") -> Iterator[None]:
+    """Turn a full disk or missing permission into a UserError that names `path`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:  # tensorstore reports a full disk in the text of a ValueError
+        seen: list[BaseException] = [e]
+        while (e2 := seen[-1].__cause__ or seen[-1].__context__) and e2 not in seen:
+            seen.append(e2)
+        codes = {x.errno for x in seen if isinstance(x, OSError)}
+        text = " ".join(map(str, seen))
+        if codes & {errno.ENOSPC, errno.EDQUOT} or "No space left" in text or "quota" in text:
+            amount = f" ({e.strerror})" if isinstance(e, OSError) and "MiB" in str(e) else ""
+            raise UserError(f"{path}: the disk is full{amount}. {mend()}".rstrip()) from e
+        if codes & {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
+            raise UserError(f"{path}: cannot be written ({e}). {mend()}".rstrip()) from e
+        raise
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that `folder` is or will be on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def need_space(folder: Path, count: float) -> None:
+    """Raises OSError(ENOSPC) when the disk of `folder` has less than `count` bytes free.
+
+    Asked before a save: told in time, tensorstore leaves no half of a checkpoint behind.
+    """
+    free = free_bytes(folder)
+    if free < count:
+        text = f"{count / 2**20:.0f} MiB are to be written, {free / 2**20:.0f} MiB are free"
+        raise OSError(errno.ENOSPC, text)
+
+
+def replace(part: Path, folder: Path) -> None:
+    """Give the finished folder `part` the name `folder`; what had that name goes."""
+    if not folder.exists():
+        part.rename(folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f"{folder.name}.old-", dir=folder.parent))
+    folder.rename(old)
+    try:
+        part.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises UserError naming the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, RecursionError) as e:
+        raise UserError(f"{path}: cannot be read ({e})") from e
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds no JSON object")
+    return content
