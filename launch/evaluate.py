@@ -8,12 +8,17 @@ tasks, with their first metric:
   regions           name the thing in a box: accuracy (colour and shape both right)
   presence          is it there, yes or no: accuracy
   all_instances     locate all of a class: as_many_ar (k boxes for k targets, IoU .5:.95)
-  proposals         the detector alone: ar@100 (IoU .5:.95), ap50; takes voc: and coco: too
+  proposals         the detector alone: ar@100 (IoU .5:.95), ap50, recall of each class
   grounded_caption  describe with boxes: phrase_recall, and invented phrases
   absent            locate what may not be there: accuracy of denying, half of them absent
+of annotated pictures alone:
+  naming            name the class of a given box, of all classes of the data set: accuracy
+  detection         name the detector's boxes, one question each: map50, ap50 of each class
 
-The majority column is the best answer that looks at no picture. Data: scenes:..., jsonl:FILE,
-voc:DIR, coco:FILE,DIR. Scene seeds from 700000 on are never trained on.
+The majority column is the best answer that looks at no picture. Data: any data set of
+`mg_jax.data.sources` (coco:FILE,DIR,part=heldout, voc:DIR, refcoco:..., jsonl:FILE, ...); what has
+no conversations is asked about its annotations (docs/data.md). Scene seeds from 700000 on are
+never trained on.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """What every task of evaluation is, and how a locating answer is read."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,12 @@ import numpy as np
 from mg_jax.answer import Answer
 from mg_jax.evals import metrics
 from mg_jax.evals.questions import Item, collect
+from mg_jax.example import Example, Query
 
 Scores = Iterator[tuple[str, float]]
+Predict = Callable[[Sequence[Query]], Sequence[Answer]]
+Propose = Callable[[Sequence[np.ndarray]], Sequence[tuple[Any, Any]]]
+MOST_CLASSES = 100  # beyond that many classes there is no line for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,25 +41,36 @@ def place(boxes: Any, scores: Any = (), denied: bool = False) -> Located:
     return Located(array, np.append(given, np.zeros(len(array)))[: len(array)], denied)
 
 
+def by_class(metric: str, values: Mapping[str, float]) -> Scores:
+    """`metric/<class>` each, unless they are more than MOST_CLASSES."""
+    if len(values) <= MOST_CLASSES:
+        yield from ((f"{metric}/{name}", value) for name, value in sorted(values.items()))
+
+
+def mean_of(values: Mapping[str, float]) -> float:
+    """The mean of the values, NaN of none."""
+    return float(np.mean(list(values.values()))) if values else float("nan")
+
+
 class Task:
     """One kind of question.
 
     headline: the metric that the strategies compete in. rule: the strategies in words.
-    scenes: options of the procedural scenes. asks: False where pictures alone are given to
-    `propose`. max_new_tokens: enough for a right answer.
+    scenes: options of the procedural scenes; None for a task that is for annotated pictures alone.
+    asks: False where pictures are given to `propose`. max_new_tokens: enough for a right answer.
     A prediction is what `read` makes of an answer.
     """
 
     name: str
     headline: str
     rule: str
-    scenes: Mapping[str, Any]
+    scenes: Mapping[str, Any] | None
     asks = True
     max_new_tokens = 48
 
     def items(self, data: str, limit: int | None = None) -> list[Item]:
         """The questions of a data text, at most `limit`."""
-        return collect(data, self.accepts, self.scenes, self.asks, limit)
+        return collect(data, self.accepts, self.scenes, self.asks, limit, self.write)
 
     def count(self, items: Sequence[Item]) -> int:
         """The number that the headline metric is a share of."""
@@ -64,6 +79,21 @@ class Task:
     def accepts(self, item: Item) -> bool:
         """True when the item is a question of this task."""
         raise NotImplementedError
+
+    def write(self, example: Example) -> Example | None:
+        """An example without conversation with this task's questions about its annotations as
+        turns, None where it affords none."""
+        return None
+
+    def ask(
+        self, items: Sequence[Item], predict: Predict | None, propose: Propose | None, blind: bool
+    ) -> Sequence[Any]:
+        """An answer to each item. Raises ValueError where what the task needs is not given."""
+        if self.asks and predict is not None:
+            return predict([item.query(blind) for item in items])
+        if not self.asks and propose is not None:
+            return propose([item.picture(blind) for item in items])
+        raise ValueError(f"task {self.name} needs {'predict' if self.asks else 'propose'}")
 
     def read(self, item: Item, answer: Any) -> Any:
         """The prediction in an answer; never raises."""

@@ -10,8 +10,10 @@ import numpy as np
 
 from mg_jax.data.scenes import RESERVED_SEED
 from mg_jax.data.sources import Source, open_source
+from mg_jax.evals.names import ClassNames
 from mg_jax.example import Example, Query, Region
 from mg_jax.text import markup
+from mg_jax.text.words import noun
 
 # Scenes are drawn without end: this many are looked through for one that fits, on average.
 _PATIENCE = 50
@@ -101,39 +103,70 @@ def collect(
     scenes: Mapping[str, Any] | None = None,
     asks: bool = True,
     limit: int | None = None,
+    write: Callable[[Example], Example | None] | None = None,
 ) -> list[Item]:
     """The items of a data text that a task accepts.
 
     Of scenes, `n` is the number of questions: scenes are looked through until so many are found,
     with the options of `scenes` where the text does not set them itself. Of other data every turn
-    is a candidate. limit: at most so many. asks=False: one item a picture, without question.
-    Raises UserError for a malformed text.
+    is a candidate, and all turns that `write` gives to an example without any are taken; the
+    `meta` of such data gets the source's "frequency". limit: at most so many. asks=False: one item
+    a picture, without question. Raises UserError for a malformed text.
     """
     source = open_source(data)
     count = limit
     if is_scenes(data):
         count = min(len(source), limit or len(source))
         source = open_source(with_options(data, scenes or {}, n=count * _PATIENCE))
+        write = None
     items = []
-    for item in _candidates(source, asks):
-        if accepts(item):
+    for item, written in _candidates(source, asks, write):
+        if written or accepts(item):
             items.append(item)
             if len(items) == count:
                 break
     return items
 
 
-def _candidates(source: Source, asks: bool) -> Iterator[Item]:
+def _candidates(
+    source: Source, asks: bool, write: Callable[[Example], Example | None] | None
+) -> Iterator[tuple[Item, bool]]:
+    """Items, and whether their question was written here."""
     for i in range(len(source)):
         example = source[i]
+        if source.frequency:
+            example.meta["frequency"] = source.frequency
         if not asks:
-            yield Item(example.id, example)
+            yield Item(example.id, example), False
             continue
+        written = write is not None and not example.turns
+        if write is not None and written:
+            example = write(example) or example
         records = example.meta.get("turns")
         for turn in range(len(example.turns)):
             record = records[turn] if isinstance(records, list) and turn < len(records) else {}
             record = record if isinstance(record, Mapping) else {}
-            yield Item(f"{example.id}/{turn}", example, turn, record)
+            yield Item(f"{example.id}/{turn}", example, turn, record), written
+
+
+def with_classes(items: list[Item]) -> list[Item]:
+    """The items, each with the names of all classes in its record, under "classes".
+
+    They are those that the source counts (`Source.frequency`), or the items' pictures have or lack
+    by their annotations.
+    """
+    names: dict[str, None] = {}
+    counted: set[int] = set()
+    for example in (item.example for item in items):
+        frequency = example.meta.get("frequency") or {}
+        if id(frequency) not in counted:  # one for all examples of a source
+            counted.add(id(frequency))
+            names.update((name, None) for label in frequency if (name := noun(label)))
+        regions = (*example.objects, *example.crowd, *example.regions)
+        labels = [*(region.label for region in regions), *example.absent]
+        names.update((name, None) for label in labels if (name := noun(label)))
+    classes = ClassNames(sorted(names))
+    return [replace(item, record={**item.record, "classes": classes}) for item in items]
 
 
 def is_scenes(data: str) -> bool:

@@ -11,7 +11,7 @@ from mg_jax.draw import draw_boxes
 from mg_jax.errors import UserError
 from mg_jax.evals.tasks import Result
 
-_COUNTS = ("n", "n_absent", "missing", "invalid")
+_COUNTS = ("n", "n_absent", "missing", "invalid", "classes")
 MOST_FAILURES = 50
 
 

@@ -1,24 +1,22 @@
 """The tasks by name, and the run: questions to answers to numbers."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mg_jax.answer import Answer
 from mg_jax.errors import UserError
-from mg_jax.evals.base import Task
+from mg_jax.evals.base import Predict, Propose, Task
+from mg_jax.evals.classes import Detection, Naming
 from mg_jax.evals.locating import Absent, AllInstances, Proposals, Rec
-from mg_jax.evals.questions import Item
+from mg_jax.evals.questions import Item, is_scenes
 from mg_jax.evals.wording import GroundedCaption, Presence, Regions
-from mg_jax.example import Query
 
-Predict = Callable[[Sequence[Query]], Sequence[Answer]]
-Propose = Callable[[Sequence[np.ndarray]], Sequence[tuple[Any, Any]]]
-
-_ALL = (Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent)
+_ALL = (
+    Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent, Naming, Detection,
+)  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 
 
@@ -55,6 +53,8 @@ def questions(task: Task, data: str, limit: int | None = None) -> list[Item]:
     Raises UserError for a malformed text, data that holds nothing for the task, or two questions
     of one id.
     """
+    if task.scenes is None and is_scenes(data):
+        raise UserError(f"data {data!r}: task {task.name} is for annotated pictures, not scenes")
     items = task.items(data, limit)
     if not items or not task.count(items):
         raise UserError(f"data {data!r} has nothing to ask for task {task.name}")
@@ -83,15 +83,15 @@ def evaluate(
     """Ask all questions, `batch_size` at a time, and score the answers.
 
     predict(queries) gives an Answer each, propose(pictures) gives (boxes [n, 4] xyxy pixels,
-    scores [n]) each; a task needs one of them. items: of `questions`, made here if absent.
-    blind: noise in place of every picture. progress: a bar on stderr.
+    scores [n]) each; a task needs one of them, detection both. items: of `questions`, made here
+    if absent. blind: noise in place of every picture. progress: a bar on stderr.
     """
     items = questions(task, data) if items is None else items
     start = time.perf_counter()
     answers: list[Any] = []
     chunks = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
     for chunk in _bar(chunks, len(items), task.name, progress):
-        found = _ask(task, chunk, predict, propose, blind)
+        found = task.ask(chunk, predict, propose, blind)
         if len(found) != len(chunk):
             raise ValueError(f"{len(chunk)} questions, but {len(found)} answers")
         answers += found
@@ -110,16 +110,6 @@ def evaluate(
         sum(task.invalid(i, p) for i, p in zip(items, predictions, strict=True)),
         seconds,
     )
-
-
-def _ask(
-    task: Task, chunk: list[Item], predict: Predict | None, propose: Propose | None, blind: bool
-) -> Sequence[Any]:
-    if task.asks and predict is not None:
-        return predict([item.query(blind) for item in chunk])
-    if not task.asks and propose is not None:
-        return propose([item.picture(blind) for item in chunk])
-    raise ValueError(f"task {task.name} needs {'predict' if task.asks else 'propose'}")
 
 
 def _bar(chunks: list[list[Item]], total: int, name: str, show: bool) -> Iterable[list[Item]]:

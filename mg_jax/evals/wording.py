@@ -9,15 +9,17 @@ import numpy as np
 
 from mg_jax.answer import Answer
 from mg_jax.data.scenes import language
-from mg_jax.evals import metrics
+from mg_jax.evals import asking, metrics
 from mg_jax.evals.base import Scores, Task
 from mg_jax.evals.metrics import Grounded
 from mg_jax.evals.questions import Item, yes_no
+from mg_jax.example import Example
 from mg_jax.text import markup
 
 
 class Presence(Task):
-    """Is it there? Yes and no equally often in scenes with an even `n`."""
+    """Is it there? Yes and no equally often in scenes with an even `n`, and of annotations, where
+    every picture is asked for as many labels that it has as the data set says it lacks."""
 
     name, headline = "presence", "accuracy"
     rule = "always yes, or always no"
@@ -29,6 +31,9 @@ class Presence(Task):
         if known:
             return known == "presence"
         return bool(re.match(r"\W*(yes|no)\b", item.reference, re.I))
+
+    def write(self, example: Example) -> Example | None:
+        return asking.presence(example)
 
     def read(self, item: Item, answer: Answer) -> bool | None:
         return yes_no(answer.text)

@@ -191,3 +191,21 @@ def test_odd_lines(tmp_path):
     path.write_text("\n".join(json.dumps(good | {"bbox": [0.1, 0.1, 0.5, 0.5]}) for _ in range(20)))
     with pytest.raises(UserError, match="they look like shares of 1"):
         open_source(f"rec_lines:{path},{tmp_path / 'images'}")
+
+
+def test_lines_of_what_is_not_there(tmp_path):
+    picture(tmp_path / "images/7.jpg")
+    good = {"file_name": "7.jpg", "expression": "a dog", "bbox_xyxy": [4, 5, 20.5, 10],
+            "width": 40, "height": 20, "has_photo": True}  # fmt: skip
+    rows = [good, good | {"expression": "a cat", "bbox_xyxy": None}, good | {"bbox_xyxy": 3},
+            good | {"expression": " ", "bbox_xyxy": None}, {"width": 40, "height": 20}]  # fmt: skip
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    source = open_source(f"rec_lines:{path},{tmp_path / 'images'},max_bad=0.7")
+    assert [(e.text, e.regions) for x in source for e in x.expressions] == [
+        ("a dog", (0,)), ("a cat", ()),
+    ]  # fmt: skip
+    assert source.bad == 2 and "bbox_xyxy is 3" in source.problems[0]
+    assert "lacks 'img_path'" in source.problems[1] and source.counts == {"empty expressions": 1}
+    (whole,) = open_source(f"rec_lines:{path},{tmp_path / 'images'},max_bad=0.7,per=picture")
+    assert [e.regions for e in whole.expressions] == [(0,), ()]

@@ -1,0 +1,122 @@
+"""Questions about the annotations of pictures that come without conversation.
+
+Each function takes an Example and gives it the questions of one kind as turns, with the annotated
+answers, or None where it affords none. Wording: the first of Groma's published questions of the
+kind, ours for presence. What is drawn depends on the example's id alone.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from mg_jax.data.tasks.base import Talk, absent_names, classes, draw, named, present_names
+from mg_jax.data.tasks.locating import expressions
+from mg_jax.example import Example
+from mg_jax.text import instructions, markup, words
+
+BOXES = 10  # boxes of a picture whose name is asked for, a draw where it has more
+NAMES = 3  # names of a picture that are there, and as many that are not, in a draw of each
+
+_WORDING = instructions.get("groma")
+
+
+def rec(example: Example) -> Example | None:
+    """Every expression of one region that is not ambiguous."""
+    talk = Talk(example)
+    for text, regions in expressions(example).items():
+        if len(regions) == 1:
+            talk.say("rec", _locate("rec", text), talk.mark(*regions))
+    return talk.done()
+
+
+def rec_absent(example: Example) -> Example | None:
+    """Every expression of something that is not in the picture."""
+    talk = Talk(example)
+    _deny(talk, "rec", (text for text, regions in expressions(example).items() if not regions))
+    return talk.done()
+
+
+def all_instances(example: Example) -> Example | None:
+    """Every class of the objects, but those with a crowd or marked as not exhaustive."""
+    talk = Talk(example)
+    _locate_all(talk, classes(example))
+    return talk.done()
+
+
+def things(example: Example) -> Example | None:
+    """What is there: expressions, where the picture has some, else up to NAMES classes."""
+    if example.expressions:
+        return rec(example)
+    talk = Talk(example)
+    _locate_all(talk, _drawn(example, list(classes(example)))[0])
+    return talk.done()
+
+
+def absent_things(example: Example) -> Example | None:
+    """What is not there: expressions, where the picture has some, else as many absent names as
+    `things` asks for classes, common ones more often."""
+    if example.expressions:
+        return rec_absent(example)
+    talk = Talk(example)
+    _deny(talk, "all_instances", _drawn(example, list(classes(example)))[1])
+    return talk.done()
+
+
+def presence(example: Example) -> Example | None:
+    """Up to NAMES things that are there, and as many absent names, common ones more often."""
+    talk = Talk(example)
+    there, missing = _drawn(example, present_names(example))
+    for name, absent in [(n, False) for n in there] + [(n, True) for n in missing]:
+        text = _WORDING.texts["presence"][0].replace("{}", words.a(name))
+        answer = _WORDING.texts["presence_no" if absent else "presence_yes"][0]
+        talk.say("presence", text, answer.replace("{}", name if absent else words.a(name)), absent)
+    return talk.done()
+
+
+def naming(example: Example) -> Example | None:
+    """What is in a box, for up to BOXES boxes with a label, in their order."""
+    talk = Talk(example)
+    boxes = named(example)
+    chosen = sorted(_rng(example).permutation(len(boxes))[:BOXES])
+    for name, region in (boxes[k] for k in chosen):
+        mark = talk.mark(replace(region, label=None))  # the name must not travel with the box
+        talk.say("naming", _WORDING.texts["region_caption"][0].replace("{}", mark),
+                 name.capitalize())  # fmt: skip
+    return talk.done()
+
+
+def _locate(task: str, phrase: str) -> str:
+    return instructions.fill(task, 0, phrase)
+
+
+def _locate_all(talk: Talk, names: Iterable[str]) -> None:
+    there = classes(talk.example)
+    for name in names:
+        regions = sorted(there[name], key=lambda r: (r.box[0] + r.box[2], r.box))
+        talk.say("all_instances", _locate("all_instances", name), talk.mark(*regions))
+
+
+def _deny(talk: Talk, task: str, phrases: Iterable[str]) -> None:
+    for phrase in phrases:
+        thing = re.sub(r"^(?:the|an?)\s+", "", phrase, flags=re.IGNORECASE)
+        answer = markup.ABSENT[0].replace("{}", thing)
+        talk.say(f"{task}_absent", _locate(task, phrase), answer, absent=True)
+
+
+def _drawn(example: Example, there: list[str]) -> tuple[list[str], list[str]]:
+    """Names that are there and as many that are not, up to NAMES."""
+    rng = _rng(example)
+    weights = {name: w for name, w in absent_names(example).items() if w > 0}
+    count = min(NAMES, len(there), len(weights))
+    missing = []
+    for _ in range(count):
+        missing.append(draw(weights, rng))
+        del weights[missing[-1]]
+    return [there[k] for k in rng.permutation(len(there))[:count]], missing
+
+
+def _rng(example: Example) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(example.id.encode()))
