@@ -5,8 +5,8 @@
 
 The folders are finished training runs in the order of their stages; the release is that of the
 last one. Its model card gets the commands and seeds of all stages, their times and loss curves,
-and the numbers on scenes that are kept for evaluation. Measurements are kept in OUT.measured.jsonl
-beside the folder, so that a second call does not repeat them. Runs are named runs/STAGE in the
+and the numbers on scenes that are kept for evaluation. Measurements are kept in measured.jsonl of
+the last run, so that a second call does not repeat them. Runs are named runs/STAGE in the
 card, whatever their folders here are called.
 """
 
@@ -132,9 +132,8 @@ def main(argv: list[str] | None = None) -> None:
 
     lines, commands, names = stage_rows(args.runs)
     release = args.runs[-1] / "release"
-    kept = args.out.with_name(args.out.name + ".measured.jsonl")
+    rows = measured(release, args.data, args.runs[-1] / "measured.jsonl")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = measured(release, args.data, kept)
 
     part = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)

@@ -261,3 +261,18 @@ def label_loss(
     best = jnp.where(own, -jnp.inf, jax.lax.stop_gradient(x)).max(-1, keepdims=True)
     named = (known & (score > best)).sum() / count
     return jnp.where(known, ce, 0).sum() / count, {"named": named}
+
+
+def pointing_loss(
+    attention: Float[Array, "B T S"],
+    position: Int[Array, "B P"],
+    target: Int[Array, "B P"],
+    weight: Float[Array, "B P"],
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of a head's log-probabilities with the keys it should read, by weight.
+
+    Returns the mean over all weights, 0 of none, and the mean probability of those keys.
+    """
+    found = jax.vmap(lambda a, p, t: a[p, t])(attention, position, target)
+    share = weight / jnp.maximum(weight.sum(), 1e-6)
+    return -(share * found).sum(), (share * jnp.exp(found)).sum()

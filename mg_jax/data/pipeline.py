@@ -22,7 +22,7 @@ from mg_jax.data.transforms import Augment, detection_record, detection_targets
 from mg_jax.errors import UserError
 from mg_jax.example import Example
 from mg_jax.text import codecs, instructions, markup
-from mg_jax.text.codecs.groma import GAZE
+from mg_jax.text.codecs.groma_gaze import GAZE
 from mg_jax.text.instructions import Instructions
 from mg_jax.text.tokenizer import Tokenizer
 from mg_jax.vision import preprocess

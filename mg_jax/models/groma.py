@@ -296,23 +296,13 @@ def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:
     return jnp.argmax(jnp.where(regions.valid[:, None], overlap, -1.0), axis=-1)
 
 
-def pointing_loss(
-    attention: Float[Array, "B T T"],
-    aux: dict[str, Any],
-    batch: dict[str, jax.Array],
-    cfg: GromaConfig,
-) -> tuple[jax.Array, jax.Array]:
-    """(cross-entropy of a head's log-probabilities with where it should look, mean probability).
-
-    `gaze` and `gaze_weight` of the batch are the codec's; no region means the first token.
-    """
-    position, number = batch["gaze"][..., 0], batch["gaze"][..., 1]
-    region = take(aux["matched"]["ground"], number)
-    first = jnp.argmax(aux["tokens"] == cfg.id("region"), axis=1)
-    target = jnp.where(number < 0, 0, first[:, None] + 2 * region)
-    found = jax.vmap(lambda a, p, t: a[p, t])(attention, position, target)
-    weight = batch["gaze_weight"] / jnp.maximum(batch["gaze_weight"].sum(), 1.0)
-    return -(weight * found).sum(), (weight * jnp.exp(found)).sum()
+def gaze_targets(
+    aux: dict[str, Any], gaze: Int[Array, "B P 2"], region_id: int
+) -> Int[Array, "B P"]:
+    """Positions that the rows of the codec's gaze look at; no region means the first token."""
+    region = take(aux["matched"]["ground"], gaze[..., 1])
+    first = jnp.argmax(aux["tokens"] == region_id, axis=1)
+    return jnp.where(gaze[..., 1] < 0, 0, first[:, None] + 2 * region)
 
 
 def example_batch(
@@ -383,7 +373,11 @@ def system(cfg: GromaConfig) -> System:
         metrics = {**metrics, "regions": aux["regions"].valid.sum(1).mean()}
         if cfg.pointing_weight:
             (attention,) = maps["intermediates"]["lm"]["blocks"]["attn"]["attention"]
-            pointing, seen = pointing_loss(attention[cfg.pointing_layer], aux, batch, cfg)
+            gaze = batch["gaze"]
+            target = gaze_targets(aux, gaze, cfg.id("region"))
+            pointing, seen = losses.pointing_loss(
+                attention[cfg.pointing_layer], gaze[..., 0], target, batch["gaze_weight"]
+            )
             metrics |= {"pointing": pointing, "pointed": seen, "language": loss}
             loss = loss + cfg.pointing_weight * pointing
         if cfg.detection_weight:

@@ -35,14 +35,13 @@ def test_card_names_commands_numbers_and_no_folder_of_this_machine(tmp_path, mon
     first = run(tmp_path / "a1", "detection")
     second = run(tmp_path / "b7", "instruction", first)
     data, out = "scenes:seed=700000,n=4", tmp_path / "shipped" / "toy"
-    out.parent.mkdir()
     rows = [
         {"task": task, "blind": blind, "data": data, "n": 4, "majority": 0.25,
          **{metric: 0.125 if blind else 0.875 for metric in metrics}}
         for task, metrics in ship.SHOWN.items() for blind in (False, True)
     ]  # fmt: skip
     rows.append({**rows[0], "data": "another", "acc@0.5": 0.5})
-    kept = out.with_name("toy.measured.jsonl")
+    kept = second / "measured.jsonl"
     kept.write_text("".join(json.dumps(r) + "\n" for r in rows))
 
     ship.main([str(first), str(second), "--out", str(out), "--data", data])
@@ -55,6 +54,7 @@ def test_card_names_commands_numbers_and_no_folder_of_this_machine(tmp_path, mon
     made = json.loads((out / "config.json").read_text())["provenance"]
     assert made["init_from"] == "runs/detection"
     assert str(tmp_path) not in card + json.dumps(made)
+    assert [p.name for p in out.parent.iterdir()] == ["toy"]
     assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
     assert "2.0 MB" in capsys.readouterr().out
 

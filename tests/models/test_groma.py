@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mg_jax import sharding
+from mg_jax import losses, sharding
 from mg_jax.generate import decode_loop
 from mg_jax.lm import LMConfig
 from mg_jax.models import build
-from mg_jax.models.groma import GromaConfig, pointing_loss
+from mg_jax.models.groma import GromaConfig, gaze_targets
 
 TINY = {
     "vision": {"width": 32, "layers": 4, "heads": 2, "mlp_ratio": 2, "image_size": 112},
@@ -297,10 +297,12 @@ def test_pointing_loss_is_the_cross_entropy_of_where_to_look():
     }
     head = np.full((2, 12, 12), -50.0, np.float32)
     head[0, 9, 7] = head[0, 10, 0] = head[1, 11, 5] = 0.0
-    loss, seen = pointing_loss(jnp.asarray(head), aux, batch, cfg)
+    target = gaze_targets(aux, batch["gaze"], cfg.id("region"))
+    where = batch["gaze"][..., 0], target, batch["gaze_weight"]
+    loss, seen = losses.pointing_loss(jnp.asarray(head), *where)
     assert float(loss) == 0.0 and float(seen) == 1.0
     head[1, 11, 5] = np.log(0.25)
-    loss, seen = pointing_loss(jnp.asarray(head), aux, batch, cfg)
+    loss, seen = losses.pointing_loss(jnp.asarray(head), *where)
     np.testing.assert_allclose([loss, seen], [0.5 * np.log(4), 0.625], rtol=1e-5)
 
 

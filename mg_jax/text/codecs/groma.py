@@ -22,11 +22,11 @@ from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.codecs.groma_decode import decode_answer
+from mg_jax.text.codecs.groma_gaze import add_gaze, collate_gaze
 from mg_jax.text.instructions import GROUNDING
 from mg_jax.text.tokenizer import PAD, Tokenizer
 
 MAX_PROXIES = 100
-GAZE = 64  # rows of `gaze` in a batch; what a sample has beyond is left out
 # In the order of their ids (spec 2.6)
 GROMA_TOKENS = (
     PAD, "<sep>", "<img>", "</img>", "<roi>", "</roi>", "<p>", "</p>", "<image>", "<region>",
@@ -115,43 +115,8 @@ class GromaCodec:
         return self._finish(*self._write(example.turns, example.regions, where), where)
 
     def add_gaze(self, record: Encoded, turns: Sequence[Turn], regions: Sequence[Region]) -> None:
-        """Add to a training sample where its answers look, for `GromaConfig.pointing_weight`.
-
-        Rows of gaze [P, 2] int32: a position, and the number in ground_boxes of a box whose region
-        is looked at from there, -1 for no region; gaze_weight [P] float32, of one position 1 in
-        all. Before each `<ground_box>` that box; before the words of a grounded phrase its boxes;
-        before an answer begins what its turn is `about`, for which boxes are added to
-        ground_boxes as needed.
-        """
-        tokens, mask = record["tokens"], record["loss_mask"]
-        boxes = [tuple(box) for box in record["ground_boxes"].tolist()]
-        rows: list[tuple[int, int, float]] = []
-
-        def look(position: int, numbers: Sequence[int]) -> None:
-            rows.extend((position, n, 1 / len(numbers)) for n in numbers)
-
-        marked = np.flatnonzero(mask & (tokens == self.ids["<ground_box>"]))
-        for n, position in enumerate(marked):
-            look(int(position) - 1, [n])
-        phrases = np.flatnonzero(mask & (tokens == self.ids["<p>"]))
-        starts = np.flatnonzero(mask[1:] & ~mask[:-1])
-        for begin in phrases:
-            end = min([len(tokens), *phrases[phrases > begin], *starts[starts > begin]])
-            if found := np.flatnonzero((marked > begin) & (marked < end)).tolist():
-                look(int(begin), found)
-        for begin, turn in zip(starts, turns, strict=True):
-            if turn.about is None:
-                continue
-            numbers = []
-            for k in turn.about:
-                box = tuple(np.asarray(regions[k].box, np.float32).tolist())
-                if box not in boxes:
-                    boxes.append(box)
-                numbers.append(boxes.index(box))
-            look(int(begin), numbers or [-1])
-        record["ground_boxes"] = np.asarray(boxes, np.float32).reshape(-1, 4)
-        record["gaze"] = np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2)
-        record["gaze_weight"] = np.asarray([row[2] for row in rows], np.float32)
+        """Add to a training sample where its answers look; see `groma_gaze.add_gaze`."""
+        add_gaze(record, turns, regions, self.ids["<ground_box>"], self.ids["<p>"])
 
     def encode_prompt(
         self, turns: Sequence[Turn], regions: Sequence[Region] = (), *, where: str = "prompt"
@@ -374,12 +339,7 @@ class GromaCodec:
         if not any("loss_mask" in s for s in samples):
             del batch["loss_mask"]
         if "gaze" in samples[0]:
-            batch["gaze"] = np.zeros((rows, GAZE, 2), np.int32)
-            batch["gaze_weight"] = np.zeros((rows, GAZE), np.float32)
-            for n, sample in enumerate(samples):
-                count = min(len(sample["gaze"]), GAZE)
-                batch["gaze"][n, :count] = sample["gaze"][:count]
-                batch["gaze_weight"][n, :count] = sample["gaze_weight"][:count]
+            batch |= collate_gaze(samples)
         return batch
 
     # -- from ids --------------------------------------------------------------------------
