@@ -18,11 +18,13 @@ from jaxtyping import Array, Float, Int
 from mg_jax import losses
 from mg_jax.attention import KVCache
 from mg_jax.boxes import cxcywh_to_xyxy, iou, nms, xyxy_to_cxcywh
+from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.detr import DetrConfig, Proposer
+from mg_jax.models.pointing import pointing_loss, region_slots
 from mg_jax.models.regions import RegionConfig, RegionEncoder
-from mg_jax.models.vlm import NewTokens, occurrence, scatter, take
+from mg_jax.models.vlm import NewTokens, occurrence, scatter, take, unit
 from mg_jax.nn import MLP, Linear, over_batch
 from mg_jax.vision.vit import ViT, ViTConfig
 
@@ -55,8 +57,9 @@ class GromaConfig:
     `unit_vectors`: image and region vectors are brought to unit mean square before they join the
     text. A language model that learns beside them needs it: they would outgrow its stream.
     `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of the
-    language model to look at the regions that an answer is about. A pretrained one has such heads;
-    one that starts from nothing had not found them after 3,000 steps of the tiny training.
+    language model to look at the regions that an answer is about, and the one of the layer before
+    to tell regions their numbers. A pretrained model has such heads; one that starts from nothing
+    had not found them after 3,000 steps of the tiny training.
     `label_words`: size of a vocabulary of label words that regions are named by, linearly, in
     the stages that have boxes: it teaches an encoder that starts from nothing what things are.
     """
@@ -110,12 +113,6 @@ def merge_patches(x: Float[Array, "B P C"]) -> Float[Array, "B P/4 4*C"]:
     side = int(p**0.5)
     x = x.reshape(b, side // 2, 2, side // 2, 2, c)
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, p // 4, 4 * c)
-
-
-def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-    """Vectors with a mean square of 1, as RMSNorm without weights."""
-    square = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
-    return x * jax.lax.rsqrt(square + 1e-6).astype(x.dtype)
 
 
 class Groma(nn.Module):
@@ -296,15 +293,6 @@ def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:
     return jnp.argmax(jnp.where(regions.valid[:, None], overlap, -1.0), axis=-1)
 
 
-def gaze_targets(
-    aux: dict[str, Any], gaze: Int[Array, "B P 2"], region_id: int
-) -> Int[Array, "B P"]:
-    """Positions that the rows of the codec's gaze look at; no region means the first token."""
-    region = take(aux["matched"]["ground"], gaze[..., 1])
-    first = jnp.argmax(aux["tokens"] == region_id, axis=1)
-    return jnp.where(gaze[..., 1] < 0, 0, first[:, None] + 2 * region)
-
-
 def example_batch(
     cfg: GromaConfig,
     stage: str,
@@ -349,7 +337,15 @@ def example_batch(
 
 
 def system(cfg: GromaConfig) -> System:
-    """Groma with its three stages: detection (set loss), alignment and instruction (next token)."""
+    """Groma with its three stages: detection (set loss), alignment and instruction (next token).
+
+    Raises UserError for a `pointing_layer` that the language model does not have.
+    """
+    if cfg.pointing_weight and not 1 <= cfg.pointing_layer < cfg.lm.layers:
+        raise UserError(
+            f"config.model.pointing_layer is {cfg.pointing_layer}: with {cfg.lm.layers} layers it "
+            f"is 1 to {cfg.lm.layers - 1}"
+        )
     model = Groma(cfg)
 
     def detection(params, batch, key):
@@ -372,13 +368,13 @@ def system(cfg: GromaConfig) -> System:
         loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
         metrics = {**metrics, "regions": aux["regions"].valid.sum(1).mean()}
         if cfg.pointing_weight:
-            (attention,) = maps["intermediates"]["lm"]["blocks"]["attn"]["attention"]
-            gaze = batch["gaze"]
-            target = gaze_targets(aux, gaze, cfg.id("region"))
-            pointing, seen = losses.pointing_loss(
-                attention[cfg.pointing_layer], gaze[..., 0], target, batch["gaze_weight"]
-            )
-            metrics |= {"pointing": pointing, "pointed": seen, "language": loss}
+            (maps,) = maps["intermediates"]["lm"]["blocks"]["attn"]["attention"]
+            slots = region_slots(aux["tokens"], cfg.id("region"), cfg.max_regions)
+            pointing, looks = pointing_loss(
+                maps, cfg.pointing_layer, slots, aux["regions"].valid, aux["matched"]["ground"],
+                batch["gaze"], batch["gaze_weight"],
+            )  # fmt: skip
+            metrics |= {"pointing": pointing, **looks, "language": loss}
             loss = loss + cfg.pointing_weight * pointing
         if cfg.detection_weight:
             found, _ = losses.detection_loss(aux, batch, cfg.proposer)

@@ -1,4 +1,4 @@
-"""What every system shares: visual vectors into the prompt, and a second vocabulary table."""
+"""What the systems share: visual vectors into the prompt, and a second vocabulary table."""
 
 import flax.linen as nn
 import jax
@@ -31,6 +31,12 @@ def take(values: jax.Array, index: Int[Array, "B T"]) -> jax.Array:
     """values[b, index[b, t]] for values[B, n, ...], never across the batch; index is clipped."""
     index = jnp.clip(index, 0, values.shape[1] - 1)
     return jax.vmap(lambda v, i: v[i])(values, index)
+
+
+def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+    """Vectors with a mean square of 1, as RMSNorm without weights."""
+    square = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(square + 1e-6).astype(x.dtype)
 
 
 class NewTokens(nn.Module):

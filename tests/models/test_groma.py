@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mg_jax import losses, sharding
+from mg_jax import sharding
+from mg_jax.errors import UserError
 from mg_jax.generate import decode_loop
 from mg_jax.lm import LMConfig
 from mg_jax.models import build
-from mg_jax.models.groma import GromaConfig, gaze_targets
+from mg_jax.models.groma import GromaConfig
+from mg_jax.models.pointing import pointing_loss, region_slots
 
 TINY = {
     "vision": {"width": 32, "layers": 4, "heads": 2, "mlp_ratio": 2, "image_size": 112},
@@ -286,29 +288,40 @@ def test_unit_vectors_join_image_and_regions_at_one_length(groma):
 
 
 def test_pointing_loss_is_the_cross_entropy_of_where_to_look():
-    """A head that looks where it should costs nothing; the loss follows the given places."""
+    """Heads that look where they should cost nothing; the loss follows the given places."""
     cfg = GromaConfig(lm=LMConfig(vocab=50), max_regions=3)
     tokens = np.full((2, 12), 7)
     tokens[:, [3, 5, 7]] = cfg.id("region")
-    aux = {"tokens": jnp.asarray(tokens), "matched": {"ground": jnp.array([[2, 0], [1, 1]])}}
-    batch = {
-        "gaze": jnp.array([[[9, 0], [10, -1]], [[11, 1], [0, 0]]]),
-        "gaze_weight": jnp.array([[1.0, 1.0], [2.0, 0.0]]),
-    }
-    head = np.full((2, 12, 12), -50.0, np.float32)
-    head[0, 9, 7] = head[0, 10, 0] = head[1, 11, 5] = 0.0
-    target = gaze_targets(aux, batch["gaze"], cfg.id("region"))
-    where = batch["gaze"][..., 0], target, batch["gaze_weight"]
-    loss, seen = losses.pointing_loss(jnp.asarray(head), *where)
-    assert float(loss) == 0.0 and float(seen) == 1.0
-    head[1, 11, 5] = np.log(0.25)
-    loss, seen = losses.pointing_loss(jnp.asarray(head), *where)
-    np.testing.assert_allclose([loss, seen], [0.5 * np.log(4), 0.625], rtol=1e-5)
+    valid = jnp.array([[True, True, True], [True, True, False]])
+    slots = region_slots(jnp.asarray(tokens), cfg.id("region"), cfg.max_regions)
+    np.testing.assert_array_equal(slots, [[3, 5, 7]] * 2)
+    matched = jnp.array([[2, 0], [1, 1]])
+    gaze = jnp.array([[[9, 0], [10, -1]], [[11, 1], [0, 0]]])
+    weight = jnp.array([[1.0, 1.0], [2.0, 0.0]])
+
+    def loss():
+        out, seen = pointing_loss(jnp.asarray(maps), 2, slots, valid, matched, gaze, weight)
+        return out, seen["pointed"], seen["introduced"]
+
+    maps = np.full((4, 2, 12, 12), -50.0, np.float32)
+    look, name = maps[2], maps[1]
+    look[0, 9, 7] = look[0, 10, 0] = look[1, 11, 5] = 0.0
+    for row, slot in ((0, 3), (0, 5), (0, 7), (1, 3), (1, 5)):
+        name[row, slot, slot - 1] = 0.0
+    assert [float(x) for x in loss()] == [0.0, 1.0, 1.0]
+    look[1, 11, 5] = np.log(0.25)
+    np.testing.assert_allclose(loss(), [0.5 * np.log(4), 0.625, 1.0], rtol=1e-5)
+    name[1, 3, 2] = np.log(0.5)
+    np.testing.assert_allclose(loss(), [0.5 * np.log(4) + 0.2 * np.log(2), 0.625, 0.9], rtol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_pointing_weight_teaches_the_first_head_of_its_layer(groma, layer):
+def test_pointing_weight_teaches_the_first_heads_of_its_layer_and_the_one_before(groma):
     system, params = groma
+    with pytest.raises(UserError, match="pointing_layer"):
+        build("groma", {**TINY, "pointing_weight": 0.5, "pointing_layer": 0})
+    with pytest.raises(UserError, match="pointing_layer"):
+        build("groma", {**TINY, "pointing_weight": 0.5, "pointing_layer": TINY["lm"]["layers"]})
+    layer = 1
     pointing = build("groma", {**TINY, "pointing_weight": 0.5, "pointing_layer": layer})
     batch = make_batch()
     end = batch["tokens"].shape[1]

@@ -1,0 +1,39 @@
+"""A loss on attention: it brings along what a pretrained language model would know.
+
+`GromaConfig.pointing_weight` is its share. It trains the parameters that are there and adds none.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mg_jax import losses
+from mg_jax.models.vlm import take
+
+
+def region_slots(tokens: Int[Array, "B T"], region: int, count: int) -> Int[Array, "B R"]:
+    """Positions of the `count` tokens `region`, each after its `<r_k>`, in every row."""
+    return jnp.argmax(tokens == region, axis=1)[:, None] + 2 * jnp.arange(count)[None]
+
+
+def pointing_loss(
+    maps: Float[Array, "L B T T"],
+    layer: int,
+    slots: Int[Array, "B R"],
+    valid: Bool[Array, "B R"],
+    matched: Int[Array, "B n"],
+    gaze: Int[Array, "B P 2"],
+    weight: Float[Array, "B P"],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, mean probabilities) of first heads that read what they should; `maps` are logs.
+
+    In `layer` it is the regions of the codec's gaze (-1: the first token of the text), in the layer
+    before, from each region, the `<r_k>` that introduces it: without it a region that was found
+    could not be called by its number. slots: of the regions; matched: region of each ground box.
+    """
+    region = take(matched, gaze[..., 1])
+    target = jnp.where(gaze[..., 1] < 0, 0, take(slots, region))
+    look, pointed = losses.pointing_loss(maps[layer], gaze[..., 0], target, weight)
+    known = valid.astype(jnp.float32)
+    name, introduced = losses.pointing_loss(maps[layer - 1], slots, slots - 1, known)
+    return look + name, {"pointed": pointed, "introduced": introduced}
