@@ -20,9 +20,9 @@ help: ## this list
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  EXTRAS adds optional packages (torch, real, tfds, parquet, beam, tpu, gpu, demo); PYTHON"
-	@echo "  makes a new environment with another interpreter (best with its own VENV); ARGS goes to"
-	@echo "  pytest, the demo or the benchmark."
+	@echo "  EXTRAS adds optional packages (torch, video, real, tfds, parquet, beam, tpu, gpu, demo);"
+	@echo "  PYTHON makes a new environment with another interpreter (best with its own VENV); ARGS"
+	@echo "  goes to pytest, the demo or the benchmark."
 
 setup: $(BASE) $(EXTRA_STAMPS) ## make the environment in .venv/; does nothing when it is current
 

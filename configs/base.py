@@ -28,6 +28,9 @@ def get_config() -> ConfigDict:
     c.init_stages = ()  # stages that this one may start from; () for any
     c.init_required = ()  # patterns of parameters that init_from must hold
     c.init_ignore = ()  # patterns of what init_from may hold and this stage has no use for
+    # (architecture, part, path): releases of one part alone (launch.convert) whose parameters lie
+    # at `part` there and at `path` here
+    c.init_parts = ()
     # (path, table): what init_from lacks at `path` becomes rows equal to the mean row of `table`
     c.init_mean = ()
 
@@ -44,6 +47,12 @@ def get_config() -> ConfigDict:
     c.tasks = "auto"  # or "rec*2+presence", names of mg_jax.data.tasks with their weights
     c.turns = 1  # rounds of such a conversation, more where a task has several
     c.instructions = ""  # whose wording (mg_jax/text/instructions); "" for the system's own
+    c.media = "image"  # or "video": what systems that take both have room for
+    # Box file (launch.boxes) for systems that are given detected boxes; "" where the data sets
+    # bring theirs (scenes do), "none" for no boxes
+    c.boxes = ""
+    c.box_limit = 100  # boxes of a picture from which on the best 20 a label stay; 0 for no limit
+    c.detector = ""  # release whose proposals a release of this run takes for boxes in use
     c.preprocess = "groma_pil"  # of mg_jax.vision.preprocess, for stages with text
     c.target_slots = 100  # boxes of a picture that the detector trains on
     c.label_words = ()  # words of labels that a detector with model.label_words learns to tell

@@ -37,6 +37,8 @@ CHOICES = {
     "size": ("tiny", "7b"),
     "form": ("scratch", "published"),
 }
+# Tiny conversations: every task of scenes, and those that name several regions more often
+MIXTURE = "all+rec*8+all_instances*2+grounded_caption*2+relation"
 # What the language stages train beside the language model (spec 6)
 BRIDGES = ("projector/.*", "region_encoder/.*", "new_tokens/.*")
 
@@ -191,19 +193,20 @@ def tiny(c: ConfigDict) -> None:
         return
     c.batch_size = 16
     c.model.unit_vectors = True
-    c.model.pointing_weight = 0.3  # as GromaConfig says: what a pretrained one would bring along
+    c.model.pointing_weight = 1.0  # as GromaConfig says: what a pretrained one would bring along
     c.trainable = (*BRIDGES, "lm/.*")  # no pretrained language model is shipped: it learns here
-    c.optim.lr = 6e-4 if c.stage == "alignment" else 3e-4
+    c.optim.lr = 1e-3 if c.stage == "alignment" else 6e-4
     c.optim.warmup_steps = 200
     # stage 1 taught it shapes; at the full rate it forgets them before they are asked for
     c.optim.lr_multipliers = (("region_encoder/.*", 0.03),)
     if c.stage == "alignment":
-        c.data = "scenes:seed=2,n=1000000,tasks=all,turns=4,size=224"
+        # told apart by what one region alone says: locating and describing, before all the rest
+        c.data = "scenes:seed=2,n=1000000,tasks=all+rec*12+region*4,turns=5,size=224"
         c.init_stages = ("detection", "alignment")
         c.init_required = ("vision/.*", "proposer/.*", "region_encoder/.*")
         c.init_ignore = ("labels/.*",)
         c.codec.template = "llava"  # and must learn where an answer ends
         c.train.steps = 3000
     else:
-        c.data = "scenes:seed=3,n=1000000,tasks=all,turns=3,size=224"
-        c.train.steps = 2000
+        c.data = f"scenes:seed=3,n=1000000,tasks={MIXTURE},turns=4,size=224"
+        c.train.steps = 3000

@@ -5,6 +5,7 @@ names decide how a release is cut on disk. `detect` finds the entry of a folder.
 """
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from conversion.tables import (
     dinov2,
     groma,
     llama,
+    mg_llava,
     owlv2,
     phi3,
     qwen2,
@@ -45,7 +47,9 @@ class Architecture:
     the values of our config class `config` ("module:class"), `write_config(cfg)` the config.json
     that `torch_class` reads (None: an import cannot be undone). `rules(cfg, manifest)` is the table
     of a checkpoint that holds the tensors of `manifest`, or without one the table of an export;
-    leaf paths are relative to the part.
+    leaf paths are relative to the part. `fits(raw)`, if given, tells a config.json instead of
+    `model_types`. `saved(name, stage)`: whether upstream's trainer saves a tensor, for the file of
+    one stage; None where such a file is the whole model.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Architecture:
     config: str = ""
     system: str = "parts"
     trained: tuple[str, ...] = ()
+    fits: Callable[[Mapping[str, Any]], bool] | None = None
+    saved: Callable[[str, str], bool] | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -67,7 +73,11 @@ class Architecture:
     @property
     def speaks(self) -> bool:
         """Whether a language model is part of it."""
-        return self.part == "lm" or self.name == "groma"
+        return self.part == "lm" or self.name == "groma" or self.system == "mg_llava"
+
+    def is_of(self, raw: Mapping[str, Any]) -> bool:
+        """Whether a config.json is of this class."""
+        return self.fits(raw) if self.fits else raw.get("model_type") in self.model_types
 
     def build(self, values: Mapping[str, Any], where: str) -> Any:
         """Our config of plain values. Raises UserError naming a key that does not fit."""
@@ -93,7 +103,8 @@ class Architecture:
 
     def settings(self, cfg: Any, stage: str = "") -> dict[str, Any]:
         """The fields of a release's config.json that tell what it is."""
-        kind = {"architecture": self.name} if self.part else {}
+        # the arrays of a system tell its layout, but for the language model of MG-LLaVA
+        kind = {"architecture": self.name} if self.part or self.system == "mg_llava" else {}
         stage = stage or self.stages[0]
         return {"system": self.system, **kind, "stage": stage, "model": self.model(cfg)}
 
@@ -155,6 +166,22 @@ def _detection(cfg: Any, manifest: Manifest) -> Table:
     return deformable_detr.detection_table(cfg, head.shape[0] if head else 1)
 
 
+def _mg_llava(name: str, language: str, table: Callable[[Any], Table]) -> Architecture:
+    """MG-LLaVA with a language model of that model_type; any other is left to Llama's to refuse."""
+
+    def fits(raw: Mapping[str, Any]) -> bool:
+        phi3 = hf_config.language_of(raw) == "phi3"
+        return hf_config.is_mg_llava(raw) and phi3 == (language == "phi3")
+
+    return Architecture(
+        name, "", ("mg_llava",), "MultiFuseObjectLLaVAModel", hf_config.read_mg_llava,
+        functools.partial(hf_config.write_mg_llava, language=language),
+        functools.partial(mg_llava.table, language=table),
+        "mg_jax.models.mg_llava:MGLLaVAConfig", "mg_llava", ("sft", "pretrain"), fits,
+        mg_llava.saved,
+    )  # fmt: skip
+
+
 def _groma_detector(cfg: Any, manifest: Manifest) -> Table:
     return groma.detector_table(cfg.vision, cfg.proposer)
 
@@ -172,6 +199,8 @@ ARCHITECTURES = {
             write_groma_detector, _groma_detector, "mg_jax.models.groma:GromaConfig", "groma",
             ("detection",),
         ),
+        _mg_llava("mg_llava", "llama", llama.table),
+        _mg_llava("mg_llava_phi3", "phi3", phi3.table),
         Architecture(
             "llama", "lm", ("llama",), "LlamaForCausalLM", hf_config.read_llama,
             hf_config.write_llama, _one(llama.table),
@@ -220,11 +249,12 @@ def detect(raw: Mapping[str, Any], where: str) -> Architecture:
     """The entry whose class a config.json is of. Raises UserError when it is of none."""
     kind = raw.get("model_type")
     for entry in ARCHITECTURES.values():
-        if kind in entry.model_types:
+        if entry.is_of(raw):
             return entry
     if kind is None and raw.keys() & {"model_cfg", "architecture"}:  # open_clip's and timm's
         return ARCHITECTURES["convnext"]
-    known = ", ".join(t for entry in ARCHITECTURES.values() for t in entry.model_types)
+    types = dict.fromkeys(t for entry in ARCHITECTURES.values() for t in entry.model_types)
+    known = ", ".join(types)
     stated = "no model_type, so it is" if kind is None else f"model_type {kind!r} is"
     raise UserError(f"{where}: {stated} none of those that are known: {known}; pass --system")
 

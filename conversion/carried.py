@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.architectures import CONFIG_FILES
-from conversion.hf_config import TOKEN_IDS
+from conversion.hf_config import TOKEN_IDS, language_of
 from mg_jax.errors import UserError
 
 TOKENIZER = (
@@ -23,9 +23,13 @@ OTHERS = (
     "generation_config.json", "preprocessor_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
     "README.md",
 )  # fmt: skip
-LM = "llm_cfg"  # where the config of a whole system keeps its language model's
+LMS = ("llm_cfg", "llm")  # where the config of a whole system keeps its language model's
 # Text of Groma's training, in tokens before <image> and <region> are expanded (spec 6)
 GROMA_TEXT = 2046
+# Text and picture of MG-LLaVA's training in tokens; boxes are not counted (spec 3)
+MG_LLAVA_CONTEXT = 2048
+# Its template by the size of a vocabulary of Llama's kind; Vicuna's else (spec 7)
+MG_LLAVA_TEMPLATES = {128256: "llama3_chat", 64000: "qwen_chat"}
 
 
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -39,31 +43,42 @@ def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
     ]
 
 
-def into_release(source: Path, release: Path) -> None:
-    """Copy what belongs to a folder of weights into a release."""
-    groups = {"tokenizer": TOKENIZER, "upstream": (*CONFIG_FILES, *OTHERS)}
-    for name, patterns in groups.items():
-        for file in matching(source, patterns):
-            (release / name).mkdir(exist_ok=True)
-            shutil.copyfile(file, release / name / file.name)
+def into_release(source: Path, release: Path, brought: Mapping[str, Path]) -> None:
+    """Copy into a release the tokenizer of `source`, and the notes of every folder `brought`,
+    under its name."""
+    _copy(matching(source, TOKENIZER), release / "tokenizer")
+    for name, folder in brought.items():
+        _copy(matching(folder, (*CONFIG_FILES, *OTHERS)), release / "upstream" / name)
 
 
-def out_of_release(release: Path, target: Path) -> None:
-    """Copy the same files back; the config is written anew, from what the model is now."""
-    for file in matching(release / "tokenizer", ("*",)) + matching(release / "upstream", OTHERS):
+def out_of_release(release: Path, target: Path, spoken: str = "") -> None:
+    """Copy the same files back; the config is written anew, from what the model is now.
+
+    `spoken`: the folder in `target` that the tokenizer belongs in.
+    """
+    _copy(matching(release / "tokenizer", ("*",)), target / spoken)
+    notes = release / "upstream"
+    _copy(matching(notes, OTHERS), target)
+    for folder in filter(Path.is_dir, sorted(notes.iterdir()) if notes.is_dir() else ()):
+        _copy(matching(folder, OTHERS), target / folder.name)
+
+
+def _copy(files: Sequence[Path], target: Path) -> None:
+    for file in files:
+        target.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target / file.name)
 
 
 def token_ids(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The ids in a config.json by which text is generated, nested as they are there."""
     found = {name: raw[name] for name in TOKEN_IDS if name in raw}
-    inner = token_ids(raw[LM]) if LM in raw else {}
-    return found | ({LM: inner} if inner else {})
+    nested = {name: token_ids(raw[name]) for name in LMS if name in raw}
+    return found | {name: ids for name, ids in nested.items() if ids}
 
 
 def with_token_ids(raw: Mapping[str, Any], ids: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json with the ids of `token_ids` put back."""
-    inner = {LM: with_token_ids(raw[LM], ids[LM])} if LM in ids else {}
+    inner = {name: with_token_ids(raw[name], ids[name]) for name in LMS if name in ids}
     return {**raw, **ids, **inner}
 
 
@@ -82,21 +97,49 @@ def text_settings(cfg: Any, stage: str) -> dict[str, Any]:
     }
 
 
+def mg_llava_settings(cfg: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a release of MG-LLaVA says of pictures and text; its config.json may name a template."""
+    if language_of(raw) == "phi3":
+        known = "phi3_chat"
+    else:
+        known = MG_LLAVA_TEMPLATES.get(cfg.lm.vocab, "vicuna")
+    tokens = cfg.image_tokens()
+    return {
+        "preprocess": "clip_pad",
+        "codec": {
+            "template": raw.get("template", known),
+            "image_tokens": tokens,
+            "frame_tokens": cfg.image_tokens(cfg.frames),
+            "text_tokens": min(MG_LLAVA_CONTEXT, cfg.lm.max_positions) - tokens,
+            "vocab": cfg.lm.vocab,
+            "max_boxes": cfg.max_boxes,
+        },
+    }
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer can be loaded from a folder."""
     return bool(matching(folder, TOKENIZER[:2]))
 
 
-def check_tokenizer(folder: Path, cfg: Any) -> None:
-    """Raises UserError when the tokenizer in `folder` is not of a Groma model of shape `cfg`.
+def check_tokenizer(folder: Path, name: str, cfg: Any) -> None:
+    """Raises UserError when the tokenizer in `folder` is not of a model of shape `cfg`.
 
-    A folder without a tokenizer passes: its release can propose regions, but not chat.
+    `name`: of the architecture; parts and detectors take any. A folder without a tokenizer passes:
+    its release sees, but cannot chat.
     """
-    if not has_tokenizer(folder):
+    if name not in ("groma", "mg_llava", "mg_llava_phi3") or not has_tokenizer(folder):
         return
     from mg_jax.text.bpe import load_tokenizer
 
     found = load_tokenizer(folder)
+    if name != "groma":  # no token is added, and tables may be larger than their vocabulary
+        if found.size > cfg.lm.vocab:
+            raise UserError(
+                f"{folder}: its tokenizer has {found.size} tokens, its model {cfg.lm.vocab}: they "
+                "do not belong together"
+            )
+        return
     for what, have, want in (
         ("pieces", found.vocab_size, cfg.lm.vocab),
         ("added tokens", len(found.added), cfg.new_tokens),

@@ -131,7 +131,7 @@ def write_shard(
             file.write(block)
             advance(block.nbytes)
             pool.give_back(block)
-    if path.suffix == ".bin":
+    if path.suffix != ".safetensors":
         _pickle(part, path)
         part.unlink()
     else:

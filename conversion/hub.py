@@ -45,12 +45,17 @@ def is_name(source: str | os.PathLike) -> bool:
 
 
 def fetch(
-    name: str, revision: str | None = None, cache: Path | None = None, dry: bool = False
+    name: str,
+    revision: str | None = None,
+    cache: Path | None = None,
+    dry: bool = False,
+    weights: bool = True,
 ) -> Fetched:
     """The folder of `name`, which may end in @revision, at `revision` (default: its main branch).
 
     `revision`: branch, tag or commit. `cache`: folder of the cache, by default that of HF_HOME.
-    `dry`: fetch the headers of weights alone, unless the weights are in the cache. Raises
+    `dry`: fetch the headers of weights alone, unless the weights are in the cache; without
+    `weights` not even those, but only the config and the tokenizer. Raises
     UserError when the name or revision does not exist, needs a login, or is not in the cache
     while there is no network.
     """
@@ -59,7 +64,7 @@ def fetch(
         raise UserError(f"{name}@{pinned}: --revision {revision} names another one; leave it out")
     revision = pinned or revision
     try:
-        return _fetch(name, revision, cache, dry)
+        return _fetch(name, revision, cache, dry, weights)
     except UserError:
         raise
     except Exception as error:  # each version of the client has a network error of its own
@@ -67,12 +72,12 @@ def fetch(
         folder = _cached(name, revision, cache)
         if folder is not None and refusal is None:
             return Fetched(folder)
-        if folder is not None and _whole(folder):
+        if folder is not None and (not weights or _whole(folder)):
             return Fetched(folder, (f"read from the cache, since the hub refuses: {refusal}",))
         raise refusal or _unreachable(error, name, revision) from error
 
 
-def _fetch(name: str, revision: str | None, cache: Path | None, dry: bool) -> Fetched:
+def _fetch(name: str, revision: str | None, cache: Path | None, dry: bool, wanted: bool) -> Fetched:
     from huggingface_hub import HfApi
 
     found = HfApi().model_info(name, revision=revision)
@@ -80,6 +85,8 @@ def _fetch(name: str, revision: str | None, cache: Path | None, dry: bool) -> Fe
     top = [file for file in listed if "/" not in file]
     where = _at(name, revision)
     small = [file for file in top if any(fnmatch.fnmatch(file, p) for p in SMALL_FILES)]
+    if not wanted:
+        return Fetched(_download(name, revision, cache, small))
     main = main_file(top, where) or only_file(top, where)
     weights: tuple[str, ...] = (main,)
     if main.endswith(".json"):

@@ -20,10 +20,10 @@ import ml_dtypes
 import numpy as np
 
 import mg_jax
-from conversion.architectures import Architecture
 from conversion.carried import gib
 from conversion.engine import Plan
 from conversion.export import ReadLeaf, Tensor
+from conversion.located import Opened, Release
 from conversion.moves import Pool, bits_equal, is_float
 from conversion.partial import Partial, need_space, real
 from conversion.stream import Read
@@ -82,12 +82,10 @@ class Job(abc.ABC):
     notes: tuple[str, ...] = ()
     inert: tuple[str, ...] = ()
 
-    def __init__(
-        self, src: Path, dst: Path, entry: Architecture, cfg: Any, given: str, overwrite: bool
-    ):
+    def __init__(self, found: Opened | Release, dst: Path, overwrite: bool):
         # a link stays: what it leads to is made, on that disk
-        self.src, self.dst, self.given, self.overwrite = src, real(dst), given, overwrite
-        self.entry, self.cfg = entry, cfg
+        self.src, self.dst, self.overwrite = found.path, real(dst), overwrite
+        self.given, self.entry, self.cfg = found.given, found.entry, found.cfg
 
     def run(
         self,

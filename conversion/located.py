@@ -8,6 +8,7 @@ from typing import Any
 
 from conversion import carried, engine, hf_config, hub
 from conversion.architectures import ARCHITECTURES, Architecture, detect, find_config, get
+from conversion.hf_config.sections import GROUP, TEXT
 from conversion.hub import Fetched
 from conversion.readers import Source, open_checkpoint
 from mg_jax import checkpoint
@@ -19,11 +20,23 @@ SHOWN = 12  # fields named in a note
 
 
 @dataclasses.dataclass(frozen=True)
+class Companion:
+    """A public model that a checkpoint leaves a part of itself to: what it is there, where its
+    config and tokenizer lie, and its config."""
+
+    role: str
+    given: str
+    folder: Path
+    raw: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Opened:
     """A checkpoint of PyTorch: what it is, and where every unread tensor belongs.
 
     `raw`: its config.json, of which `inert` names the fields that change no number. `notes`: what
-    a user should know. `base`: of delta weights, as it was `given`.
+    a user should know. `base`: of delta weights, as it was `given`. `companions` complete it;
+    `stage` is the one that it shows to be of, "" where it does not.
     """
 
     given: str
@@ -37,17 +50,28 @@ class Opened:
     notes: tuple[str, ...]
     base: str = ""
     base_path: Path | None = None
+    companions: tuple[Companion, ...] = ()
+    stage: str = ""
 
     @property
     def folder(self) -> Path:
-        """Where the config and the tokenizer lie."""
-        return find_config(self.path).parent
+        """Where the tokenizer lies: with the config, or with the language model."""
+        spoken = [c.folder for c in self.companions if c.role == "llm"]
+        return spoken[0] if spoken else find_config(self.path).parent
+
+    @property
+    def brought(self) -> dict[str, Path]:
+        """The folders whose licences and notes go along, by the name they are kept under."""
+        there = {c.role: c.folder for c in self.companions}
+        return there or {"": self.folder}
 
     def settings(self, stage: str = "") -> dict[str, Any]:
         """The fields of a release's config.json that follow from this checkpoint."""
-        out = self.entry.settings(self.cfg, stage)
+        out = self.entry.settings(self.cfg, stage or self.stage)
         if self.entry.name == "groma":
             out |= carried.text_settings(self.cfg, out["stage"])
+        elif self.entry.system == "mg_llava":
+            out |= carried.mg_llava_settings(self.cfg, self.raw)
         if self.entry.speaks:
             out["token_ids"] = carried.token_ids(self.raw)
         return out
@@ -56,7 +80,7 @@ class Opened:
     def read_from(self) -> tuple[Path, ...]:
         """Every file and folder that is read."""
         base = () if self.base_path is None else (self.base_path,)
-        return (self.path, *base, *self.source.files)
+        return (self.path, *base, *(c.folder for c in self.companions), *self.source.files)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +95,16 @@ class Release:
     params: checkpoint.ParamFile
 
 
-def find(source: StrPath, revision: str | None = None, dry: bool = False) -> Fetched:
+def find(
+    source: StrPath, revision: str | None = None, dry: bool = False, weights: bool = True
+) -> Fetched:
     """The local folder or file of a path, a shipped release or a name on the hub (`hub.fetch`).
 
     Raises UserError when it is none of these, or a revision is asked of a local one.
     """
     path = Path(source)
     if hub.is_name(source):
-        return hub.fetch(os.fspath(source), revision, dry=dry)
+        return hub.fetch(os.fspath(source), revision, dry=dry, weights=weights)
     if revision is not None:
         raise UserError(f"--revision {revision}: {source} is not a name on the hub (org/name)")
     return Fetched(path.absolute() if path.is_file() else checkpoint.find(path))
@@ -103,55 +129,93 @@ def open_torch(
     """
     config = find_config(found.path)
     raw = read_json(config)
-    entry = _entry(raw, system, str(config))
-    with hf_config.noting_inert() as noted:
-        cfg = entry.read(raw, str(config))
-    inert = tuple(name.removeprefix(f"{config}.") for name in noted)
+    if raw.get("format") == checkpoint.FORMAT:
+        raise UserError(f"{given}: a file of a release; name its folder, {config.parent}")
+    _entry(raw, system, str(config)).read(raw, str(config))  # refused before weights are opened
     there = None if base is None else find(base, dry=dry)
     source = open_checkpoint(
         found.headers or found.path, base=there and (there.headers or there.path)
     )
-    notes = (*found.notes, *(there.notes if there else ()), *source.notes)
-    if base is None and "delta" in Path(given).name.lower():  # numbers alone do not tell
+    notes = (*found.notes, *(there.notes if there else ()))
+    return made(
+        os.fspath(given), found.path, raw, str(config), source, system, notes,
+        base=os.fspath(base or ""), base_path=there and there.path,
+    )  # fmt: skip
+
+
+def made(
+    given: str,
+    path: Path,
+    raw: Mapping[str, Any],
+    config: str,
+    source: Source,
+    system: str = "auto",
+    notes: tuple[str, ...] = (),
+    **more: Any,
+) -> Opened:
+    """The plan of a source whose config.json is `raw`, read from `config`; `more`: of Opened.
+
+    Raises UserError as `open_torch`.
+    """
+    entry = _entry(raw, system, config)
+    with hf_config.noting_inert() as noted:
+        cfg = entry.read(raw, config)
+    inert = tuple(name.removeprefix(f"{config}.") for name in noted)
+    notes = (*notes, *source.notes)
+    # numbers alone do not tell
+    if not more.get("base") and "delta" in Path(given).name.lower():
         notes += ("named like delta weights, read as whole ones: no base was given",)
     if inert:
         notes += (
-            f"{config.name}: {len(inert)} fields have no effect on the numbers: "
+            f"{Path(config).name}: {len(inert)} fields have no effect on the numbers: "
             + ", ".join(some(inert, SHOWN)),
         )
     table = entry.table(cfg, source.manifest)
     plan = engine.plan(source.manifest, table, source.where)
-    return Opened(
-        os.fspath(given), found.path, entry, cfg, raw, inert, source, plan, notes,
-        os.fspath(base or ""), there and there.path,
-    )  # fmt: skip
+    return Opened(given, path, entry, cfg, raw, inert, source, plan, notes, **more)
 
 
 def open_release(path: Path, given: StrPath, base: StrPath | None = None) -> Release:
-    """Open a release; no parameter is read. Raises UserError when it is none, or has a base."""
+    """Open a release; no parameter is read.
+
+    Raises UserError when it is none, its config.json is damaged, or a base is given.
+    """
+    refuse_base(base)
+    config, params = checkpoint.open_release(path)
+    where = f"{path / 'config.json'}: model"
+    model = GROUP.check(config["model"], where)
+    GROUP.check(config.get("token_ids", {}), f"{path / 'config.json'}: token_ids")
+    entry = _entry_of(config, params.shapes, os.fspath(given))
+    if entry.part:
+        model = GROUP.check(model.get(entry.part), f"{where}.{entry.part}")
+    return Release(os.fspath(given), path, config, entry, entry.build(model, where), params)
+
+
+def refuse_base(base: StrPath | None) -> None:
+    """Raises UserError when a release is given with a base."""
     if base is not None:
         raise UserError(f"--base {base}: a release is no delta; leave --base out")
-    config, params = checkpoint.open_release(path)
-    entry = _entry_of(config, params.shapes, os.fspath(given))
-    model = config["model"][entry.part] if entry.part else config["model"]
-    cfg = entry.build(model, f"{path / 'config.json'}: model")
-    return Release(os.fspath(given), path, config, entry, cfg, params)
 
 
 def _entry(raw: Mapping[str, Any], system: str, where: str) -> Architecture:
     if system == "auto":
         return detect(raw, where)
     stated = [e for e in ARCHITECTURES.values() if system in (e.name, e.system)]
-    # of Groma's two layouts, the right one
-    fitting = [e for e in stated if raw.get("model_type") in e.model_types]
+    # of a system's two layouts, the right one
+    fitting = [e for e in stated if e.is_of(raw)]
     return fitting[0] if fitting else get(system)
 
 
 def _entry_of(config: Mapping[str, Any], shapes: Mapping[str, Any], given: str) -> Architecture:
     """The architecture of a release."""
     if config["system"] == "parts":
-        return get(config.get("architecture", ""))
+        return get(TEXT.check(config.get("architecture"), f"{given}: config.json: architecture"))
     if config["system"] == "groma":
         whole = any(path.startswith("lm/") for path in shapes)
         return ARCHITECTURES["groma" if whole else "groma_detector"]
+    if config["system"] == "mg_llava":
+        # a release of the trainer does not name it: of those published Phi-3 alone has a window
+        lm = GROUP.check(config["model"].get("lm"), f"{given}: config.json: model.lm")
+        phi3 = lm.get("window") is not None
+        return get(config.get("architecture") or ("mg_llava_phi3" if phi3 else "mg_llava"))
     raise UserError(f"{given}: system {config['system']!r} has no layout of PyTorch's")

@@ -2,19 +2,19 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from conversion import carried, engine
+from conversion import carried, companions, engine
 from conversion.architectures import ARCHITECTURES, Architecture
-from conversion.export import Format
 from conversion.job import Advance, DType, Job, Say
-from conversion.located import StrPath, find, open_release, open_torch
+from conversion.located import StrPath, find, open_release, refuse_base
 from conversion.moves import is_float
 from conversion.partial import check_target
+from conversion.published import Published
 from conversion.to_jax import ToJax
 from conversion.to_torch import ToTorch
 from mg_jax import checkpoint
@@ -58,7 +58,8 @@ def prepare(
     system: str = "auto",
     dtype: DType = "keep",
     base: StrPath | None = None,
-    format: Format = "safetensors",
+    parts: Iterable[StrPath] = (),
+    format: Published = "safetensors",
     revision: str | None = None,
     stage: str = "",
     overwrite: bool = False,
@@ -68,12 +69,15 @@ def prepare(
 
     `to`: "torch" from a release, "jax" from anything else, which "auto" tells apart. `system`: the
     architecture, if config.json should not tell. `dtype`: of floating tensors. `base`: what delta
-    weights are added to. `format`: of files for PyTorch. `revision`: of a name on the hub.
-    `stage`: of the training that a release belongs to. `dry`: the job is not going to be run, so
-    of a name on the hub the headers are enough. Raises UserError naming what does not fit.
+    weights are added to. `parts`: public models that MG-LLaVA's files leave parts of themselves to
+    (`companions`). `format`: of files for PyTorch. `revision`: of a name on the hub. `stage`: of
+    the training that a release belongs to. `dry`: the job is not going to be run, so of a name on
+    the hub the headers are enough. Raises UserError naming what does not fit.
     """
     given, dst = os.fspath(source), Path(target)
-    check_target(dst, overwrite, [Path(x) for x in (source, base) if x is not None])
+    parts = list(parts)
+    named = [x for x in (source, base, *parts) if x is not None]
+    check_target(dst, overwrite, [Path(x) for x in named])
     found = find(source, revision, dry)
     ours = checkpoint.is_release(found.path)
     if to not in ("auto", "jax", "torch"):
@@ -82,12 +86,21 @@ def prepare(
         kind = "a release already: --to torch" if ours else "not a release: --to jax"
         raise UserError(f"{given}: is {kind} is what can be made of it")
     if ours:
+        companions.refuse(parts)
+        if stage:
+            raise UserError(
+                f"--stage {stage}: {given} is a release, which tells its own; leave it out"
+            )
         release = open_release(found.path, given, base)
         check_target(dst, overwrite, (release.path, release.params.path))
         if system not in ("auto", release.entry.name, release.entry.system):
             raise UserError(f"--system {system}: {given} is a release of {release.entry.name}")
         return ToTorch(release, dst, dtype=dtype, format=format, overwrite=overwrite)
-    opened = open_torch(found, given, system, base, dry)
+    if format != "safetensors":
+        raise UserError(
+            f"--format {format}: {given} becomes a release, which has a format of its own"
+        )
+    opened = companions.open_any(found, given, system, base, dry, parts)
     check_target(dst, overwrite, opened.read_from)
     return ToJax(opened, dst, dtype=dtype, stage=stage, overwrite=overwrite)
 
@@ -124,25 +137,27 @@ def read(
     system: str = "auto",
     revision: str | None = None,
     base: StrPath | None = None,
+    parts: Iterable[StrPath] = (),
     accept: Accept = lambda config: None,
 ) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
     """(config, nested parameters, tokenizer folder or None) of any SRC, as of a release.
 
-    Weights of PyTorch are converted in memory, leaf by leaf, floats to `dtype`. `accept(config)`
-    may raise before a tensor is read.
+    `base` and `parts` as of `prepare`. Weights of PyTorch are converted in memory, leaf by leaf,
+    floats to `dtype`. `accept(config)` may raise before a tensor is read.
     """
     import jax
     import jax.numpy as jnp
 
     found = find(source, revision)
     if checkpoint.is_release(found.path):
-        accept(open_release(found.path, source, base).config)
+        refuse_base(base)
+        companions.refuse(parts)
+        accept(checkpoint.open_release(found.path)[0])
         return checkpoint.load_release(found.path)
-    opened = open_torch(found, source, system, base)
+    opened = companions.open_any(found, source, system, base, parts=parts)
     config, folder = opened.settings(), opened.folder
     accept(config)
-    if opened.entry.name == "groma":
-        carried.check_tokenizer(folder, opened.cfg)
+    carried.check_tokenizer(folder, opened.entry.name, opened.cfg)
     params = {}
     for name, leaf in engine.iter_jax(opened.source.read, opened.plan, dtype and np.dtype(dtype)):
         params[name] = jax.block_until_ready(jnp.asarray(leaf))  # the next one may take its place
@@ -157,6 +172,7 @@ def load(
     system: str = "auto",
     revision: str | None = None,
     base: StrPath | None = None,
+    parts: Iterable[StrPath] = (),
 ) -> Converted:
     """Any SRC in memory, as numpy arrays. `dtype`, of floats: None keeps the source's.
 
@@ -164,13 +180,14 @@ def load(
     """
     found = find(source, revision)
     if checkpoint.is_release(found.path):
+        companions.refuse(parts)
         release = open_release(found.path, source, base)
         params = {
             path: x.astype(dtype) if dtype and is_float(x.dtype) else x
             for path, x in ((p, np.asarray(x)) for p, x in release.params.read().items())
         }
         return Converted(release.entry, release.cfg, engine.unflatten(params), {})
-    opened = open_torch(found, source, system, base)
+    opened = companions.open_any(found, source, system, base, parts=parts)
     params = engine.to_jax(opened.source.read, opened.plan, dtype)
     return Converted(opened.entry, opened.cfg, params, opened.plan.dropped)
 

@@ -118,8 +118,9 @@ class Partial:
                 if entry.is_dir() or entry.stat().st_size < SMALL:
                     sync(entry)
             sync(self.folder)
-            (self.folder / JOURNAL).unlink()
             disk.replace(self.folder, self.dst)
+            # not before: a folder that could not be renamed is still known as ours
+            (self.dst / JOURNAL).unlink()
             sync(self.dst.parent)
         self.close()
         return self.dst

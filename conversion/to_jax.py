@@ -48,17 +48,16 @@ class ToJax(Job):
         overwrite: bool = False,
     ):
         """Raises UserError when a dtype cannot be kept, or layers differ in dtype."""
-        super().__init__(opened.path, dst, opened.entry, opened.cfg, opened.given, overwrite)
+        super().__init__(opened, dst, overwrite)
         self.opened, self.source, self.plan = opened, opened.source, opened.plan
         self.files, self.notes, self.inert = self.source.files, opened.notes, opened.inert
-        self.stage = stage or self.entry.stages[0]
+        self.stage = stage or opened.stage or self.entry.stages[0]
         if self.stage not in self.entry.stages:
             known = " or ".join(self.entry.stages)
             raise UserError(f"--stage {stage!r}: a release of {self.entry.name} is of {known}")
         self.dtypes = leaf_dtypes(self.plan, wanted_dtype(dtype), dtype)
         check_dtypes(self.plan, self.dtypes, checkpoint.STORED.values(), "a release")
-        if self.entry.name == "groma":
-            carried.check_tokenizer(opened.folder, self.cfg)
+        carried.check_tokenizer(opened.folder, self.entry.name, self.cfg)
         self._last: tuple[str, np.ndarray] | None = None
 
     @property
@@ -114,7 +113,7 @@ class ToJax(Job):
             )  # fmt: skip
             stream.write_metadata(partial.folder / "params", self.plan)
         self._last = None
-        carried.into_release(self.opened.folder, partial.folder)
+        carried.into_release(self.opened.folder, partial.folder, self.opened.brought)
         (partial.folder / "README.md").write_text(self._card(), encoding="utf-8")
         # last: only now does the folder open as a release
         checkpoint.write_json(partial.folder / "config.json", self.config())
@@ -155,6 +154,11 @@ class ToJax(Job):
         }
         if opened.base_path is not None:
             made["base"] = {"from": opened.base, "revision": revision_of(opened.base_path)}
+        if opened.companions:
+            made["parts"] = {
+                c.role: {"from": c.given, "revision": revision_of(c.folder)}
+                for c in opened.companions
+            }
         return {
             "format": checkpoint.FORMAT,
             "version": 1,

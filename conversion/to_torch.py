@@ -7,19 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from conversion import carried, output
+from conversion import carried, output, published
 from conversion.architectures import find_config
 from conversion.engine import check_leaves, expand
-from conversion.export import (
-    STEMS,
-    WHOLE,
-    Format,
-    Tensor,
-    shards,
-    tensors,
-    write_index,
-    write_shard,
-)
+from conversion.export import WHOLE, Tensor, tensors, write_shard
 from conversion.job import (
     BASE,
     Advance,
@@ -53,11 +44,11 @@ class ToTorch(Job):
         dst: Path,
         *,
         dtype: str = "keep",
-        format: Format = "safetensors",
+        format: published.Published = "safetensors",
         overwrite: bool = False,
     ):
         """Raises UserError when the original code cannot hold or would not compute this model."""
-        super().__init__(release.path, dst, release.entry, release.cfg, release.given, overwrite)
+        super().__init__(release, dst, overwrite)
         self.leaves, self.format = Leaves(release.params.path), format
         entry, given = self.entry, self.given
         if entry.write_config is None:
@@ -65,15 +56,26 @@ class ToTorch(Job):
                 f"{given}: a release of {entry.name} keeps a part of {entry.torch_class} alone, so "
                 "there is no way back; convert the original folder instead"
             )
-        if format not in STEMS:
-            raise UserError(f"--format {format!r} is not known: choose {', '.join(STEMS)}")
-        if format == "bin" and importlib.util.find_spec("torch") is None:
+        if format not in published.FORMATS:
+            known = ", ".join(published.FORMATS)
+            raise UserError(f"--format {format!r} is not known: choose {known}")
+        if format in published.OWN and entry.saved is None:
             raise UserError(
-                "--format bin: is written by PyTorch, which is not installed: pip install "
+                f"--format {format}: is MG-LLaVA's, {given} is a release of {entry.name}: choose "
+                "safetensors or bin"
+            )
+        if format != "safetensors" and importlib.util.find_spec("torch") is None:
+            raise UserError(
+                f"--format {format}: is written by PyTorch, which is not installed: pip install "
                 "'mg_jax[torch]', or leave the format at safetensors"
             )
         ids = release.config.get("token_ids", {})
         self.raw = carried.with_token_ids(entry.write_config(self.cfg), ids)
+        template = release.config.get("codec", {}).get("template")
+        if entry.system == "mg_llava" and template is not None:
+            self.raw["template"] = template
+        # the pair holds the whole of what is trained, whatever the stage
+        self.stage = "sft" if format == "split" else release.config.get("stage", "")
         self.plan = expand(entry.table(self.cfg), str(self.leaves.path))
         manifest = self.leaves.manifest
         check_leaves({path: info.shape for path, info in manifest.items()}, self.plan)
@@ -89,7 +91,9 @@ class ToTorch(Job):
 
     @property
     def tensors(self) -> list[Tensor]:
-        return tensors(self.plan, self.written)
+        listed = tensors(self.plan, self.written)
+        saved = self.entry.saved if self.format in published.OWN else None
+        return [t for t in listed if saved is None or saved(t.name, self.stage)]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -97,21 +101,22 @@ class ToTorch(Job):
 
     @property
     def disk(self) -> int:
-        # a .bin is made of a finished safetensors file beside it
-        return self.nbytes + (max(self.sizes.values()) if self.format == "bin" else 0)
+        # a file of PyTorch's is made of a finished safetensors file beside it
+        pickled = self.format != "safetensors"
+        return self.nbytes + (max(self.sizes.values()) if pickled else 0)
 
     @property
     def memory(self) -> int:
         # one tensor is written while the next one is made
         largest = max(tensor.nbytes for tensor in self.tensors)
         decoded = max(sum(map(self.leaves.decoded, leaf.paths)) for leaf in self.plan.leaves)
-        torch = TORCH if self.format == "bin" else 0
+        torch = TORCH if self.format != "safetensors" else 0
         return BASE + 2 * min(WHOLE, largest) + min(self.nbytes, 8 * PIECE) + decoded + torch
 
     @property
     def shards(self) -> dict[str, list[Tensor]]:
         """File name -> the tensors in it."""
-        return shards(self.tensors, self.format)
+        return published.files(self.tensors, self.format)
 
     @property
     def headline(self) -> list[str]:
@@ -130,12 +135,12 @@ class ToTorch(Job):
     def _write(self, partial: Partial, advance: Advance) -> None:
         for name, group in self.shards.items():
             if name not in partial.done:
+                (partial.folder / name).parent.mkdir(exist_ok=True)
                 write_shard(partial.folder / name, group, self.leaves.read, advance)
                 partial.note(name)
-        carried.out_of_release(self.src, partial.folder)
-        write_index(partial.folder, self.shards, self.format)
-        text = json.dumps(self.config(), indent=2, sort_keys=True)
-        (partial.folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        spoken = published.LM_FOLDER if self.format == "split" else ""
+        carried.out_of_release(self.src, partial.folder, spoken)
+        published.write_beside(partial.folder, self.shards, self.format, self.config())
 
     def check(self, advance: Advance = lambda count: None) -> Checked:
         found, written = self.tensors, open_checkpoint(self.dst)

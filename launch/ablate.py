@@ -8,7 +8,8 @@ merge  four patches make one image token, or each is its own (paper, table 8); t
 
 All arms of an ablation get the same start (the release or workdir of stage=alignment), the same
 steps, batches and seeds. Runs that are done are not repeated, one that was stopped goes on. One
-JSON line a run, then a Markdown table; `seconds` is processor time of training, all cores added.
+JSON line a run, then a Markdown table; `seconds` is processor time of training, all cores added
+(of a run that was stopped, from where it went on).
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
+from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 
 FRESH_PROJECTOR = (
@@ -100,6 +102,17 @@ def measure(release: Path, questions: int) -> dict[str, float]:
     return found
 
 
+def compared(row: dict[str, Any], asked: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """The row of a finished run. Raises UserError when it is not of what is asked for."""
+    for key, value in asked.items():
+        if row.get(key, value) != value:
+            raise UserError(
+                f"{file}: its run has --{key} {row[key]}, not {value}, and would not compare; name "
+                "another --workdir"
+            )
+    return row
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Mean and (lowest to highest) of every metric, one line an arm."""
     names = [f"{task} {metric}" for task, metrics in MEASURED.items() for metric in metrics]
@@ -131,16 +144,17 @@ def main(argv: list[str] | None = None) -> None:
         for seed in range(args.seeds):  # arms in turn, so that an early stop leaves pairs
             for arm, flags in ARMS[ablation].items():
                 folder = args.workdir / f"{ablation}-{arm}-{seed}"
+                asked = {
+                    "ablation": ablation, "arm": arm, "seed": seed, "steps": args.steps,
+                    "start": args.start, "questions": args.questions,
+                }  # fmt: skip
                 done = folder / "ablation.json"
                 if not done.is_file():
                     seconds = train(folder, args.start, args.steps, seed, flags)
-                    row = {"ablation": ablation, "arm": arm, "seed": seed, "steps": args.steps}
-                    row |= {
-                        "seconds": round(seconds),
-                        **measure(folder / "release", args.questions),
-                    }
+                    row = asked | {"seconds": round(seconds)}
+                    row |= measure(folder / "release", args.questions)
                     done.write_text(json.dumps(row) + "\n", encoding="utf-8")
-                rows.append(json.loads(done.read_text(encoding="utf-8")))
+                rows.append(compared(read_json(done), asked, done))
                 print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
 

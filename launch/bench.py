@@ -21,6 +21,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from launch import bench_convert, bench_data, cli
@@ -140,6 +141,10 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     from mg_jax.errors import UserError
 
+    if args.repeat < 1:
+        raise UserError(f"--repeat {args.repeat}: give at least 1")
+    if args.folder is not None and not Path(args.folder).is_dir():
+        raise UserError(f"--folder {args.folder}: no such folder")
     for name in args.group or GROUPS:
         if name in ("convert", "data"):
             convert = name == "convert"

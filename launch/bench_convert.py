@@ -28,6 +28,8 @@ from typing import Any
 
 import numpy as np
 
+from mg_jax.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ("7b", "3b", "tiny")
 SAMPLE_SECONDS = 0.02
@@ -167,7 +169,10 @@ def copy_seconds(source: Path, target: Path) -> float:
 
 
 def command(source: Path, target: Path) -> dict[str, float]:
-    """Run launch.convert; its seconds, its sampled peak of memory and the kernel's."""
+    """Run launch.convert; its seconds, its sampled peak of memory and the kernel's.
+
+    Raises UserError when it fails, which it has said why on stderr.
+    """
     forget(file for file in source.rglob("*") if file.is_file())
     rss = hwm = 0
     start = time.perf_counter()
@@ -180,7 +185,7 @@ def command(source: Path, target: Path) -> dict[str, float]:
             time.sleep(SAMPLE_SECONDS)
     seconds = time.perf_counter() - start
     if process.returncode:
-        raise RuntimeError(f"launch.convert {source.name} failed with {process.returncode}")
+        raise UserError(f"launch.convert {source.name} ended with {process.returncode}; see above")
     return {"seconds": seconds, "rss": rss, "hwm": hwm}
 
 

@@ -93,7 +93,8 @@ class Ours:
         config.codec.text_tokens, config.codec.buckets = 1022, (254, 510)
         cfg = configs.build(GromaConfig, config.model.to_dict())
         self.size, self.source = size, open_source(spec)
-        self.make, self.collate = pipeline.conversation(config, cfg)
+        self.samples = pipeline.open_samples(config, cfg)
+        self.make, self.collate = self.samples.make, self.samples.collate
         self.codec = pipeline.make_codec(config, cfg)
         self.preprocessing = preprocess.get(config.preprocess)
 
@@ -103,12 +104,8 @@ class Ours:
 
         return batch.batches(
             [self.source], None, self.make, self.collate, BATCH, 0,
-            workers=workers, threads=int(workers > 0), finish=self.finish,
+            workers=workers, threads=int(workers > 0), finish=self.samples.finish,
         )  # fmt: skip
-
-    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """As `pipeline.open_batches` has it."""
-        return batch | {"pixels": self.preprocessing.normalize(batch["pixels"])}
 
     def pixels(self, i: int) -> np.ndarray:
         """What the model sees of picture i."""

@@ -16,6 +16,7 @@ many malformed examples, or a full disk, 130 interrupted.
 import argparse
 import functools
 import os
+import signal
 import sys
 import time
 from typing import Any
@@ -49,14 +50,17 @@ def arguments() -> argparse.ArgumentParser:
 
 
 class Counter:
-    """A bar of examples on a terminal, else a line every few seconds; calling it moves it."""
+    """A bar of examples on a terminal, else a line every few seconds; calling it moves it, and
+    raises a KeyboardInterrupt that was lost: one in a callback of the garbage collector is."""
 
     def __init__(self, name: str, total: int):
         self.name, self.total, self.done = name, total, 0
+        self.interrupted = False
         self._last = 0.0
         self._rich: Any = None
 
     def __enter__(self) -> "Counter":
+        self._handler = signal.signal(signal.SIGINT, self._interrupt)
         if sys.stderr.isatty():
             from rich import progress
             from rich.console import Console
@@ -71,11 +75,18 @@ class Counter:
             self._task = self._rich.add_task(self.name, total=self.total)
         return self
 
+    def _interrupt(self, number, frame) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
     def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self._handler)
         if self._rich is not None:
             self._rich.stop()
 
     def __call__(self, count: int) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
         self.done += count
         now = time.monotonic()
         if self._rich is not None:

@@ -1,11 +1,14 @@
-"""Ask a grounded model about a picture; see its answer and its boxes.
+"""Ask a grounded model about a picture or a video; see its answer and its boxes.
 
     python -m launch.chat --checkpoint groma-tiny --image photo.jpg \\
         --prompt "[grounding] Describe the picture." --out answer.png
+    python -m launch.chat --checkpoint mg-llava-tiny --video film.mp4 --prompt "What moves?"
 
-Regions are given in the picture's own pixels and are named <r:0>, <r:1>, ... in the prompt, in
-the order boxes, points, polygons, masks; one that the prompt does not name is appended. Without
---prompt questions are read line by line, as one conversation.
+Regions are given in the picture's own pixels (of a video, its first frame) and are named <r:0>,
+<r:1>, ... in the prompt, in the order boxes, points, polygons, masks; one that the prompt does not
+name is appended. Without --prompt questions are read line by line, as one conversation. MG-LLaVA
+is given detected boxes: those of --boxes, else what --detector finds, by default the one that its
+release names; where there is none, the answer says so.
 """
 
 import argparse
@@ -13,8 +16,9 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from launch import cli
+from launch import cli, detecting
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -25,7 +29,8 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
-    p.add_argument("--image", required=True, help="picture file, any size and mode")
+    p.add_argument("--image", metavar="FILE", help="picture file, any size and mode")
+    p.add_argument("--video", metavar="FILE", help="video file, GIF or folder of frames")
     p.add_argument("--prompt", help="the question; without it a conversation starts")
     p.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
     p.add_argument("--point", action="append", default=[], metavar="X,Y")
@@ -34,6 +39,7 @@ def arguments() -> argparse.ArgumentParser:
         "--mask", action="append", default=[], metavar="FILE",
         help="picture of the same size, non-zero where the region is",
     )  # fmt: skip
+    detecting.add_flags(p)
     p.add_argument("--out", help="write the picture with the answer's boxes here (PNG or JPEG)")
     p.add_argument("--json", action="store_true", help="print the answer as one JSON line")
     p.add_argument("--max-new-tokens", type=int, default=128)
@@ -129,20 +135,18 @@ def show(answer, args: argparse.Namespace, picture) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for values that would fail only after the model has run."""
-    from PIL import Image
-
     from mg_jax.errors import UserError
 
+    if args.image and args.video:
+        raise UserError("--image, --video: give one of them")
+    if args.boxes and not (args.image or args.video):
+        raise UserError("--boxes: of which picture? Give --image or --video")
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: give at least 1")
     if not args.temperature >= 0:
         raise UserError(f"--temperature {args.temperature:g}: give 0 or more")
     if args.out:
-        out = Path(args.out)
-        if not out.absolute().parent.is_dir():
-            raise UserError(f"--out {out}: no folder {out.parent}")
-        if out.suffix.lower() not in Image.registered_extensions():
-            raise UserError(f"--out {out}: end it in .png or .jpg")
+        cli.check_picture(args.out)
 
 
 def ask() -> str:
@@ -153,27 +157,57 @@ def ask() -> str:
         return ""
 
 
+def look(args: argparse.Namespace) -> Any:
+    """The picture, or the first frame of the video; None without either."""
+    from mg_jax.data.video import read_frames
+    from mg_jax.vision.preprocess import load_image
+
+    if args.video:
+        return read_frames(args.video, 1)[0][0]
+    return load_image(args.image) if args.image else None
+
+
+def detections(args: argparse.Namespace) -> Any:
+    """What --boxes has of the picture or video, None without that flag.
+
+    Raises UserError when the file has no such entry.
+    """
+    if not args.boxes:
+        return None
+    from mg_jax.data.detections import read_box_file
+
+    file, path = read_box_file(args.boxes), args.video or args.image
+    names = (path, Path(path).name)
+    return file.lookup(next((n for n in names if n in file), names[-1]))
+
+
 def main() -> None:
     args = arguments().parse_args()
     check(args)
     import mg_jax
+    from mg_jax.errors import UserError
     from mg_jax.generate import Sampling
-    from mg_jax.vision.preprocess import load_image
 
-    picture = load_image(args.image)
-    given = regions(args, picture.shape[1], picture.shape[0])
-    assistant = mg_jax.load(args.checkpoint)
+    picture = look(args)
+    if picture is None and (args.box or args.point or args.polygon or args.mask or args.out):
+        raise UserError("regions and --out are of a picture: give --image or --video")
+    given = regions(args, picture.shape[1], picture.shape[0]) if picture is not None else []
+    found = detections(args)
+    assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
     options = {
+        "video": args.video,
+        "detections": found,
         "max_new_tokens": args.max_new_tokens,
         "sampling": Sampling(args.temperature),
         "seed": args.seed,
     }
+    image = None if args.video else picture
     if args.prompt is not None:
-        show(assistant.chat(picture, args.prompt, given, **options), args, picture)
+        show(assistant.chat(image, args.prompt, given, **options), args, picture)
         return
     print("Ask about the picture; an empty line ends.", file=sys.stderr)
     while prompt := ask():
-        show(assistant.chat(picture, prompt, given, **options), args, picture)
+        show(assistant.chat(image, prompt, given, **options), args, picture)
         given = []
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from mg_jax.errors import UserError
 
@@ -53,16 +54,33 @@ def parse_flags(argv: Sequence[str] | None = None) -> list[str]:
     except SystemExit:  # absl's --help leaves with 1
         sys.exit(0)
     except (flags.Error, OSError) as e:
+        if missing := re.search(r"\[Errno \d+\] (.+): '(.+)'", str(e)):
+            raise UserError(f"--config {missing[2]}: {missing[1].lower()}") from e
         # several lines are "flag --config=F: Error whilst parsing", a traceback, the reason
         first, *more = [line.strip() for line in str(e).strip().splitlines()]
         flag = first.partition(": Error whilst")[0].rpartition("load: ")[2]
         reason = more[-1].removeprefix("mg_jax.errors.UserError: ") if more else ""
         raise UserError(f"{flag}: {reason}" if more else first) from e
     except (AttributeError, KeyError) as e:
+        if found := re.search(r"<class '(\w+)'>\.(\w+) does not exist", str(e)):
+            kind, key = found.groups()
+            raise UserError(f"unknown config key {key!r}: it stands behind one {kind}") from e
         key, *near = re.findall(r"(\w+)\\?['\"]", str(e))
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"unknown config key {key!r}{hint}") from e
     return rest
+
+
+def check_picture(name: str, flag: str = "--out") -> None:
+    """Raises UserError unless a picture can be written under that name, as Pillow knows it."""
+    from PIL import Image
+
+    path = Path(name)
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{flag} {path}: no folder {path.parent}")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE or path.is_dir():
+        raise UserError(f"{flag} {path}: name a file that ends in .png or .jpg")
 
 
 def full_disk(e: BaseException | None) -> bool:

@@ -3,6 +3,7 @@
     python -m launch.convert FOLDER RELEASE [--dtype bf16] [--check]
     python -m launch.convert org/name@revision RELEASE
     python -m launch.convert DELTA RELEASE --base FOLDER
+    python -m launch.convert iter_10805.pth RELEASE --with SRC --with SRC --with SRC
     python -m launch.convert RELEASE FOLDER [--format bin]
 
 SRC is a folder of weights with its config.json, a file beside one, a name on the Hugging Face hub,
@@ -38,8 +39,13 @@ def arguments() -> argparse.ArgumentParser:
                    help="what delta weights are added to, by Ferret v1's rule; org/name@revision "
                    "pins one on the hub. The sums are read, but Ferret's own parts have no table "
                    "yet: that comes with the system")  # fmt: skip
-    p.add_argument("--format", default="safetensors", choices=("safetensors", "bin"),
-                   help="for PyTorch: default safetensors; bin needs PyTorch")  # fmt: skip
+    p.add_argument("--with", dest="parts", metavar="SRC", action="append", default=[],
+                   help="what a file of MG-LLaVA's leaves out, once for each: the folder of its "
+                   "language model, of CLIP, of the ConvNeXt")  # fmt: skip
+    p.add_argument("--format", default="safetensors",
+                   choices=("safetensors", "bin", "pth", "split"),
+                   help="for PyTorch: default safetensors; the others need PyTorch. pth, split: "
+                   "MG-LLaVA as its own code keeps it")  # fmt: skip
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a SRC on the hub")
     p.add_argument("--stage", default="", help="the training stage that a release is of")
     p.add_argument("--dry-run", action="store_true",
@@ -57,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 
     job = conversion.prepare(
         args.src, args.dst, to=args.to, system=args.system, dtype=args.dtype, base=args.base,
-        format=args.format, revision=args.revision, stage=args.stage, overwrite=args.overwrite,
-        dry=args.dry_run,
+        parts=args.parts, format=args.format, revision=args.revision, stage=args.stage,
+        overwrite=args.overwrite, dry=args.dry_run,
     )  # fmt: skip
     if args.dry_run:
         print(job.describe())

@@ -21,6 +21,7 @@ def main() -> None:
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
     p.add_argument("--out", default="demo.png", help="where the drawn answer goes")
     args = p.parse_args()
+    cli.check_picture(args.out)
     import mg_jax
     from mg_jax.data.scenes import RESERVED_SEED, make_world, render
 

@@ -18,15 +18,16 @@ of annotated pictures alone:
 The majority column is the best answer that looks at no picture. Data: any data set of
 `mg_jax.data.sources` (coco:FILE,DIR,part=heldout, voc:DIR, refcoco:..., jsonl:FILE, ...); what has
 no conversations is asked about its annotations (docs/data.md). Scene seeds from 700000 on are
-never trained on.
+never trained on. MG-LLaVA is given the detected boxes of scenes, for other data those of --boxes or
+what --detector finds.
 """
 
 import argparse
 import json
 import sys
 
-from launch import cli
-from mg_jax.errors import UserError
+from launch import cli, detecting
+from mg_jax.errors import UserError, some
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
     p.add_argument("--task", required=True, choices=list(TASKS), help="see above")
     p.add_argument("--data", default="scenes:seed=700000,n=500", help="default %(default)s")
+    detecting.add_flags(p)
     p.add_argument("--json", action="store_true", help="print one JSON line")
     p.add_argument("--blind", action="store_true", help="noise in place of every picture")
     p.add_argument("--batch-size", type=int, default=16, metavar="N", help="default %(default)s")
@@ -62,13 +64,22 @@ def main(argv: list[str] | None = None) -> None:
     from mg_jax.evals.questions import warning
 
     task = tasks.get(args.task)
-    items = tasks.questions(task, args.data, args.limit)
+    problems: list[str] = []
+    items = tasks.questions(task, args.data, args.limit, problems)
+    for line in some(problems, 10):
+        print(f"left out: {line}", file=sys.stderr)
     folder = report.failures_folder(args.out) if args.out else None
     if note := warning(args.data):
         print(f"note: {note}", file=sys.stderr)
+    if args.boxes:
+        from mg_jax.data.detections import read_box_file
+
+        boxes = read_box_file(args.boxes)
+        for item in items:
+            item.example.meta["detections"] = boxes.about(item.example)
     import mg_jax
 
-    assistant = mg_jax.load(args.checkpoint)
+    assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
     length = args.max_new_tokens or task.max_new_tokens
 
     def predict(queries):

@@ -129,7 +129,10 @@ def agreed() -> bool:
     """Whether to begin: asked on a terminal, yes elsewhere."""
     if not sys.stdin.isatty():
         return True
-    return input("begin? [Y/n] ").strip().lower() in ("", "y", "yes")
+    try:
+        return input("begin? [Y/n] ").strip().lower() in ("", "y", "yes")
+    except EOFError:  # Ctrl-D
+        return False
 
 
 if __name__ == "__main__":

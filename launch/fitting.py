@@ -58,16 +58,31 @@ def open_start(name: str, workdir: Path) -> Start:
         return Start()
     folder = checkpoint.find(name)
     if not checkpoint.is_release(folder):
-        converted = workdir / "start"
-        if not (converted / "config.json").is_file():
-            from launch import convert
-
-            convert.main([str(folder), str(converted)])
-        name = str(converted)
+        name = _converted(folder, workdir / "start")
     elif (folder / "checkpoints").is_dir():
         name = str(folder / "release")
     config, params = checkpoint.open_release(name)
     return Start(name, config, {path: math.prod(x.shape) for path, x in params.shapes.items()})
+
+
+def _converted(folder: Path, release: Path) -> str:
+    """`release`, made of a folder of PyTorch weights unless it is there.
+
+    Raises UserError when it was made of another folder.
+    """
+    from launch import convert
+    from mg_jax.disk import read_json
+
+    made = release / "config.json"
+    if not made.is_file():
+        convert.main([str(folder), str(release)])
+    source = read_json(made).get("provenance", {}).get("converted_from", str(folder))
+    if source != str(folder):
+        raise UserError(
+            f"--start {folder}: {release} was made of {source}; pass another --workdir, or remove "
+            "that folder"
+        )
+    return str(release)
 
 
 def choose(findings: Findings, start: Start, asked: str, known: Sequence[str]) -> list[str]:

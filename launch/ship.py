@@ -11,14 +11,17 @@ card, whatever their folders here are called.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import cli
+from mg_jax.disk import read_json, replace
 from mg_jax.errors import UserError
 
 # task -> its metrics in the card, the headline first
@@ -47,14 +50,19 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def measured(release: Path, data: str, kept: Path) -> list[dict[str, Any]]:
-    """One result a task, the tasks that `kept` has no line for measured now."""
+    """One result a task, the tasks that `kept` has no line for measured now.
+
+    Lines about other data, or about the run before it was trained further, do not count.
+    """
     import mg_jax
     from mg_jax.evals import report, tasks
 
+    steps = read_json(release / "config.json")["provenance"]["steps"]
     rows = []
-    if kept.is_file():
-        rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-        rows = [r for r in rows if r["data"] == data]
+    for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
+        with contextlib.suppress(ValueError):  # torn, when a call was killed
+            rows.append(json.loads(line))
+    rows = [r for r in rows if r["data"] == data and r.get("steps", steps) == steps]
     assistant = None
     for name in SHOWN:
         for blind in (False, True):
@@ -67,7 +75,7 @@ def measured(release: Path, data: str, kept: Path) -> list[dict[str, Any]]:
                 return assistant.answer(queries, max_new_tokens=length, batch_size=16)
 
             result = tasks.evaluate(task, data, predict, assistant.propose, blind=blind)
-            rows.append(report.as_dict(result, release.name))
+            rows.append(report.as_dict(result, release.name) | {"steps": steps})
             print(json.dumps(rows[-1]), flush=True)
             with open(kept, "a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
@@ -91,8 +99,6 @@ def results_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
     """(table lines, commands, name in the card by the folder's own) of the training runs."""
-    from mg_jax import checkpoint
-
     names = {}
     for run in runs:
         names |= dict.fromkeys((str(run), str(run.resolve())), f"runs/{_config(run)['stage']}")
@@ -100,9 +106,9 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
     commands = []
     for run in runs:
         config = _config(run)
-        made = checkpoint.read_json(run / "release" / "config.json")["provenance"]
+        made = read_json(run / "release" / "config.json")["provenance"]
         meta = run / "checkpoints" / str(made["steps"]) / "meta" / "metadata"
-        hours = json.loads(meta.read_text(encoding="utf-8"))["seconds"] / 3600
+        hours = read_json(meta)["seconds"] / 3600
         lines.append(
             f"| {config['stage']} | {made['steps']:,} x {config['batch_size']} | {made['seed']} | "
             f"`{made['data']}` | {hours:.2f} |"
@@ -112,11 +118,9 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    from mg_jax import checkpoint
-
     if not (run / "release").is_dir():
         raise UserError(f"{run}: no finished training run: it has no folder release")
-    return checkpoint.read_json(run / "config.json")
+    return read_json(run / "config.json")
 
 
 def renamed(text: str, names: dict[str, str]) -> str:
@@ -126,10 +130,25 @@ def renamed(text: str, names: dict[str, str]) -> str:
     return text
 
 
+def check_out(out: Path, runs: Sequence[Path]) -> None:
+    """Raises UserError when something else than a release is in the way, or holds a run."""
+    from mg_jax import checkpoint
+
+    whole = out.resolve()
+    for run in runs:
+        if whole in (run.resolve(), *run.resolve().parents):
+            raise UserError(f"--out {out}: holds the run {run}; name another folder")
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not checkpoint.is_release(out)):
+        raise UserError(f"--out {out}: is there and is no release; name another folder")
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     from mg_jax import progress
 
+    check_out(args.out, args.runs)
     lines, commands, names = stage_rows(args.runs)
     release = args.runs[-1] / "release"
     rows = measured(release, args.data, args.runs[-1] / "measured.jsonl")
@@ -174,8 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         "",
     ]
     (part / "README.md").write_text("\n".join(card), encoding="utf-8")
-    shutil.rmtree(args.out, ignore_errors=True)
-    part.rename(args.out)
+    replace(part, args.out)
     print(f"wrote {args.out}: {size / 1e6:.1f} MB of parameters")
 
 

@@ -64,6 +64,7 @@ def file_texts(path: str) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> int:
     """Train and save; prints one line with the number of pieces and characters per token."""
     args = arguments().parse_args(argv)
+    from mg_jax.disk import disk_errors
     from mg_jax.text.codecs.groma import GROMA_TOKENS
     from mg_jax.text.tokenizer import Tokenizer, train_model
 
@@ -72,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     base = Tokenizer(model, {})
     added = {token: base.vocab_size + n for n, token in enumerate(GROMA_TOKENS)}
     tokenizer = Tokenizer(model, added)
-    tokenizer.save(args.out)
+    with disk_errors(Path(args.out)):
+        tokenizer.save(args.out)
     sample = texts[:: max(1, len(texts) // 2000)]
     tokens = sum(len(tokenizer.encode_parts([text], bos=False)) for text in sample)
     ratio = sum(map(len, sample)) / max(tokens, 1)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -77,3 +78,25 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no JSON object")
     return content
+
+
+def temporary(path: Path) -> Path:
+    """A new empty file beside `path`, by a name that no other process has."""
+    handle, name = tempfile.mkstemp(".part", f"{path.name}.", path.parent)
+    os.fchmod(handle, 0o644)
+    os.close(handle)
+    return Path(name)
+
+
+def sync(path: Path) -> None:
+    """Return when the disk has what was written to a file."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    part = temporary(path)
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    sync(part)
+    part.rename(path)

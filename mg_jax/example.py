@@ -171,7 +171,10 @@ class Example:
 
     image: uint8 RGB array [H, W, 3], a path, or a function without arguments that returns the
         array (so that listing a data set draws or reads nothing); None for text alone, or where
-        `video` holds the path of a video file, of a GIF or of a folder of frames.
+        `video` stands in its place.
+    video: the path of a video file, of a GIF or of a folder of frames, or a function of a count
+        that returns so many frames, uint8 RGB [count, H, W, 3]; "" for none. Regions are places
+        in its first frame.
     width, height: size in pixels of the original image, after EXIF rotation.
     regions: what the markup of `turns` and the annotations below refer to by index.
     objects: all annotated boxes, for detection. crowd: boxes to be ignored there.
@@ -196,8 +199,22 @@ class Example:
     expressions: tuple[Expression, ...] = ()
     questions: tuple[Question, ...] = ()
     relations: tuple[tuple[int, str, int], ...] = ()
-    video: str = ""
+    video: Callable[[int], np.ndarray] | str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def frames(self, count: int = 8) -> np.ndarray:
+        """`count` frames of the video, evenly spaced from the first to the last one, as uint8 RGB
+        [count, H, W, 3]; where it has fewer, some are repeated.
+
+        Raises BadRecord for an unreadable video, and for an example without one.
+        """
+        if not self.video:
+            raise BadRecord(f"example {self.id!r} of {self.source}: has no video")
+        if callable(self.video):
+            return self.video(count)
+        from mg_jax.data.video import read_frames
+
+        return read_frames(self.video, count)[0]
 
     def pixels(self) -> np.ndarray:
         """The picture as uint8 RGB [H, W, 3], EXIF rotation applied.
@@ -261,15 +278,17 @@ def rle_runs(rle: dict[str, Any]) -> tuple[int, int, np.ndarray]:
     try:
         height, width = (int(n) for n in rle["size"])
         counts = rle["counts"]
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise UserError(
             'mask is no COCO RLE: expected {"size": [height, width], "counts": ...}'
         ) from e
     if isinstance(counts, str | bytes):
-        counts = _uncompress(counts if isinstance(counts, bytes) else counts.encode())
+        counts = _uncompress(
+            counts if isinstance(counts, bytes) else counts.encode(errors="surrogatepass")
+        )
     try:
         runs = np.asarray(counts, np.int64).reshape(-1)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise UserError("mask RLE counts are neither numbers nor a COCO string") from e
     if height <= 0 or width <= 0 or (runs < 0).any() or runs.sum() != height * width:
         raise UserError(
@@ -307,7 +326,7 @@ def _uncompress(text: bytes) -> np.ndarray:
 def _numbers(values: Any, name: str, count: int) -> tuple[float, ...]:
     try:
         numbers = tuple(float(v) for v in values)
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
         raise UserError(f"{name} {values!r} is not {count} numbers") from e
     if len(numbers) != count:
         raise UserError(f"{name} {values!r} has {len(numbers)} numbers, expected {count}")
@@ -345,10 +364,17 @@ def _checked_points(points: Any, name: str, clip: bool) -> tuple[Point, ...]:
 class Query:
     """One question to a system: neutral markup in `prompt` and `history`, regions by number.
 
-    `image`: path, uint8 RGB array [H,W,3] or PIL picture.
+    image: path, uint8 RGB array [H,W,3] or PIL picture; None for text alone, or with a video.
+    video: path of a video file, a GIF or a folder of frames, uint8 RGB [n,H,W,3], or a function of
+        a count that returns so many frames.
+    detections: what a detector found in the picture, for systems that are given it: {"boxes":
+        [[x0,y0,x1,y1]] in pixels, "scores", "labels"}, of a video {"frames": [one for each]}; None
+        where none has looked, {"boxes": []} where it found nothing.
     """
 
     image: Any
     prompt: str
     regions: tuple[Region, ...] = ()
     history: tuple[Turn, ...] = ()
+    video: Any = None
+    detections: Any = None

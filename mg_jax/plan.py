@@ -232,10 +232,20 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                 f"config.init_from: {folder} is a checkpoint of stage {origin.get('stage')!r}; "
                 f"stage={p.stage} starts from one of stage {allowed}"
             )
-        _report_difference(origin.get("model", {}), config.model.to_dict(), folder, say)
+        kind = origin.get("architecture") if origin.get("system") == PARTS else None
+        moved = {part: here for name, part, here in config.init_parts if name == kind}
+
+        def ours(path, moved=moved):
+            part, slash, rest = path.partition("/")
+            return moved.get(part, part) + slash + rest
+
+        model = {ours(part): values for part, values in origin.get("model", {}).items()}
+        _report_difference(model, config.model.to_dict(), folder, say)
         for file in files:
-            unused = {p for p in file.shapes if any(re.fullmatch(r, p) for r in config.init_ignore)}
-            for path, have in file.shapes.items():
+            theirs = {ours(p): p for p in file.shapes}
+            unused = {p for p in theirs if any(re.fullmatch(r, p) for r in config.init_ignore)}
+            for path, name in theirs.items():
+                have = file.shapes[name]
                 if path in unused:
                     continue
                 if path not in target:
@@ -249,8 +259,8 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                         f"{target[path].shape} in the model: compare config.model with its "
                         "config.json"
                     )
-            values = file.read({**file.shapes, **target})
-            found |= {path: x for path, x in values.items() if path not in unused}
+            values = file.read({n: target.get(p, file.shapes[n]) for p, n in theirs.items()})
+            found |= {p: values[n] for p, n in theirs.items() if p not in unused}
     missing = {path: x for path, x in target.items() if path not in found}
     for pattern in config.init_required:
         lacking = partition(target, [pattern])[0].keys() & missing.keys()

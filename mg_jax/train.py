@@ -243,6 +243,8 @@ class _Run:
             more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
             if hasattr(self.data, "skipped"):  # examples that were refused, in this process
                 more |= {"skipped": self.data.skipped, "malformed": self.data.bad}
+                if dropped := getattr(self.data, "dropped", 0):  # such as boxes for want of slots
+                    more |= {"dropped": dropped}
             self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
 
     def _save(self) -> None:

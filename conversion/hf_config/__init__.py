@@ -12,6 +12,7 @@ from conversion.hf_config.language import (
     write_phi3,
     write_qwen2,
 )
+from conversion.hf_config.mg_llava import is_mg_llava, language_of, read_mg_llava, write_mg_llava
 from conversion.hf_config.sections import (
     COMMON_INERT,
     Section,
@@ -39,6 +40,10 @@ __all__ = [
     "write_section",
     "read_groma",
     "read_perceiver",
+    "is_mg_llava",
+    "language_of",
+    "read_mg_llava",
+    "write_mg_llava",
     "read_proposer",
     "read_llama",
     "read_qwen2",

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from conversion.hf_config.groma import DEFORMABLE_DETR
+from conversion.hf_config.groma import DEFORMABLE_DETR, check_levels
 from conversion.hf_config.sections import SIZE, read_section
-from mg_jax.errors import UserError
 
 # two stages and refinement of boxes, as Groma's: queries are proposals, boxes move layer by layer
 _FIXED = {x: allowed for x, allowed in DEFORMABLE_DETR.fixed.items() if x != "auxiliary_loss"}
@@ -29,6 +28,5 @@ def read_deformable_detr(raw: Mapping[str, Any], where: str = "config") -> dict[
     values = read_section(raw, DETECTION, where)
     # the detector keeps so many proposals; num_queries counts learned queries, which it has none of
     values |= {"queries": proposals, "box_hidden": values["width"]}
-    if values["levels"] not in (1, 2, 3, 4):
-        raise UserError(f"{where}.num_feature_levels: {values['levels']}, expected 1 to 4")
+    check_levels(values, where)
     return {**values, "levels_from": "mean", "refinement": "iterative", "two_heads": False}

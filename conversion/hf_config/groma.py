@@ -101,6 +101,7 @@ def read_proposer(raw: Mapping[str, Any], where: str = "config") -> dict[str, An
     raw = dict(raw)
     proposals = raw.pop("two_stage_num_proposals", 300)
     values = read_section(raw, DEFORMABLE_DETR, where)
+    check_levels(values, where)
     if proposals != values["queries"]:
         raise UserError(
             f"{where}.two_stage_num_proposals: {proposals} differs from num_queries "
@@ -112,6 +113,12 @@ def read_proposer(raw: Mapping[str, Any], where: str = "config") -> dict[str, An
         raise UserError(f"{where}.id2label: {labels} classes; the proposer has one, objectness")
     # the published code: one map for all levels, no refinement inside the decoder (spec 0.3, 0.4)
     return {**values, "levels_from": "mean", "refinement": "none", "two_heads": True}
+
+
+def check_levels(values: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a number of feature maps that no proposer makes."""
+    if values["levels"] not in (1, 2, 3, 4):
+        raise UserError(f"{where}.num_feature_levels: {values['levels']}, expected 1 to 4")
 
 
 def read_perceiver(raw: Mapping[str, Any], where: str = "config") -> dict[str, Any]:

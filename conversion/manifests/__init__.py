@@ -10,6 +10,8 @@ groma_7b.tsv comes from a recording of the published files. For the others NAME.
 NAME.tsv holds the published config.json as it is known (written down, not fetched), and the names
 and shapes are what the class of transformers builds from it on the meta device: no published file
 was read. convnext_large_d_320 is open_clip 3.3's CLIP, built the same way with timm 1.0.31.
+mg_llava_vicuna_7b is what upstream's trainer saves in stage 2 (MG-LLaVA spec 1): its 20 tensors
+and, under `llm.`, Vicuna's.
 `python -m conversion.manifests NAME ...` writes them anew (needs PyTorch).
 """
 

@@ -39,6 +39,8 @@ def saved(model) -> dict:
 def main(names: list[str]) -> None:
     """Write the manifests `names`, or of every stored config."""
     stored = sorted(path.stem for path in manifests.FOLDER.glob("*.json"))
+    if unknown := sorted(set(names) - set(stored)):
+        sys.exit(f"error: {unknown[0]}.json is not in {manifests.FOLDER}: write that first")
     for name in names or (name for name in stored if "architectures" in manifests.config(name)):
         lines = manifests.compact(shapes(manifests.config(name)))
         (manifests.FOLDER / f"{name}.tsv").write_text("\n".join(lines) + "\n")

@@ -72,8 +72,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """True when every recorded array is matched."""
-        return bool(self.lines) and all(line.ok for line in self.lines)
+        """True when every recorded array is matched and every part ran."""
+        return bool(self.lines) and all(line.ok for line in self.lines) and not self.failures
 
 
 def verify(folder: str | Path, tolerance: float = TOLERANCE) -> Report:
@@ -90,6 +90,14 @@ def open_case(folder: Path) -> Case:
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
+    if (folder / "state_dict.safetensors").exists():
+        from conversion.verify import mg_llava
+
+        return mg_llava.case(folder)
+    from conversion.verify import mg_llava_data
+
+    if case := mg_llava_data.find(folder):
+        return case
     if (folder / "outputs.npz").exists():
         from conversion.verify import groma
 
@@ -102,7 +110,8 @@ def open_case(folder: Path) -> Case:
         if (folder / mark).exists():
             return make(folder)
     raise UserError(
-        f"{folder}: holds none of outputs.npz, ops.npz, preprocess.npz, tokenization.json"
+        f"{folder}: holds none of outputs.npz, golden.json, ops.npz, preprocess.npz, "
+        "tokenization.json"
     )
 
 
@@ -160,11 +169,16 @@ def npz_names(path: Path) -> list[str]:
         raise UserError(f"{path}: not an .npz archive, or cut short") from None
 
 
+def npz_need(path: Path, names: Iterable[str]) -> None:
+    """Raises UserError when an .npz lacks one of the arrays `names`."""
+    if missing := sorted(set(names) - set(npz_names(path))):
+        raise UserError(f"{path}: no array {missing[0]!r}")
+
+
 def npz_read(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     """The arrays `names` of an .npz, and no others."""
     names = list(names)
-    if missing := sorted(set(names) - set(npz_names(path))):
-        raise UserError(f"{path}: no array {missing[0]!r}")
+    npz_need(path, names)
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in names}

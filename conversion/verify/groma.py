@@ -18,7 +18,7 @@ import numpy as np
 
 import conversion
 from conversion import engine
-from conversion.verify import Case, Masked, npz_names, npz_read
+from conversion.verify import Case, Masked, npz_names, npz_need, npz_read
 from conversion.verify.layout import Prompt, nchw, pack, unshuffled
 from conversion.verify.parts import gather
 from mg_jax import losses
@@ -63,6 +63,7 @@ class Instance:
         self.converted = conversion.load(folder, np.float32)
         self.cfg = self.converted.cfg
         self.params = jax.tree.map(jnp.asarray, self.converted.params)
+        npz_need(folder / "inputs.npz", ["pixel_values"])
         self.inputs = npz_read(folder / "inputs.npz", npz_names(folder / "inputs.npz"))
         self.fed = fed
         pixels = self.inputs["pixel_values"].astype(np.float32)

@@ -1,6 +1,5 @@
 """Recordings of parts: operations (ops.npz), picture preprocessing, tokenisation."""
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from conversion.verify import Case, npz_names, npz_read
+from conversion.verify import Case, npz_names, npz_need, npz_read
+from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 
 Parts = Iterable[tuple[str, Callable[[], dict[str, Any]]]]
@@ -92,6 +92,7 @@ def preprocess_case(folder: Path) -> Case:
         yield "mmdet", lambda: _preprocess("groma_mmdet", "mmdet", "mmdet", image)
         yield "pil", lambda: _preprocess("groma_pil", "pil", "hf", image)
 
+    npz_need(folder / "preprocess.npz", ["image_rgb_uint8"])
     return npz_case("preprocess", folder / "preprocess.npz", "image_rgb_uint8", parts)
 
 
@@ -110,12 +111,17 @@ def _preprocess(function: str, resized: str, named: str, image: np.ndarray) -> d
 def tokenizer_case(folder: Path) -> Case:
     """Ids, training labels and decoded texts of a tokenizer with Groma's added tokens (spec 4.3).
 
-    Prompts, and the ids to decode, are the inputs.
+    Prompts, and the ids to decode, are the inputs. Raises UserError for a file that holds anything
+    but texts and whole numbers.
     """
-    try:
-        recorded = dict(_flat(json.loads((folder / "tokenization.json").read_text())))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / 'tokenization.json'}: not JSON ({error})") from None
+    file = folder / "tokenization.json"
+    recorded = dict(_flat(read_json(file)))
+    arrays = {}
+    for name, value in recorded.items():
+        try:
+            arrays[name] = value if isinstance(value, str) else np.asarray(value, np.int64)
+        except (TypeError, ValueError, OverflowError):
+            raise UserError(f"{file}: {name} holds neither a text nor whole numbers") from None
     inputs = {n: v for n, v in recorded.items() if re.search(r"/prompt$|/decode/ids$", n)}
     sections = sorted({name.split("/")[0] for name in recorded})
 
@@ -123,11 +129,8 @@ def tokenizer_case(folder: Path) -> Case:
         tables = ((s, lambda s=s: _tokenize(folder, s, inputs)) for s in sections)
         return gather(tables)
 
-    def array(name):
-        value = recorded[name]
-        return value if isinstance(value, str) else np.asarray(value, np.int64)
-
-    return Case("tokenizer", tuple(recorded), dict.fromkeys(inputs, "input"), produce, array)
+    given = dict.fromkeys(inputs, "input")
+    return Case("tokenizer", tuple(recorded), given, produce, arrays.__getitem__)
 
 
 def _tokenize(folder: Path, section: str, inputs: dict[str, Any]) -> dict[str, Any]:

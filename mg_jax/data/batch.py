@@ -133,7 +133,8 @@ class Plan:
         return int(source), int(record), epoch, offset
 
 
-_Seen = list[tuple[int, int, list[str]]]  # of every row: source, records refused, malformed ones
+# of every row: source, records refused, malformed ones, things left out for want of room
+_Seen = list[tuple[int, int, list[str], int]]
 
 
 class _Failure:
@@ -181,9 +182,9 @@ class _Batches:
                 bad.append(str(e))
                 continue
             if made is not None:
-                seen.append((source, tried - len(bad), bad))
+                seen.append((source, tried - len(bad), bad, made.pop("dropped", 0)))
                 return made
-        seen.append((source, 0, bad))
+        seen.append((source, 0, bad, 0))
         raise UserError(
             f"data {data.name}: none of {min(_TRIES, len(data))} examples from number {record} on "
             "can be used: check its boxes and the filters"
@@ -196,14 +197,15 @@ class BatchIterator:
 
     state: batches delivered so far, all there is to save. restore(state) goes there. skipped:
     records that make_record refused and the next one replaced, since construction; bad: those
-    that were malformed or had no readable picture. problems: their words, for who reads them
-    first: take them out.
+    that were malformed or had no readable picture. dropped: what the records of the batches left
+    out (their "dropped"), for want of slots. problems: words about bad records, for who reads
+    them first: take them out.
     """
 
     def __init__(self, batches: _Batches, workers: int, threads: int, finish: Finish | None):
         self._batches, self._workers, self._threads = batches, workers, threads
         self._finish = finish
-        self.state, self.skipped, self.bad = 0, 0, 0
+        self.state, self.skipped, self.bad, self.dropped = 0, 0, 0, 0
         self.problems: list[str] = []
         self._read, self._broken = Counter[int](), Counter[int]()
         self._iterator: Any = None
@@ -262,8 +264,9 @@ class BatchIterator:
 
     def _account(self, seen: _Seen) -> None:
         """Count what was replaced; UserError when a source has too much that is malformed."""
-        for source, refused, bad in seen:
+        for source, refused, bad, dropped in seen:
             self.skipped += refused
+            self.dropped += dropped
             self.bad += len(bad)
             self.problems += bad
             self._read[source] += 1 + len(bad)

@@ -10,7 +10,6 @@ on the settings alone, so it has the same bytes whoever makes it.
 import dataclasses
 import functools
 import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -27,7 +26,7 @@ from typing import Any
 from mg_jax.data.records import VERSION, encode, picture_file
 from mg_jax.data.shards import BUILDING, DATASET, FORMAT, checksum, read_manifest
 from mg_jax.data.sources import Source, open_source
-from mg_jax.disk import disk_errors, read_json, replace
+from mg_jax.disk import disk_errors, read_json, replace, sync, temporary, write_json
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 
@@ -158,7 +157,7 @@ def _begin(job: Job) -> None:
                 "name another folder, or remove this one"
             )
     if not held:
-        _write_json(folder / BUILDING, job.settings)
+        write_json(folder / BUILDING, job.settings)
     for part in (*folder.glob("*.part"), *folder.glob("images/*.part")):
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
@@ -174,7 +173,7 @@ def build_shard(job: Job, source: Source, k: int, seen: Seen = lambda n: None) -
     path = job.path(k)
     report: dict[str, Any] = {"file": path.name, "examples": 0, "bad": 0, "problems": []}
     with job.errors(), _Pictures(job, k) as pictures:
-        part = _temporary(path)
+        part = temporary(path)
         try:
             writer = ArrayRecordWriter(str(part), _WRITER)
             for i in job.rows(k):
@@ -192,9 +191,9 @@ def build_shard(job: Job, source: Source, k: int, seen: Seen = lambda n: None) -
             report |= {"bytes": part.stat().st_size, "sha256": checksum([part])}
             if job.images == "copy":
                 report |= pictures.finish()
-            _sync(part)
+            sync(part)
             part.rename(path)
-            _write_json(job.report(k), report)
+            write_json(job.report(k), report)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
@@ -235,15 +234,28 @@ class _Pictures:
 
 
 def _example(source: Source, i: int) -> Example:
-    """Example i, with a file that cannot be opened as one more way to be malformed."""
+    """Example i, with a file that cannot be opened as one more way to be malformed.
+
+    The name of its picture goes along, where the picture itself stands in the record or is copied
+    under another name: by it `part=heldout` tells which examples are held out.
+    """
     try:
-        return source[i]
+        example = source[i]
     except OSError as e:
         raise BadRecord(f"cannot be read ({e})") from None
+    if isinstance(example.image, str) and not example.meta.get("file_name"):
+        name = os.path.basename(example.image)
+        example = dataclasses.replace(example, meta={**example.meta, "file_name": name})
+    return example
 
 
 def _record(example: Example, job: Job, pictures: _Pictures, i: int) -> bytes:
     """The record of example i of the source. Raises BadRecord for one that cannot be used."""
+    if callable(example.video):
+        raise UserError(
+            f"data {example.source}: its videos are no files, and shards only note where videos "
+            "are: train on the source itself"
+        )
     if example.video:
         example = dataclasses.replace(example, video=os.path.abspath(example.video))
     if example.image is None:
@@ -372,28 +384,7 @@ def finish(job: Job, source: Source) -> dict[str, Any]:
         "files": [{k: v for k, v in r.items() if k not in ("bad", "problems")} for r in reports],
     }
     with job.errors():
-        _write_json(folder / DATASET, manifest)
+        write_json(folder / DATASET, manifest)
         for path in (folder / BUILDING, *map(job.report, range(job.shards))):
             path.unlink(missing_ok=True)
     return manifest
-
-
-def _temporary(path: Path) -> Path:
-    """A new empty file beside `path`, by a name that no other process has."""
-    handle, name = tempfile.mkstemp(".part", f"{path.name}.", path.parent)
-    os.fchmod(handle, 0o644)
-    os.close(handle)
-    return Path(name)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    part = _temporary(path)
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    _sync(part)
-    part.rename(path)

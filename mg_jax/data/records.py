@@ -193,11 +193,6 @@ def _columns(regions: Sequence[Region]) -> dict[str, Any] | None:
     return out
 
 
-def _turn(turn: Turn) -> list[Any]:
-    about = [] if turn.about is None else [list(turn.about)]
-    return [turn.user, turn.assistant, *about]
-
-
 def _mask(rle: Mapping[str, Any]) -> list[Any]:
     height, width = (int(n) for n in rle["size"])
     counts = rle["counts"]

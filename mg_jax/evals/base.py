@@ -68,9 +68,11 @@ class Task:
     asks = True
     max_new_tokens = 48
 
-    def items(self, data: str, limit: int | None = None) -> list[Item]:
-        """The questions of a data text, at most `limit`."""
-        return collect(data, self.accepts, self.scenes, self.asks, limit, self.write)
+    def items(
+        self, data: str, limit: int | None = None, problems: list[str] | None = None
+    ) -> list[Item]:
+        """The questions of a data text, at most `limit`; problems: as `questions.collect`."""
+        return collect(data, self.accepts, self.scenes, self.asks, limit, self.write, problems)
 
     def count(self, items: Sequence[Item]) -> int:
         """The number that the headline metric is a share of."""

@@ -31,8 +31,10 @@ class Naming(Task):
     scenes = None
     max_new_tokens = 32
 
-    def items(self, data: str, limit: int | None = None) -> list[Item]:
-        return with_classes(super().items(data, limit))
+    def items(
+        self, data: str, limit: int | None = None, problems: list[str] | None = None
+    ) -> list[Item]:
+        return with_classes(super().items(data, limit, problems))
 
     def accepts(self, item: Item) -> bool:
         return False  # which of a conversation's answers are names of classes is not known
@@ -95,8 +97,10 @@ class Detection(Task):
     scenes = None
     max_new_tokens = 32
 
-    def items(self, data: str, limit: int | None = None) -> list[Item]:
-        return with_classes(super().items(data, limit))
+    def items(
+        self, data: str, limit: int | None = None, problems: list[str] | None = None
+    ) -> list[Item]:
+        return with_classes(super().items(data, limit, problems))
 
     def accepts(self, item: Item) -> bool:
         return bool(labelled(item.example.objects))

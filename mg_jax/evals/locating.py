@@ -67,10 +67,12 @@ class Rec(Task):
     scenes = {"tasks": "rec", "min_objects": 4}
     absent_scenes = {"tasks": "rec_absent", "min_objects": 4}
 
-    def items(self, data: str, limit: int | None = None) -> list[Item]:
-        present = collect(data, self.accepts, self.scenes, True, limit, self.write)
+    def items(
+        self, data: str, limit: int | None = None, problems: list[str] | None = None
+    ) -> list[Item]:
+        present = collect(data, self.accepts, self.scenes, True, limit, self.write, problems)
         absent = collect(
-            data, self.accepts_absent, self.absent_scenes, True, limit, self.write_absent
+            data, self.accepts_absent, self.absent_scenes, True, limit, self.write_absent, problems
         )
         return present + [replace(i, key=f"{i.key}/absent") for i in absent]
 
@@ -150,8 +152,10 @@ class Absent(Rec):
     def write_absent(self, example: Example) -> Example | None:
         return asking.absent_things(example)
 
-    def items(self, data: str, limit: int | None = None) -> list[Item]:
-        found = super().items(data, limit)
+    def items(
+        self, data: str, limit: int | None = None, problems: list[str] | None = None
+    ) -> list[Item]:
+        found = super().items(data, limit, problems)
         absent = [i for i in found if i.absent]
         present = found[: len(found) - len(absent)]
         present, absent = _as_many(present, absent), _as_many(absent, present)
@@ -248,8 +252,10 @@ class Proposals(Task):
     rule = "100 boxes of the data set's median size on a 10x10 grid"
     scenes = {"tasks": "none"}
 
-    def items(self, data: str, limit: int | None = None) -> list[Item]:
-        found = super().items(data, limit)
+    def items(
+        self, data: str, limit: int | None = None, problems: list[str] | None = None
+    ) -> list[Item]:
+        found = super().items(data, limit, problems)
         return found if is_scenes(data) else with_classes(found)
 
     def accepts(self, item: Item) -> bool:

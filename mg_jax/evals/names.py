@@ -1,7 +1,7 @@
 """Which class of a data set an answer in free words names."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from mg_jax.text import markup
 
@@ -68,22 +68,28 @@ Words = tuple[str, ...]
 class ClassNames:
     """Finds the classes of a set in answers.
 
-    A class is known by its name, the singular of it, its name without what it has in brackets,
-    and the usual synonyms, by all but the first only where they name no other class of the set,
-    too. Words count, not letters: case, articles, "_" and "-" make no difference, and an answer
-    may have the plural; one word may stand for two ("wineglass") only where it is a synonym.
+    A class is known by its name, the singular of it, its name without what it has in brackets, the
+    other names that its data set gives it, and the usual synonyms, by all but the first only where
+    they name no other class of the set, too. Words count, not letters: case, articles, "_" and "-"
+    make no difference, and an answer may have the plural; one word may stand for two ("wineglass")
+    only where it is a synonym.
     """
 
-    def __init__(self, names: Iterable[str]):
+    def __init__(self, names: Iterable[str], others: Mapping[str, Iterable[str]] | None = None):
         self.names = tuple(dict.fromkeys(names))
         self._known: dict[Words, str] = {}
-        for forms in (_itself, _singulars, _without_brackets, _synonyms, _kinds):
+
+        def own(name: str) -> Iterator[Words]:
+            for other in (others or {}).get(name, ()):
+                yield from _without_brackets(other)
+
+        for forms in (_itself, _singulars, _without_brackets, own, _synonyms, _kinds):
             claims: dict[Words, set[str]] = {}
             for name in self.names:
                 for form in forms(name):
                     if form and form not in self._known:
                         claims.setdefault(form, set()).add(name)
-            self._known |= {form: min(own) for form, own in claims.items() if len(own) == 1}
+            self._known |= {form: min(by) for form, by in claims.items() if len(by) == 1}
         self._longest = max(map(len, self._known), default=0)
 
     def find(self, text: str) -> str | None:

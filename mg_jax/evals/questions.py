@@ -10,6 +10,7 @@ import numpy as np
 
 from mg_jax.data.scenes import RESERVED_SEED
 from mg_jax.data.sources import Source, open_source
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.evals.names import ClassNames
 from mg_jax.example import Example, Query, Region
 from mg_jax.text import markup
@@ -66,7 +67,26 @@ class Item:
         """The question by itself, without the turns before it. It carries the regions that its
         own text points at and no others: those of the annotated answer must not leak."""
         prompt, regions = asked(self.example, self.turn or 0)
-        return Query(self.picture(blind), prompt, regions)
+        found = self.example.meta.get("detections")
+        if blind and found is not None:
+            found = _nothing(found)
+        if not self.example.video:
+            return Query(self.picture(blind), prompt, regions, detections=found)
+        video = self._noise_video if blind else self.example.video
+        return Query(None, prompt, regions, video=video, detections=found)
+
+    def _noise_video(self, count: int) -> np.ndarray:
+        """Frames of noise; of a file, whose size is unknown, they are small."""
+        rng = np.random.default_rng(zlib.crc32(self.example.id.encode()))
+        shape = (count, self.example.height or 224, self.example.width or 224, 3)
+        return rng.integers(0, 256, shape, np.uint8)
+
+
+def _nothing(found: Any) -> dict[str, Any]:
+    """Detections in the form of `found` in which there is nothing."""
+    frames = found.get("frames") if isinstance(found, Mapping) else found
+    empty: dict[str, Any] = {"boxes": []}
+    return empty if frames is None else {"frames": [empty] * len(frames)}
 
 
 _YES_NO = re.compile(r"\W*(yes|no)\b", re.IGNORECASE)
@@ -104,6 +124,7 @@ def collect(
     asks: bool = True,
     limit: int | None = None,
     write: Callable[[Example], Example | None] | None = None,
+    problems: list[str] | None = None,
 ) -> list[Item]:
     """The items of a data text that a task accepts.
 
@@ -111,7 +132,9 @@ def collect(
     with the options of `scenes` where the text does not set them itself. Of other data every turn
     is a candidate, and all turns that `write` gives to an example without any are taken; the
     `meta` of such data gets the source's "frequency". limit: at most so many. asks=False: one item
-    a picture, without question. Raises UserError for a malformed text.
+    a picture, without question. Malformed examples of such data, and pictures that cannot be read,
+    are left out and told in `problems`, each once. Raises UserError for a malformed text, and for
+    more of them than the source's max_bad allows.
     """
     source = open_source(data)
     count = limit
@@ -119,21 +142,55 @@ def collect(
         count = min(len(source), limit or len(source))
         source = open_source(with_options(data, scenes or {}, n=count * _PATIENCE))
         write = None
-    items = []
-    for item, written in _candidates(source, asks, write):
-        if written or accepts(item):
+    items: list[Item] = []
+    bad: list[str] = []
+    checked: Example | None = None  # the example whose picture was read last
+    unreadable = False
+    for item, written in _candidates(source, asks, write, bad):
+        if not (written or accepts(item)):
+            continue
+        if item.example is not checked and not is_scenes(data):
+            checked = item.example
+            unreadable = not _readable(checked, bad)
+        if not unreadable:
             items.append(item)
-            if len(items) == count:
-                break
+        if len(items) == count:
+            break
+    if len(bad) > source.max_bad * len(source):
+        raise UserError(
+            f"{bad[0]} ({len(bad)} of {len(source)} examples of {source.name} cannot be used: mend "
+            "them, or allow a larger max_bad)"
+        )
+    if problems is not None:
+        problems += [problem for problem in bad if problem not in problems]
     return items
 
 
+def _readable(example: Example, bad: list[str]) -> bool:
+    """Whether the picture can be read to its end; why not is added to `bad`. Asked now, since an
+    evaluation would meet it hours later."""
+    try:
+        if example.image is not None:
+            example.pixels()
+    except BadRecord as e:
+        bad.append(str(e))
+        return False
+    return True
+
+
 def _candidates(
-    source: Source, asks: bool, write: Callable[[Example], Example | None] | None
+    source: Source,
+    asks: bool,
+    write: Callable[[Example], Example | None] | None,
+    bad: list[str],
 ) -> Iterator[tuple[Item, bool]]:
-    """Items, and whether their question was written here."""
+    """Items, and whether their question was written here; malformed examples are added to `bad`."""
     for i in range(len(source)):
-        example = source[i]
+        try:
+            example = source[i]
+        except BadRecord as e:
+            bad.append(str(e))
+            continue
         if source.frequency:
             example.meta["frequency"] = source.frequency
         if not asks:
@@ -153,9 +210,10 @@ def with_classes(items: list[Item]) -> list[Item]:
     """The items, each with the names of all classes in its record, under "classes".
 
     They are those that the source counts (`Source.frequency`), or the items' pictures have or lack
-    by their annotations.
+    by their annotations; `meta["synonyms"]` of a picture has other names of its labels (LVIS).
     """
     names: dict[str, None] = {}
+    others: dict[str, dict[str, None]] = {}
     counted: set[int] = set()
     for example in (item.example for item in items):
         frequency = example.meta.get("frequency") or {}
@@ -165,7 +223,10 @@ def with_classes(items: list[Item]) -> list[Item]:
         regions = (*example.objects, *example.crowd, *example.regions)
         labels = [*(region.label for region in regions), *example.absent]
         names.update((name, None) for label in labels if (name := noun(label)))
-    classes = ClassNames(sorted(names))
+        for label, synonyms in (example.meta.get("synonyms") or {}).items():
+            if name := noun(label):
+                others.setdefault(name, {}).update(dict.fromkeys(synonyms))
+    classes = ClassNames(sorted(names), others)
     return [replace(item, record={**item.record, "classes": classes}) for item in items]
 
 

@@ -47,15 +47,18 @@ class Result:
     seconds: float
 
 
-def questions(task: Task, data: str, limit: int | None = None) -> list[Item]:
+def questions(
+    task: Task, data: str, limit: int | None = None, problems: list[str] | None = None
+) -> list[Item]:
     """The items of a data text for a task, at most `limit`.
 
-    Raises UserError for a malformed text, data that holds nothing for the task, or two questions
-    of one id.
+    problems: gets a line for each example that is malformed or whose picture cannot be read; they
+    are left out. Raises UserError for a malformed text, data that holds nothing for the task, or
+    two questions of one id.
     """
     if task.scenes is None and is_scenes(data):
         raise UserError(f"data {data!r}: task {task.name} is for annotated pictures, not scenes")
-    items = task.items(data, limit)
+    items = task.items(data, limit, problems)
     if not items or not task.count(items):
         raise UserError(f"data {data!r} has nothing to ask for task {task.name}")
     seen: set[str] = set()

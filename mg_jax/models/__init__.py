@@ -68,4 +68,9 @@ def build(name: str, model: Mapping[str, Any] | Any) -> System:
 
         cfg = model if isinstance(model, groma.GromaConfig) else None
         return groma.system(cfg or config.build(groma.GromaConfig, model, "config.model"))
-    raise UserError(f"system {name!r} is not known; known: groma")
+    if name == "mg_llava":
+        from mg_jax.models import mg_llava
+
+        cfg = model if isinstance(model, mg_llava.MGLLaVAConfig) else None
+        return mg_llava.system(cfg or config.build(mg_llava.MGLLaVAConfig, model, "config.model"))
+    raise UserError(f"system {name!r} is not known; known: groma, mg_llava")

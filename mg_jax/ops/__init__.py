@@ -1,8 +1,8 @@
-"""Sampling operators without parameters: RoIAlign, deformable attention, resizing.
+"""Sampling operators without parameters: RoIAlign, box means, deformable attention, resizing.
 
-Each operator has more than one form with equal values and gradients. `method="auto"` picks one by
-platform and size; `max_bytes` bounds the largest temporary *per image*, so that the choice does not
-depend on how the batch is sharded.
+Forms of one operator have equal values and gradients. `method="auto"` picks one by platform and
+size; `max_bytes` bounds the largest temporary *per image*, so that the choice does not depend on
+how the batch is sharded.
 """
 
 import math

@@ -32,6 +32,23 @@ def bilinear_matrix(size: int, source: int) -> np.ndarray:
     return matrix
 
 
+def linear_matrix(size: int, source: int) -> np.ndarray:
+    """float32 [size, source]: linear interpolation, edges repeated, pixels as areas.
+
+    Output i lies at (i + 0.5) * source / size - 0.5 (PyTorch's `align_corners=False`).
+    """
+    step = np.float32(source / size)
+    at = step * (np.arange(size, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    at = np.maximum(at, np.float32(0.0))
+    cell = np.minimum(at.astype(np.int64), source - 1)
+    fraction = np.clip(at - cell.astype(np.float32), np.float32(0.0), np.float32(1.0))
+    matrix = np.zeros((size, source), np.float32)
+    rows = np.arange(size)
+    np.add.at(matrix, (rows, cell), np.float32(1.0) - fraction)
+    np.add.at(matrix, (rows, np.minimum(cell + 1, source - 1)), fraction)
+    return matrix
+
+
 def bicubic_matrix(size: int, source: int, scale: float | None = None) -> np.ndarray:
     """float32 [size, source]: cubic interpolation, a = -0.75, edges repeated, pixels as areas.
 
@@ -63,6 +80,11 @@ def resize_bilinear(
 ) -> Float[Array, "*B Y2 X2 C"]:
     """Bilinear with aligned corners to `size` = (rows, columns); float32 inside, dtype kept."""
     return _resize(x, size, bilinear_matrix, ((), ()))
+
+
+def resize_linear(x: Float[Array, "*B Y X C"], size: tuple[int, int]) -> Float[Array, "*B Y2 X2 C"]:
+    """Bilinear with pixels as areas to `size` = (rows, columns); float32 inside, dtype kept."""
+    return _resize(x, size, linear_matrix, ((), ()))
 
 
 def resize_bicubic(

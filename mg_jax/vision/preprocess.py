@@ -2,7 +2,7 @@
 
 `load_image` opens what users have; `groma_mmdet` and `groma_pil` are the two ways upstream Groma
 prepares pictures (Groma spec 5). Both squash to a square: aspect is not kept, so boxes in [0, 1]
-need no change.
+need no change. `clip_pad` pads to a square first, as LLaVA and MG-LLaVA do (MG-LLaVA spec 5).
 """
 
 import functools
@@ -19,6 +19,8 @@ from mg_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what may be a decompression bomb, twice
 _BITS = 11  # cv2 keeps bilinear weights of 8-bit pictures as integers of so many bits
 _BLOCK = 1 << 16  # numbers normalised at a time
@@ -193,12 +195,17 @@ class Preprocessing:
     """Pixels of a model: `squash` (uint8 [h,w,3], size) -> uint8 [S,S,3], then `normalize`.
 
     Called with a picture and a size it does both. A data pipeline does the second half last, since
-    bytes are cheaper to carry than floats.
+    bytes are cheaper to carry than floats. name: of the pixels in a batch.
     """
 
     squash: Callable[[np.ndarray, int], np.ndarray]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    name: str = "pixels"
+
+    def prepare(self, image: np.ndarray, size: int) -> dict[str, np.ndarray]:
+        """uint8 [h,w,3] -> {name: uint8 [S,S,3]}."""
+        return {self.name: self.squash(image, size)}
 
     def normalize(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [...,3] -> float32."""
@@ -218,10 +225,50 @@ def _squash_pil(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(resized)
 
 
+def pad_square(image: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
+    """uint8 [h,w,3] in the middle of a square of the colour `fill`; an odd pixel goes behind."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    out = np.empty((side, side, 3), np.uint8)
+    out[:] = fill
+    out[top : top + height, left : left + width] = image
+    return out
+
+
+def _pad_clip(image: np.ndarray, size: int) -> np.ndarray:
+    return _squash_pil(pad_square(image, tuple(int(255 * m) for m in CLIP_MEAN)), size)
+
+
+def low_from_high(high: np.ndarray, size: int) -> np.ndarray:
+    """The low-resolution picture that MG-LLaVA's ViT sees: float32 [..., S, S, 3], made from the
+    normalised high-resolution one.
+
+    Bilinear between pixel centres without antialiasing, as PyTorch's interpolate: a fresh
+    resize of the original would look different (spec 5). NumPy reference of what the model does.
+    """
+    low, following, share = _centres(high.shape[-2], size)
+    rows = high[..., low, :] * (1 - share)[:, None] + high[..., following, :] * share[:, None]
+    low, following, share = _centres(high.shape[-3], size)
+    share = share[:, None, None]
+    return rows[..., low, :, :] * (1 - share) + rows[..., following, :, :] * share
+
+
+def _centres(source: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per output pixel the two neighbours' indices and the share of the second, float32."""
+    step = np.float32(source / target)
+    at = step * (np.arange(target, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
+    at = np.maximum(at, np.float32(0))
+    low = at.astype(np.int64)
+    return low, np.minimum(low + 1, source - 1), at - low.astype(np.float32)
+
+
 groma_mmdet = Preprocessing(_squash_cv2)  # Groma spec 5 (a): as cv2 resizes
 groma_pil = Preprocessing(_squash_pil)  # Groma spec 5 (b): Pillow's bicubic, antialiased
+# MG-LLaVA spec 5: Pillow's bicubic of the picture padded to a square
+clip_pad = Preprocessing(_pad_clip, CLIP_MEAN, CLIP_STD, "high")
 
-PREPROCESSING = {"groma_mmdet": groma_mmdet, "groma_pil": groma_pil}
+PREPROCESSING = {"groma_mmdet": groma_mmdet, "groma_pil": groma_pil, "clip_pad": clip_pad}
 
 
 def get(name: str) -> Preprocessing:

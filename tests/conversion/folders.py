@@ -1,5 +1,6 @@
 """Small folders of weights in each architecture's own layout, of random numbers."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from conversion.architectures import ARCHITECTURES, Architecture
 from mg_jax.lm import LMConfig
 from mg_jax.models.detr import DetrConfig
 from mg_jax.models.groma import GromaConfig
+from mg_jax.models.mg_llava import MGLLaVAConfig
 from mg_jax.models.regions import RegionConfig
 from mg_jax.vision.convnext import ConvNeXtConfig
 from mg_jax.vision.vit import ViTConfig
@@ -32,6 +34,12 @@ GROMA = GromaConfig(
     ),
     image_size=56,
 )  # fmt: skip
+CLIP = ViTConfig(**{**vars(VISION), "kind": "clip", "eps": 1e-5, "activation": "quick_gelu"})
+MG_LLAVA = MGLLaVAConfig(
+    low=CLIP,
+    high=ConvNeXtConfig(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32), image_size=128),
+    lm=LM,
+)
 CONFIGS: dict[str, Any] = {
     "groma": GROMA,
     "groma_detector": GROMA,
@@ -41,6 +49,10 @@ CONFIGS: dict[str, Any] = {
     "clip": ViTConfig(**{**vars(VISION), "kind": "clip", "eps": 1e-5}),
     "owlv2": ViTConfig(**{**vars(VISION), "kind": "clip", "eps": 1e-5}),
     "dinov2": VISION,
+    "mg_llava": MG_LLAVA,
+    "mg_llava_phi3": dataclasses.replace(
+        MG_LLAVA, lm=LMConfig(**{**vars(LM), "kv_heads": 4, "window": 20})
+    ),
     "convnext": ConvNeXtConfig(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32)),
 }
 

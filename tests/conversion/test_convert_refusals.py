@@ -226,3 +226,39 @@ def test_bin_without_pytorch_is_told_before_anything_is_written(monkeypatch, tmp
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--format bin: .* pip install 'mg_jax\[torch\]'"):
         conversion.prepare(release, tmp_path / "c", format="bin")
+
+
+def test_a_file_of_a_release_is_told_apart_from_weights(tmp_path):
+    """Its config.json names an architecture, as timm's does."""
+    write_folder(tmp_path / "a", "llama")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    for act in (conversion.load, lambda file: conversion.prepare(file, tmp_path / "c")):
+        with pytest.raises(UserError, match=f"a file of a release; name its folder, {release}$"):
+            act(release / "params.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {}}, r"config\.json: model\.lm: expected an object of fields, got None"),
+        ({"model": []}, r"config\.json: model: expected an object of fields, got \[\]"),
+        ({"architecture": None}, r"config\.json: architecture: expected a text, got None"),
+        ({"architecture": ["llama"]}, r"config\.json: architecture: expected a text"),
+        ({"token_ids": 7}, r"config\.json: token_ids: expected an object of fields, got 7"),
+    ],
+)
+def test_a_damaged_release_is_told_with_its_field(tmp_path, change, message):
+    write_folder(tmp_path / "a", "llama")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    set_config(release, **change)
+    with pytest.raises(UserError, match=message):
+        conversion.prepare(release, tmp_path / "c")
+
+
+def test_options_of_the_other_way_are_refused(tmp_path):
+    write_folder(tmp_path / "a", "llama")
+    release = conversion.convert(tmp_path / "a", tmp_path / "r")
+    with pytest.raises(UserError, match="--stage language: .* is a release, which tells its own"):
+        conversion.prepare(release, tmp_path / "b", stage="language")
+    with pytest.raises(UserError, match="--format bin: .* becomes a release, which has a format"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b", format="bin")

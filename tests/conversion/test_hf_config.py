@@ -71,6 +71,7 @@ def test_a_full_config_of_the_older_library_is_inert(raw):
         (("llm_cfg", "hidden_size"), "4096", r"config\.json\.llm_cfg\.hidden_size: expected a who"),
         (("perceiver_cfg", "vis_encoder_cfg", "patch_size"), 0, r"vis_encoder_cfg\.patch_size: "),
         (("perceiver_cfg", "ddetr_cfg", "id2label"), None, r"ddetr_cfg\.id2label: expected an obj"),
+        (("perceiver_cfg", "ddetr_cfg", "num_feature_levels"), 7, r"levels: 7, expected 1 to 4"),
         (("perceiver_cfg", "ddetr_cfg", "num_queries"), "9", r"ddetr_cfg\.num_queries: expected"),
         (("nms_thres",), None, r"config\.json\.nms_thres: expected a number, got None"),
         (("golden_overrides",), {"mid": "x"}, r"golden_overrides\.mid: expected a whole number"),

@@ -234,6 +234,14 @@ def test_exactly_the_files_that_are_read_are_fetched(online, weights, others):
     assert set(there.fetched) == {*weights, *small}
 
 
+def test_weights_that_are_not_read_are_not_fetched(online):
+    """Of a language model whose fine-tuned weights are elsewhere: 13 GB of the 7B."""
+    small = {"config.json", "tokenizer.model"}
+    there = online(dict.fromkeys([*small, "a.bin", "b.bin"], b"x"))
+    assert hub.fetch(NAME, weights=False).path == there.here
+    assert set(there.fetched) == small and not there.headers
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [

@@ -11,7 +11,7 @@ import mg_jax
 from conversion import engine, readers
 from mg_jax import checkpoint
 from mg_jax.errors import UserError
-from tests.conversion.folders import GROMA, write_folder
+from tests.conversion.folders import GROMA, set_config, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,15 @@ def test_a_release_has_no_base(folder, release):
     for load in (conversion.load, conversion.read, mg_jax.load):
         with pytest.raises(UserError, match="a release is no delta; leave --base out"):
             load(release, base=folder)
+
+
+def test_a_release_that_pytorch_has_no_layout_for_is_read_all_the_same(release, tmp_path):
+    shutil.copytree(release, tmp_path / "other")
+    set_config(tmp_path / "other", system="another")
+    config, params, _ = conversion.read(tmp_path / "other")
+    assert config["system"] == "another" and params.keys() == conversion.read(release)[1].keys()
+    with pytest.raises(UserError, match="system 'another' has no layout of PyTorch's"):
+        conversion.prepare(tmp_path / "other", tmp_path / "back")
 
 
 @pytest.mark.parametrize("dtype", [None, np.float16])

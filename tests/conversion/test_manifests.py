@@ -119,11 +119,11 @@ def test_stored_equals_what_the_class_builds(name):
 
 
 def test_every_manifest_has_a_config_that_says_where_it_is_from():
-    """groma_7b comes from a recording; convnext is open_clip's, which no class here builds."""
+    """groma_7b comes from a recording; open_clip's and MG-LLaVA's classes cannot be built here."""
     listed = {path.stem for path in manifests.FOLDER.glob("*.tsv")}
     assert listed == {*STORED, "groma_7b"}
     built = {name for name in STORED if "architectures" in manifests.config(name)}
-    assert set(STORED) - built == {"convnext_large_d_320"}
+    assert set(STORED) - built == {"convnext_large_d_320", "mg_llava_vicuna_7b"}
 
 
 def test_repeated_layers_are_written_once_and_keep_their_order():
@@ -155,3 +155,10 @@ def test_the_plain_form_is_read():
     shapes = manifests.read("groma_7b")
     assert len(shapes) == 1177
     assert list(manifests.expand(manifests.compact(shapes)).items()) == list(shapes.items())
+
+
+def test_an_unknown_manifest_is_told_in_a_line():
+    from conversion.manifests.__main__ import main
+
+    with pytest.raises(SystemExit, match=r"error: nothing\.json is not in "):
+        main(["nothing"])

@@ -306,3 +306,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/b.converting: cannot be written"):
         conversion.convert(tmp_path / "a", tmp_path / "file" / "b")
+
+
+def test_a_result_that_cannot_get_its_name_is_continued(monkeypatch, tmp_path):
+    """Its folder is known as a conversion's until it has been renamed."""
+    write_folder(tmp_path / "a", "llama")
+
+    def refuse(part, folder):
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="cannot be written"):
+        patch.setattr(partial.disk, "replace", refuse)
+        conversion.convert(tmp_path / "a", tmp_path / "b")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b", check=True)
+    assert not (release / partial.JOURNAL).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

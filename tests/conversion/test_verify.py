@@ -109,6 +109,31 @@ def test_names_come_from_the_directory_alone(tmp_path):
         verify.npz_read(path, verify.npz_names(path))
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenization.json", "[]", "tokenization.json: holds no JSON object"),
+        ("tokenization.json", '{"a": {"b": [1, "x"]}}', "a/b holds neither a text nor whole"),
+        ("tokenization.json", '{"a": null}', "tokenization.json: a holds neither a text nor whole"),
+        ("preprocess.npz", None, "preprocess.npz: no array 'image_rgb_uint8'"),
+    ],
+)
+def test_recordings_that_lack_their_input_are_bad_input(tmp_path, file, content, message):
+    if content is None:
+        np.savez(tmp_path / file, other=np.zeros(3))
+    else:
+        (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        verify.verify(tmp_path)
+
+
+def test_a_part_that_did_not_run_is_no_success(tmp_path):
+    """Even where all that is recorded are inputs, which need no match."""
+    (tmp_path / "tokenization.json").write_text('{"legacy_true/a/prompt": "a"}')
+    report = verify.verify(tmp_path)  # without a tokenizer
+    assert all(line.ok for line in report.lines) and report.failures and not report.ok
+
+
 def test_a_folder_without_recordings_is_bad_input(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         main([str(tmp_path / "absent")])

@@ -136,9 +136,9 @@ def test_examples_with_turns_are_left_alone(folder):
     config = micro_config("alignment", folder)
     cfg = build(GromaConfig, config.model.to_dict())
     example = open_source("scenes:seed=3,n=2,size=64,tasks=rec")[0]
-    make = [pipeline.conversation(config, cfg)[0]]
+    make = [pipeline.open_samples(config, cfg).make]
     config.tasks = "vqa"
-    make.append(pipeline.conversation(config, cfg)[0])
+    make.append(pipeline.open_samples(config, cfg).make)
     records = [m(example, np.random.default_rng(k)) for k, m in enumerate(make)]
     np.testing.assert_array_equal(records[0]["tokens"], records[1]["tokens"])
 
@@ -147,22 +147,22 @@ def test_what_does_not_fit_is_cut_by_rounds_or_refused(scenes, folder):
     config = micro_config("alignment", folder, tasks="region_caption", codec__refer_slots=2)
     cfg = build(GromaConfig, config.model.to_dict())
     source = open_source(f"coco:{scenes}")
-    make = pickle.loads(pickle.dumps(pipeline.conversation(config, cfg)[0]))
+    make = pickle.loads(pickle.dumps(pipeline.open_samples(config, cfg).make))
     example = max((source[i] for i in range(8)), key=lambda e: len(e.objects))
     assert len(example.objects) > 4
     assert len(make(example, np.random.default_rng(0))["refer_boxes"]) == 2
     config.tasks = "dense_referring"  # one question with too many regions
-    make = pipeline.conversation(config, cfg)[0]
+    make = pipeline.open_samples(config, cfg).make
     assert make(example, np.random.default_rng(0)) is None
     config.tasks = "dense_referring*100+presence"  # another one is drawn instead
-    make = pipeline.conversation(config, cfg)[0]
+    make = pipeline.open_samples(config, cfg).make
     made = [make(example, np.random.default_rng(k)) is not None for k in range(30)]
     assert not all(made)
     config.tasks = "dense_referring+presence"
-    make = pipeline.conversation(config, cfg)[0]
+    make = pipeline.open_samples(config, cfg).make
     assert sum(make(example, np.random.default_rng(k)) is not None for k in range(30)) > 24
     config.tasks = "vqa"
-    assert pipeline.conversation(config, cfg)[0](example, np.random.default_rng(0)) is None
+    assert pipeline.open_samples(config, cfg).make(example, np.random.default_rng(0)) is None
 
 
 def test_wrong_settings_are_named(folder):
@@ -175,7 +175,7 @@ def test_wrong_settings_are_named(folder):
     ):
         config = micro_config("alignment", folder, **{key: value})
         with pytest.raises(UserError, match=re.escape(message)):
-            pipeline.conversation(config, cfg)
+            pipeline.open_samples(config, cfg)
 
 
 def test_negatives_of_files_are_truly_absent(scenes):

@@ -1,6 +1,5 @@
 """Task builders: what they say is recomputed here from the annotations, on scenes and by hand."""
 
-import random
 import re
 import zlib
 from collections import Counter
@@ -10,74 +9,17 @@ import numpy as np
 import pytest
 
 from mg_jax.boxes import iou
-from mg_jax.data.scenes import make_world, scene_example
-from mg_jax.data.scenes.expressions import absent_query
-from mg_jax.data.tasks import AUTO, NEGATIVES, TASKS, converse, parse_tasks
+from mg_jax.data.tasks import NEGATIVES, TASKS
 from mg_jax.data.tasks.asking import side
-from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Example, Expression, Question, Region
+from mg_jax.errors import BadRecord
+from mg_jax.example import Example, Expression, Question
 from mg_jax.text import instructions, markup
 from mg_jax.text.codecs.groma import GromaCodec
 from mg_jax.text.instructions import llava
+from tests.data.photos import DOGS, LONG, MAN, SIGN, annotated, box, name, photo, pointed
 
 GROMA = instructions.get("groma")
 BOX_SUBJECT = re.compile(r"(.*) (to the left of|to the right of|above|below) (.*)\.")
-
-
-def box(x0, y0, x1, y1, label=None):
-    return Region.from_box((x0, y0, x1, y1), label=label)
-
-
-DOGS = (box(0.5, 0.1, 0.7, 0.3, "dog"), box(0.1, 0.1, 0.3, 0.3, "Dog"))
-SIGN, MAN = box(0.1, 0.6, 0.3, 0.9, "Stop_sign"), box(0.6, 0.6, 0.8, 0.9, "person")
-LONG = "A tall man who wears a hat on his head"
-
-
-def photo(**changes):
-    fields = dict(
-        regions=(*DOGS, SIGN, MAN),
-        objects=(*DOGS, SIGN, MAN, box(0.85, 0.6, 0.95, 0.9, "umbrella")),
-        crowd=(box(0, 0, 1, 0.5, "bird"),),
-        absent=("cat", "toaster", "dog", "stop sign", "orange"),
-        captions=("<p>Two dogs</p><r:0><r:1> near <p>a sign</p><r:2> in <p>a park</p>.", "Dogs."),
-        expressions=(
-            Expression("the right dog", (0,)),
-            Expression("both dogs", (0, 1)),
-            Expression("the thing", (2,)),
-            Expression("The thing", (3,)),
-            Expression("the red car", ()),
-            Expression(LONG, (3,)),
-            Expression("an <r:1> mark", (3,)),
-        ),
-        questions=(
-            Question("How many dogs?", ("2", "two")),
-            Question("What is <r:2>?", ("A sign",)),
-            Question("Which?", ("cat",), ("dog", "cat"), "A hint."),
-            Question("Why?", (" ".join(["word"] * 11),)),
-            Question("Unanswered?", ()),
-        ),
-        relations=((3, "next to", 2), (1, "left of", 0)),
-        id="photo",
-    )
-    return Example("photo.jpg", 20, 10, **{**fields, **changes})
-
-
-def annotated(i):
-    """A scene without its conversation: what readers give."""
-    said = scene_example(71, i, tasks={"grounded_caption": 1.0}, width=96, height=96)
-    asked = scene_example(71, i, tasks={"rec": 1.0}, width=96, height=96)
-    world = make_world(*said.meta["scene"], 96, 96)
-    absent = {absent_query(world, random.Random(k)).noun() for k in range(5)}
-    regions = (*said.objects, *said.regions, *asked.regions)
-    caption = markup.renumber(said.turns[0].assistant, len(said.objects))
-    phrase = markup.parse(asked.turns[0].user)[1].text
-    target = len(said.objects) + len(said.regions) + asked.meta["targets"][0]
-    return Example(
-        said.image, 96, 96, regions=regions, objects=said.objects, absent=tuple(sorted(absent)),
-        captions=(caption,), expressions=(Expression(phrase, (target,)),),
-        questions=(Question("How many?", (str(len(said.objects)),)),
-                   Question("Which?", ("star",), ("moon", "star", "cup"))), id=said.id,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +32,6 @@ def made(task, example, count=12, wording=GROMA):
     found = [TASKS[task](example, rng, wording) for _ in range(count)]
     assert all(found), f"{task} of {example.id}"
     return found
-
-
-def name(region):
-    return region.label.replace("_", " ").lower()
-
-
-def pointed(e, text):
-    return [e.regions[k] for k in markup.regions_of(text)]
 
 
 @pytest.mark.parametrize("system", ["groma", "mg_llava", "ferret", "tiny_grounding_gpt", "llava"])
@@ -391,48 +325,3 @@ def test_a_mark_without_region_is_a_bad_record():
                          ("vqa", photo(questions=(Question("<r:4>?", ("a",)),)))):  # fmt: skip
         with pytest.raises(BadRecord, match="example 'photo': .* 4 regions"):
             TASKS[task](broken, np.random.default_rng(0), GROMA)
-
-
-def test_mixtures_are_drawn_by_weight_among_those_that_fit():
-    rng = np.random.default_rng(0)
-    weights = {"rec": 1.0, "vqa": 5.0, "caption": 3.0}
-    example = photo(questions=())
-    seen = Counter(converse(example, rng, weights, GROMA).meta["task"][:3] for _ in range(800))
-    assert seen["vqa"] == 0 and abs(seen["cap"] / 800 - 0.75) < 0.05
-    assert converse(photo(captions=()), rng, {"caption": 1.0}, GROMA) is None
-    bare = Example("x", 9, 9)
-    assert converse(bare, rng, AUTO, GROMA) is None
-    assert set(AUTO) == set(TASKS) and all(AUTO.values())
-
-
-def test_conversations_of_several_turns():
-    example = photo(captions=photo().captions[:1])
-    for seed in range(20):
-        e = converse(example, np.random.default_rng(seed), AUTO, GROMA, 4)
-        again = converse(example, np.random.default_rng(seed), AUTO, GROMA, 4)
-        assert e.turns == again.turns and e.regions == again.regions
-        assert len(e.turns) >= 4 and len({t.user for t in e.turns}) == len(e.turns)
-        assert len({(r.box, r.label) for r in e.regions}) == len(e.regions)
-        texts = "".join(t.user + t.assistant for t in e.turns)
-        assert set(markup.regions_of(texts)) == set(range(len(e.regions)))
-        for turn, record in zip(e.turns, e.meta["turns"], strict=True):
-            if record["task"] == "all_instances":  # still right when put behind others
-                asked = markup.parse(turn.user)[1].text
-                boxes = {r.box for r in pointed(e, turn.assistant)}
-                assert boxes == {r.box for r in example.objects if name(r) == asked}
-        once = Counter(r["task"] for r in e.meta["turns"])
-        assert once["grounded_caption"] <= 1 and once["caption"] <= 1
-    few = converse(example, np.random.default_rng(0), {"caption": 1.0}, GROMA, 4)
-    assert len(few.turns) == 1
-
-
-def test_task_lists():
-    assert parse_tasks("rec*2+presence+rec") == {"rec": 3.0, "presence": 1.0}
-    assert parse_tasks("auto*2 + vqa")["vqa"] == 2 * AUTO["vqa"] + 1
-    for text, message in (
-        ("recc", "data: unknown task 'recc' (did you mean rec?): choose from auto, rec"),
-        ("rec*nan", "'nan' is no positive number"),
-        ("rec*-1", "'-1' is no positive number"),
-    ):
-        with pytest.raises(UserError, match=re.escape(message)):
-            parse_tasks(text)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ from mg_jax.errors import UserError
 from mg_jax.evals import asking, report, tasks
 from mg_jax.text import markup
 
-MINI = Path(__file__).parents[3] / "shared/data/coco_mini"
 CLASSES = ["cat", "dog", "stop_sign", "person"]
 # picture -> (class, box x y w h, crowd); the third has nothing
 BOXES = {
@@ -335,10 +333,11 @@ def test_the_command(coco, fake, monkeypatch, capsys, tmp_path):
     assert (out / rows[0]["picture"]).is_file()
 
 
-@pytest.mark.skipif(not MINI.is_dir(), reason="no COCO photos")
+@pytest.mark.shared
 @pytest.mark.parametrize("name", [*ASKED, "proposals"])
-def test_photos(name, fake):
-    data = f"coco:{MINI / 'instances.json'},{MINI / 'images'},part=heldout"
+def test_photos(name, shared, fake):
+    mini = shared / "data/coco_mini"
+    data = f"coco:{mini / 'instances.json'},{mini / 'images'},part=heldout"
     task = tasks.get(name)
     items = tasks.questions(task, data)
     assert task.count(items) >= 50
@@ -351,9 +350,10 @@ def test_photos(name, fake):
         assert result.metrics["classes"] == 80
 
 
-@pytest.mark.skipif(not MINI.is_dir(), reason="no COCO photos")
-def test_expressions_of_photos(fake):
-    data = f"rec_lines:{MINI / 'referring.jsonl'},{MINI / 'images'}"
+@pytest.mark.shared
+def test_expressions_of_photos(shared, fake):
+    mini = shared / "data/coco_mini"
+    data = f"rec_lines:{mini / 'referring.jsonl'},{mini / 'images'}"
     items, result = run("rec", data, fake)
     assert len(items) == 20 and result.metrics["n_absent"] == 1
     assert result.metrics["acc@0.5"] == 1.0 == result.metrics["absent_accuracy"]

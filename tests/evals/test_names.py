@@ -3,6 +3,8 @@
 import pytest
 
 from mg_jax.evals.names import ClassNames
+from mg_jax.evals.questions import Item, with_classes
+from mg_jax.example import Example, Region
 
 COCO = ClassNames(
     "person;dog;hot dog;bear;teddy bear;cell phone;tv;couch;skis;scissors;bus;knife;sports ball;"
@@ -66,3 +68,19 @@ def test_names_as_data_sets_write_them():
     cells = ClassNames(["rbc", "wbc", "platelets"])
     assert cells.find("A white blood cell.") == "wbc" and cells.find("platelet") == "platelets"
     assert ClassNames([]).find("dog") is None and ClassNames(["", "'s"]).find("dog") is None
+
+
+def test_other_names_of_the_data_set():
+    others = {"aerosol can": ["spray_can", "can"], "can": ["tin can"], "bow (weapon)": ["longbow"]}
+    classes = ClassNames(["aerosol can", "can", "bow (weapon)"], others)
+    assert classes.find("A spray can") == "aerosol can"
+    assert classes.find("a can") == "can"  # a name comes before other names
+    assert classes.find("two longbows") == "bow (weapon)"
+    assert ClassNames(["aerosol can"]).find("A spray can") is None
+
+
+def test_synonyms_come_from_the_pictures():
+    can = Region("box", (0, 0, 1, 1), label="Aerosol_can")
+    example = Example("x", 9, 9, objects=(can,), meta={"synonyms": {"Aerosol_can": ["spray_can"]}})
+    (item,) = with_classes([Item("a", example)])
+    assert item.record["classes"].find("The spray can.") == "aerosol can"

@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from launch import ablate
 from mg_jax import models, plan
 from mg_jax.data import pipeline
+from mg_jax.errors import UserError
 
 
 @pytest.fixture
@@ -47,3 +48,23 @@ def test_table():
     *_, line = ablate.table(rows).splitlines()
     cell = "0.250 (0.000 to 0.500)"
     assert line == f"| lm | frozen | 3 | {cell} | {cell} | {cell} | 2 |"
+
+
+def test_runs_of_other_settings_are_not_put_into_one_table(tmp_path, monkeypatch, capsys):
+    names = ("rec acc@0.5", "regions accuracy", "presence accuracy")
+    trained = []
+
+    def train(folder, *options):
+        folder.mkdir(parents=True)
+        trained.append(folder)
+        return 60.0
+
+    monkeypatch.setattr(ablate, "train", train)
+    monkeypatch.setattr(ablate, "measure", lambda release, n: dict.fromkeys(names, 0.5))
+    argv = ["--workdir", str(tmp_path), "--only", "lm", "--seeds", "1", "--start"]
+    ablate.main([*argv, "a", "--steps", "9"])
+    ablate.main([*argv, "a", "--steps", "9"])
+    assert len(trained) == 2 and "| lm | frozen | 1 | 0.500" in capsys.readouterr().out
+    for other in (["a", "--steps", "8"], ["b", "--steps", "9"]):
+        with pytest.raises(UserError, match=r"ablation\.json: its run has --\w+ .*, not "):
+            ablate.main([*argv, *other])

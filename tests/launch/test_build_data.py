@@ -222,7 +222,7 @@ def test_wrong_requests(tmp_path):
 
 def test_a_full_disk(folder, tmp_path, monkeypatch):
     """/dev/full refuses every byte; the file that stands in for it is a link, which may go."""
-    temporary = build._temporary
+    temporary = build.temporary
 
     def full(path):
         if path.suffix == ".json":
@@ -232,13 +232,23 @@ def test_a_full_disk(folder, tmp_path, monkeypatch):
         return link
 
     out = tmp_path / "out"
-    monkeypatch.setattr(build, "_temporary", full)
+    monkeypatch.setattr(build, "temporary", full)
     with pytest.raises(UserError, match="out: the disk is full.* The finished shards are kept"):
         main(SPEC, out, "--shards", 5)
     assert not (tmp_path / "full.part").is_symlink() and Path("/dev/full").exists()
     monkeypatch.undo()
     main(SPEC, out, "--shards", 5)
     assert contents(out) == contents(folder)
+
+
+def test_a_lost_interrupt_is_raised_again():
+    with build_data.Counter("building", 9) as bar:
+        bar(1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            bar(1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Dies(SceneSource):

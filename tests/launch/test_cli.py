@@ -1,6 +1,7 @@
 """Exit codes and error lines that every command line shares."""
 
 import errno
+import importlib
 
 import pytest
 
@@ -58,3 +59,41 @@ def test_full_disk_names_the_file_also_when_wrapped(capsys):
 def test_other_errors_keep_their_traceback():
     with pytest.raises(KeyError):
         cli.run(raising(KeyError("a bug")))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nowhere/a.png", "no folder"),
+        ("a.psd", "name a file that ends in .png or .jpg"),  # Pillow reads it only
+        ("a", "name a file that ends in .png or .jpg"),
+        ("folder.png", "name a file that ends in .png or .jpg"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path, name, reason):
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(UserError, match=reason):
+        cli.check_picture(str(tmp_path / name))
+    cli.check_picture(str(tmp_path / "a.JPG"))
+
+
+@pytest.mark.parametrize("command", ["chat", "demo"])
+def test_pictures_are_checked_before_a_model_is_loaded(command, monkeypatch, tmp_path, capsys):
+    main = importlib.import_module(f"launch.{command}").main
+    image = ["--image", str(tmp_path / "none.png")] if command == "chat" else []
+    monkeypatch.setattr("sys.argv", ["x", "--checkpoint", "none", *image, "--out", "no/a.png"])
+    assert outcome(main, capsys) == (2, "error: --out no/a.png: no folder no\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--repeat", "0"], "--repeat 0: give at least 1"),
+        (["convert", "--folder", "/nowhere"], "--folder /nowhere: no such folder"),
+    ],
+)
+def test_the_bench_refuses_what_it_cannot_time(arguments, line):
+    from launch import bench
+
+    with pytest.raises(UserError, match=line):
+        bench.main(arguments)

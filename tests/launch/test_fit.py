@@ -164,6 +164,15 @@ def test_inspect_only_trains_nothing(voc, tmp_path, capsys):
     assert "detection: 3000 updates of 16 pictures at 224 px" in capsys.readouterr().out
 
 
+def test_the_end_of_the_input_is_a_no(monkeypatch):
+    def ends(prompt):
+        raise EOFError
+
+    monkeypatch.setattr(fit, "input", ends, raising=False)
+    monkeypatch.setattr(fit.sys, "stdin", SimpleNamespace(isatty=lambda: True))
+    assert fit.agreed() is False
+
+
 def test_spellings_are_a_warning_only(tmp_path, capsys):
     from dataclasses import replace
 
@@ -302,7 +311,9 @@ def test_pytorch_weights_are_converted_once(tmp_path, monkeypatch):
     def convert(argv):
         calls.append(argv)
         params = {"lm/a": np.zeros((2, 3)), "vision/b": np.zeros(4)}
-        save_release(argv[1], params, {"system": "groma", "stage": "instruction", "model": {}})
+        made = {"converted_from": argv[0]}
+        config = {"system": "groma", "stage": "instruction", "model": {}, "provenance": made}
+        save_release(argv[1], params, config)
 
     monkeypatch.setattr("launch.convert.main", convert)
     folder = tmp_path / "hf"
@@ -311,6 +322,9 @@ def test_pytorch_weights_are_converted_once(tmp_path, monkeypatch):
     for _ in range(2):
         start = fitting.open_start(str(folder), tmp_path / "work")
     assert calls == [[str(folder), str(tmp_path / "work" / "start")]]
+    (tmp_path / "hf2").mkdir()
+    with pytest.raises(UserError, match=f"hf2: .*start was made of {folder}; pass another"):
+        fitting.open_start(str(tmp_path / "hf2"), tmp_path / "work")
     assert start.name == calls[0][1] and start.speaks and start.paths["lm/a"] == 6
     assert fitting.open_start("none", tmp_path) == fitting.Start()
 

@@ -70,3 +70,40 @@ def test_the_card_has_every_task_about_scenes():
 
     assert set(ship.SHOWN) == {name for name, task in TASKS.items() if task.scenes is not None}
     assert all(metrics[0] == TASKS[name].headline for name, metrics in ship.SHOWN.items())
+
+
+@pytest.mark.parametrize("out", ["kept", "file", "runs", "runs/a", "runs/a/release"])
+def test_nothing_but_a_release_is_replaced(tmp_path, out):
+    """`shutil.rmtree` of a wrong --out would take the runs with it."""
+    run(tmp_path / "runs" / "a", "detection")
+    (tmp_path / "kept").mkdir()
+    for file in ("kept/notes.txt", "file"):
+        (tmp_path / file).write_text("x")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"--out {tmp_path / out}: .*; name another folder"):
+        ship.main([str(tmp_path / "runs" / "a"), "--out", str(tmp_path / out)])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_measurements_of_a_run_before_it_was_trained_further_do_not_count(tmp_path, monkeypatch):
+    import mg_jax
+    from mg_jax.evals import report, tasks
+
+    class Assistant:
+        propose = answer = None
+
+    monkeypatch.setattr(mg_jax, "load", lambda release: Assistant(), raising=False)
+    monkeypatch.setattr(tasks, "evaluate", lambda task, data, *_, blind: (task.name, data, blind))
+    monkeypatch.setattr(
+        report, "as_dict",
+        lambda found, name: dict(zip(("task", "data", "blind"), found, strict=True)),
+    )  # fmt: skip
+    folder, kept = run(tmp_path / "a", "detection"), tmp_path / "measured.jsonl"
+    first = ship.measured(folder / "release", "d", kept)
+    assert len(first) == 2 * len(ship.SHOWN) and {row["steps"] for row in first} == {3}
+    kept.write_text(kept.read_text() + '{"task": "re')
+    assert ship.measured(folder / "release", "d", kept) == first
+    config = json.loads((folder / "release" / "config.json").read_text())
+    config["provenance"]["steps"] = 9
+    (folder / "release" / "config.json").write_text(json.dumps(config))
+    assert {row["steps"] for row in ship.measured(folder / "release", "d", kept)} == {9}

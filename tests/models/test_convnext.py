@@ -200,6 +200,27 @@ def test_a_mesh_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_stochastic_depth_leaves_blocks_out_of_rows():
+    """Rates 0, 1/4 and 1/2 of three blocks; what stays is divided by its rate of staying."""
+    params, pixels = drawn(SMALL, rows=1)
+    rows = jnp.tile(pixels, (96, 1, 1, 1))
+    model = ConvNeXt(SMALL, drop_path=0.5)
+    fine, coarse = model.apply({"params": params}, rows, rngs={"dropout": jax.random.key(3)})
+    quiet = model.apply({"params": params}, pixels)
+    for want, got in zip(ConvNeXt(SMALL).apply({"params": params}, pixels), quiet, strict=True):
+        np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(fine, np.tile(quiet[0], (96, 1, 1, 1)), atol=1e-5)
+    counts = []
+    for kept in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        scaled = jax.tree.map(lambda x: x, params)
+        gain = jnp.asarray([kept[0] / 0.75, kept[1] / 0.5])[:, None]
+        scaled["stage1"]["blocks"]["scale"] = params["stage1"]["blocks"]["scale"] * gain
+        want = ConvNeXt(SMALL).apply({"params": scaled}, pixels)[1]
+        counts.append(int((np.abs(coarse - want).max((1, 2, 3)) < 1e-4).sum()))
+    assert sum(counts) == 96
+    np.testing.assert_allclose(np.array(counts) / 96, [0.125, 0.125, 0.375, 0.375], atol=0.12)
+
+
 def test_half_precision_is_close():
     params, pixels = drawn(SMALL)
     half = ConvNeXt(dataclasses.replace(SMALL, dtype="bfloat16"))

@@ -82,3 +82,11 @@ def test_dtype_kept_and_differentiable():
     assert out.dtype == jnp.bfloat16 and out.shape == (2, 8, 6, 3)
     gradient = jax.grad(lambda x: resize.resize_bicubic(x, (8, 6)).sum())(x.astype(jnp.float32))
     np.testing.assert_allclose(gradient.sum(), out.size, rtol=1e-5)
+
+
+def test_linear_equals_jax_image(rng):
+    x = rng.normal(size=(2, 12, 8, 3)).astype(np.float32)
+    for size in ((24, 24), (5, 3), (1, 1), (12, 8), (36, 8)):
+        want = jax.image.resize(x, (2, *size, 3), "linear", antialias=False)
+        np.testing.assert_allclose(resize.resize_linear(x, size), want, atol=1e-6)
+    assert (resize.linear_matrix(3, 1) == 1).all()

@@ -68,6 +68,15 @@ def test_published_format_prompts():
         assert texts["choice"] == (
             "{}\nAnswer with the option's letter from the given choices directly.",
         )
+    for system in ("llava", "mg_llava"):
+        texts = instructions.get(system).texts
+        assert texts["rec"] == (
+            "Please provide the bounding box coordinate of the region this sentence describes: {}.",
+        )
+        assert texts["region_caption"] == (
+            "Please provide a short description for this region: {}.",
+        )
+        assert texts["caption"] == ("Provide a one-sentence caption for the provided image.",)
     assert instructions.get("mg_llava").texts["presence"] == (
         "Is there {} in the image?\nPlease answer the question with yes or no.",
     )

@@ -29,3 +29,5 @@ def test_on_a_text_file(tmp_path):
         main(["--text", str(tmp_path / "none.txt"), "--out", str(tmp_path / "u")])
     with pytest.raises(UserError, match="number of pieces"):
         main(["--text", str(text), "--pieces", "50", "--out", str(tmp_path / "u")])
+    with pytest.raises(UserError, match=r"text\.txt: cannot be written"):
+        main(["--text", str(text), "--pieces", "400", "--out", str(text)])

@@ -32,7 +32,7 @@ def micro_config(stage, tokenizer_folder, **changes):
     )
     m.lm.update({"width": 16, "mlp": 24, "layers": 2, "heads": 2, "kv_heads": 2, "head": 8})
     m.lm.vocab = Tokenizer.load(tokenizer_folder).vocab_size
-    m.max_regions = 4
+    m.max_regions, m.pointing_layer = 4, 1
     c.codec.text_tokens = 400  # this tokenizer was not made for scenes
     c.batch_size = 8
     c.train.steps, c.train.log_every, c.train.tensorboard = 4, 1, False

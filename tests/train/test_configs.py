@@ -1,4 +1,7 @@
-"""Every config at every size: it builds, its shapes are the published ones, typos are refused."""
+"""Every config at every size builds, with the published shapes; typos are refused.
+
+Those of MG-LLaVA: test_mg_llava_config.py.
+"""
 
 import math
 from pathlib import Path
@@ -100,5 +103,5 @@ def test_a_misspelt_key_is_refused():
 
 def test_every_file_of_configs_is_covered_here():
     files = {f.stem for f in Path(groma.__file__).parent.glob("*.py")}
-    assert files == {"__init__", "base", "groma"}
+    assert files == {"__init__", "base", "groma", "mg_llava"}
     assert base.get_config().optim.betas == (0.9, 0.999)

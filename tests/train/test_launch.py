@@ -107,6 +107,11 @@ def test_help_and_mistakes(tokenizer, tmp_path):
     )  # fmt: skip
     for args, line in (
         ((*config, "--config.optim.lrr=3"), "error: unknown config key 'lrr'; did you mean 'lr'?"),
+        (
+            (*config, "--config.optim.lr.x=3"),
+            "error: unknown config key 'x': it stands behind one float",
+        ),
+        (("--config", "none.py", "--workdir", "w"), "error: --config none.py: no such file"),
         (config, "error: stage=alignment starts from a checkpoint of stage detection"),
     ):
         code, _, error = command(*args)

@@ -66,8 +66,8 @@ def test_batches_have_the_shapes_the_system_states(tokenizer, stage):
 def test_buckets_and_the_work_of_processes(tokenizer):
     config = micro_config("alignment", tokenizer, codec__buckets=(100, 200))
     cfg = model(config)
-    make, collate = pipeline.conversation(config, cfg)
-    make, collate = pickle.loads(pickle.dumps((make, collate)))
+    samples = pickle.loads(pickle.dumps(pipeline.open_samples(config, cfg)))
+    make, collate = samples.make, samples.collate
     fixed = cfg.image_tokens + 2 * cfg.max_regions
     source = pipeline.open_mixture("scenes:seed=1,n=6,tasks=presence,size=64")[0][0]
     rows = [make(source[i], np.random.default_rng(i)) for i in range(2)]
@@ -80,22 +80,22 @@ def test_too_long_examples_are_skipped_or_named(tokenizer):
     data = "scenes:seed=1,n=50,tasks=presence+dialogue,size=64"
     config = micro_config("alignment", tokenizer, data=data)
     source = pipeline.open_mixture(data)[0][0]
-    make, _ = pipeline.conversation(config, model(config))
+    make = pipeline.open_samples(config, model(config)).make
     lengths = [len(make(source[i], np.random.default_rng(0))["tokens"]) for i in range(20)]
     cut = sorted(lengths)[10] - model(config).image_tokens - 2 * config.model.max_regions
     assert lengths.count(max(lengths)) < 9
     config.codec.text_tokens = cut
-    make, _ = pipeline.conversation(config, model(config))
+    make = pipeline.open_samples(config, model(config)).make
     kept = [make(source[i], np.random.default_rng(0)) is not None for i in range(20)]
     assert kept == [n <= sorted(lengths)[10] for n in lengths]
     config.codec.too_long = "error"
-    make, _ = pipeline.conversation(config, model(config))
+    make = pipeline.open_samples(config, model(config)).make
     with pytest.raises(UserError, match=f"text_tokens is {cut}"):
         for i in range(20):
             make(source[i], np.random.default_rng(0))
     config.codec.too_long = "never"
     with pytest.raises(UserError, match="config.codec.too_long: 'never'"):
-        pipeline.conversation(config, model(config))
+        pipeline.open_samples(config, model(config))
 
 
 def test_tokenizers_that_do_not_fit_are_named(tokenizer, tmp_path):

@@ -1,9 +1,11 @@
 """Conversations about scenes: which tasks there are, and scenes as `Example`."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mg_jax.data.scenes import talks, tasks
+from mg_jax.data.scenes.detect import detections
+from mg_jax.data.scenes.film import FILM_TASKS, FilmTalk, make_film
 from mg_jax.data.scenes.tasks import Talk, Task
 from mg_jax.data.scenes.world import World, make_world, render
 from mg_jax.data.weights import parse_weights
@@ -31,31 +33,40 @@ TASKS: dict[str, tuple[Task, float]] = {
     "dialogue": (talks.dialogue, 0.5),
     "object_match": (tasks.object_match, 0.0),
 }
-_ONCE = ("caption", "grounded_caption", "dialogue")
+_ONCE = ("caption", "grounded_caption", "dialogue", "moved")
 
 
-def parse_tasks(text: str) -> dict[str, float]:
+def parse_tasks(text: str, video: bool = False) -> dict[str, float]:
     """Weights of "rec+presence", "rec*2+presence" or "all"; later parts add to earlier ones.
 
     "all" is every task with the weights of TASKS (object_match, which is written with
-    `<object:k>`, has to be named). Raises UserError for an unknown name or a weight that is none.
+    `<object:k>`, has to be named), of videos those of FILM_TASKS. Raises UserError for an unknown
+    name, a task of the other kind, or a weight that is none.
     """
-    return parse_weights(text, {n: w for n, (_, w) in TASKS.items()}, "all", "scenes")
+    known, other = (FILM_TASKS, TASKS) if video else (TASKS, FILM_TASKS)
+    for part in text.split("+"):
+        name = part.partition("*")[0].strip()
+        if name in other and name not in known:
+            mend = "leave frames out" if video else "add frames=8"
+            kind = "pictures" if video else "videos"
+            raise UserError(f"scenes: task {name} is about {kind}: {mend}")
+    return parse_weights(text, {n: w for n, (_, w) in known.items()}, "all", "scenes")
 
 
-def write_talk(
-    world: World, weights: Mapping[str, float], turns: int, rng: random.Random
-) -> Talk | None:
-    """A conversation of at least `turns` turns where the scene affords them, else of fewer; None
+def write_talk(talk: Talk, weights: Mapping[str, float], turns: int) -> Talk | None:
+    """The conversation with at least `turns` turns where the scene affords them, else fewer; None
     where it affords none. A dialogue goes on to its own end."""
-    talk = Talk(world, rng)
+    ask: Mapping[str, tuple[Callable[..., bool], float]] = TASKS
+    if isinstance(talk, FilmTalk):
+        ask = FILM_TASKS
+    rng = talk.rng
     names = list(weights)
     left = dict(weights)
     for _ in range(6 * turns):
         if len(talk.turns) >= turns or not any(left.values()):
             break
         name = rng.choices(names, [left[n] for n in names], k=1)[0]
-        if TASKS[name][0](talk) and name in _ONCE and len(names) > 1:
+        if ask[name][0](talk) and name in _ONCE and len(names) > 1:
             left[name] = 0.0
     return talk if talk.turns else None
 
@@ -68,28 +79,33 @@ def scene_example(
     height: int = 224,
     tasks: Mapping[str, float] | None = None,
     turns: int = 1,
+    frames: int = 0,
     **options,
 ) -> Example:
     """Scene `index` of a seed with a conversation, determined by its arguments alone.
 
     tasks: weights by task name, or None for no conversation (detection). turns: questions a
-    conversation. options: of `make_world`. The picture is drawn when `pixels()` is called.
+    conversation. frames: of a video of the scene instead of its picture; 0, or at least 2. options:
+    of `make_world`. The picture is drawn when `pixels()` is called, the video at `frames()`.
 
     meta: "scene" (seed, index), "objects" (attributes of every thing, as `Example.objects`),
     "turns" (a record a turn: task, answer, absent, targets = regions that the answer must ground,
     object = the thing it is about, refers = regions in the question, and more by task); the
-    record of the first turn is repeated at the top.
+    record of the first turn is repeated at the top; "detections" (`detect.detections`; of a video
+    {"frames": [one for each frame]}); of a video "moves", the direction of every thing, "" of one
+    that stays.
     Raises UserError where no scene of this number affords any of the tasks.
     """
     for attempt in range(60):
         number = index + attempt * 10_000_019 * 2  # even, so that a scene stays odd or even
         world = make_world(seed, number, width, height, **options)
-        if not tasks:
-            talk = Talk(world, random.Random(0))
-            break
-        rng = random.Random(f"{seed}:{number}:{turns}:{sorted(tasks.items())}:talk")
-        talk = write_talk(world, tasks, turns, rng)
-        if talk is not None:
+        film = None
+        if frames:
+            film = make_film(world, frames, random.Random(f"{seed}:{number}:film"))
+            world = film.worlds[0]
+        key = f"{seed}:{number}:{turns}:{sorted(tasks.items())}:talk" if tasks else 0
+        talk = FilmTalk(film, random.Random(key)) if film else Talk(world, random.Random(key))
+        if not tasks or write_talk(talk, tasks, turns) is not None:
             break
     else:
         raise UserError(
@@ -102,15 +118,22 @@ def scene_example(
         objects=[thing.attributes() for thing in world.things],
         turns=talk.records,
     )
+    rng = random.Random(f"{seed}:{number}:detections")
+    if film:
+        meta["moves"] = [film.moves.get(i, "") for i in range(len(world.things))]
+        meta["detections"] = {"frames": [detections(at, rng) for at in film.worlds]}
+    else:
+        meta["detections"] = detections(world, rng)
     return Example(
-        image=Drawing(world),
+        image=None if film else Drawing(world),
         width=width,
         height=height,
         regions=tuple(talk.regions),
         turns=tuple(talk.turns),
-        id=f"scenes-{seed}-{index}",
+        id=f"scenes-{seed}-{index}" + (f"-{frames}-frames" if film else ""),
         source="scenes",
         objects=tuple(Region.from_box(t.box, label=t.name) for t in world.things),
+        video=film or "",
         meta=meta,
     )
 

@@ -1,10 +1,11 @@
 """Sources: data sets read into `Example`s, opened by a short text.
 
     scenes:seed=0,n=1000[,tasks=rec*2+presence][,turns=4][,size=224 | size=320x240]
-          [,min_objects=2][,max_objects=12][,distractors=0.65]
-    coco:annotations.json,images_dir[,empty=drop|keep][,min_side=32]
+          [,min_objects=2][,max_objects=12][,distractors=0.65][,frames=8]
+    coco:annotations.json,images_dir[,empty=drop|keep][,min_side=32][,masks=drop|keep]
+    lvis:lvis_v1_train.json,coco_dir                  with the options of coco
     objects365:zhiyuan_objv2_train.json,images_dir    v3det:v3det_2023_v1_train.json,dir
-    lvis:lvis_v1_train.json,coco_dir                  all three with the options of coco
+                                                      the same without masks
     openimages:boxes.csv,images_dir,classes.csv[,labels.csv][,empty=drop|keep]
     sa1b:DIR[,images_dir][,boxes=mask|bbox][,min_area=196][,max_area=160000][,min_iou=0.88]
          [,min_stability=0.95]
@@ -80,9 +81,12 @@ KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]]
     "scenes": (
         SceneSource,
         (),
-        ("seed", "n", "tasks", "turns", "size", "min_objects", "max_objects", "distractors"),
+        (
+            *("seed", "n", "tasks", "turns", "size", "min_objects", "max_objects"),
+            *("distractors", "frames"),
+        ),
     ),
-    "coco": (CocoSource, ("annotations", "images"), ("empty", "min_side")),
+    "coco": (CocoSource, ("annotations", "images"), ("empty", "min_side", "masks")),
     "voc": (VocSource, ("folder",), ("split", "empty")),
     "jsonl": (JsonlSource, ("file", "images"), ()),
     "refcoco": (RefCocoSource, ("refs", "instances", "images"), ("split", "text", "per")),
@@ -98,7 +102,7 @@ KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]]
     "shards": (ShardSource, ("folder",), ()),
     "objects365": (Objects365Source, ("annotations", "images"), ("empty", "min_side")),
     "v3det": (V3DetSource, ("annotations", "images"), ("empty", "min_side")),
-    "lvis": (LvisSource, ("annotations", "images"), ("empty", "min_side")),
+    "lvis": (LvisSource, ("annotations", "images"), ("empty", "min_side", "masks")),
     "openimages": (OpenImagesSource, ("boxes", "images", "classes", "labels"), ("empty",)),
     "sa1b": (
         Sa1bSource,

@@ -13,6 +13,7 @@ from mg_jax.example import Example
 
 HEADS = ("coco", "sa1b")
 MAX_BAD = 0.05
+_MOST_SIDE = 1_000_000  # pixels; beyond that a number is no side of a picture
 _LISTED = 1000  # problems of which the words are kept; beyond that they are only counted
 
 
@@ -52,9 +53,10 @@ class Source:
         raise NotImplementedError
 
     def file_name(self, i: int) -> str:
-        """The file name of an example's picture, its id where the picture is no file."""
+        """The file name of an example's picture or video as the data set has it, else its id."""
         example = self[i]
-        return example.image if isinstance(example.image, str) else example.id
+        path = example.image if isinstance(example.image, str) else ""
+        return str(example.meta.get("file_name") or path or example.id)
 
     def summary(self) -> str:
         """One line: how many examples, and what was left out."""
@@ -160,20 +162,6 @@ def read_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path}:{n}", row
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """("file:line" or "file: [n]", object) of a jsonl file or of a JSON file that is one list.
-
-    Which of both is told by the first character. Raises UserError for other JSON files.
-    """
-    with path.open("rb") as file:
-        first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if first != b"[":
-        yield from read_lines(path)
-        return
-    for n, row in enumerate(read_json(path)):
-        yield f"{path}: [{n}]", row
-
-
 def list_in(data: Any, key: str, path: Path, what: str) -> list[Any]:
     """The list under a key of a JSON file's content. Raises UserError naming what is missing."""
     if not isinstance(data, dict) or not isinstance(data.get(key), list):
@@ -195,6 +183,31 @@ def fields(row: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
             raise BadRecord(f"lacks {key!r}")
         if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
             raise BadRecord(f"{key} is {_short(row[key])}")
+
+
+def sides(row: Mapping[str, Any], width: str = "width", height: str = "height") -> tuple[int, int]:
+    """Width and height of a record. Raises BadRecord unless both are whole numbers of pixels."""
+    found: list[Any] = [row.get(key) for key in (width, height)]
+    if not all(
+        isinstance(v, int | float)
+        and not isinstance(v, bool)
+        and 0 < v <= _MOST_SIDE
+        and v % 1 == 0
+        for v in found
+    ):
+        shown = " and ".join(map(_short, found))
+        raise BadRecord(f"{width} and {height} must be whole numbers above 0, found {shown}")
+    return int(found[0]), int(found[1])
+
+
+def real(value: Any, what: str) -> float:
+    """A number as float. Raises BadRecord, beginning with `what`, for anything else."""
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    except OverflowError:
+        pass
+    raise BadRecord(f"{what} holds {_short(value)}, expected a number")
 
 
 def _short(value: Any) -> str:

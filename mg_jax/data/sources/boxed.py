@@ -49,7 +49,7 @@ class BoxedSource(Source):
         self._names: list[str] = []
         self._sizes = array("i")
         self._keys: dict[Hashable, int] = {}
-        self._boxes, self._of = array("f"), array("i")
+        self._boxes, self._of, self._spans = array("f"), array("i"), array("q")
         self._label, self._crowd = array("i"), array("b")
         self._absent_of, self._absent_label = array("i"), array("i")
         self._lost: dict[int, set[Any]] = {}  # labels of a picture's boxes that were left out
@@ -69,11 +69,19 @@ class BoxedSource(Source):
         self._sizes.extend((width, height))
         return len(self._files) - 1
 
-    def add_box(self, picture: int, box: Any, label: Hashable, crowd: bool = False) -> None:
+    def add_box(
+        self,
+        picture: int,
+        box: Any,
+        label: Hashable,
+        crowd: bool = False,
+        span: tuple[int, int] | tuple[()] = (),
+    ) -> None:
         """A box of a picture, xyxy edges as floats, in pixels or shares; cut at the border.
 
         One without area inside the picture is counted and left out. label: a name, None, or a key
-        of the `names` that `finish` is given.
+        of the `names` that `finish` is given. span: two numbers of the reader's, for every box or
+        for none; `spans` has them in the order of `boxes`.
         """
         x0, y0, x1, y1 = map(float, box)
         width, height = self._sizes[2 * picture] or 1, self._sizes[2 * picture + 1] or 1
@@ -89,6 +97,7 @@ class BoxedSource(Source):
         self._of.append(picture)
         self._label.append(self._keys.setdefault(label, len(self._keys)))
         self._crowd.append(crowd)
+        self._spans.extend(span)
 
     def add_absent(self, picture: int, labels: Iterable[Hashable]) -> None:
         """Labels (or their keys) that were looked for in the picture and are not there."""
@@ -119,6 +128,8 @@ class BoxedSource(Source):
         self.boxes = np.frombuffer(self._boxes, np.float32).reshape(-1, 4)[order]
         self.label = merged[np.frombuffer(self._label, np.int32)[order]]
         self.crowd = np.frombuffer(self._crowd, np.int8)[order].astype(bool)
+        spans = np.frombuffer(self._spans, np.int64).reshape(-1, 2)
+        self.spans = spans[order] if len(spans) else spans
         every = np.arange(len(self._files) + 1)
         self._starts = np.searchsorted(of[order], every)
         absent = np.frombuffer(self._absent_of, np.int32)
@@ -132,7 +143,7 @@ class BoxedSource(Source):
         self.counts["pictures without boxes"] += int((~used).sum())
         self.counts = +self.counts
         self.pictures = np.flatnonzero(used)
-        del self._boxes, self._of, self._label, self._crowd, self._keys
+        del self._boxes, self._of, self._label, self._crowd, self._keys, self._spans
         del self._absent_of, self._absent_label, self._sample, self._sample_of
 
     def _check_space(self) -> None:
@@ -165,6 +176,12 @@ class BoxedSource(Source):
         k = self.pictures[i]
         return slice(int(self._starts[k]), int(self._starts[k + 1]))
 
+    def outlined(
+        self, regions: list[Region], spans: np.ndarray, width: int, height: int
+    ) -> list[Region]:
+        """The regions of a picture as the reader wants them, by the `spans` of their boxes."""
+        return regions
+
     def __getitem__(self, i: int) -> Example:
         k, rows = int(self.pictures[i]), self.rows(i)
         width, height = self._sizes[2 * k], self._sizes[2 * k + 1]
@@ -179,6 +196,7 @@ class BoxedSource(Source):
                 self.boxes[rows], (self.labels[n] for n in self.label[rows]), strict=True
             )
         ]
+        regions = self.outlined(regions, self.spans[rows], width, height)
         crowd = self.crowd[rows]
         present = set(self.label[rows].tolist())  # where the files contradict each other
         absent = self._absent[self._absent_starts[k] : self._absent_starts[k + 1]]

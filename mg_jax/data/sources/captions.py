@@ -8,6 +8,7 @@ With instances_train2017.json (see `coco.py`) the boxes of the same pictures com
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ class CocoCaptionSource(CaptionSource):
             self._boxes = boxes
             self.bad, self.problems = self.bad + boxes.bad, self.problems + boxes.problems
             self.counts += Counter({k: n for k, n in boxes.counts.items() if "boxes" in k})
+
+    @property
+    def frequency(self) -> Mapping[str, int]:
+        """That of the instances, whose labels may be absent from a picture."""
+        return self._boxes.frequency if self._boxes else {}
 
     def __getitem__(self, i: int) -> Example:
         example = super().__getitem__(i)

@@ -1,22 +1,29 @@
 """COCO detection annotations: one json file and a folder of pictures.
 
     {"images": [{"id", "file_name", "width", "height"}],
-     "annotations": [{"image_id", "bbox": [x, y, width, height], "category_id", "iscrowd"}],
+     "annotations": [{"image_id", "bbox": [x, y, width, height], "category_id", "iscrowd",
+                      "segmentation": polygons or runs (see `outlines`)}],
      "categories": [{"id", "name"}]}
 
-bbox in pixels, floats. Keys that are not named here (`segmentation`, `area`, `license`, ...) are
-passed over. The file is read in pieces, so its rows need not fit into memory; its lists may stand
-in any order. Objects365, V3Det and LVIS come in the same form (`objects365`, `v3det`, `lvis`).
+bbox in pixels, floats. Keys that are not named here (`area`, `license`, ...) are passed over. The
+file is read in pieces, so its rows need not fit into memory; its lists may stand in any order.
+Objects365, V3Det and LVIS come in the same form (`objects365`, `v3det`, `lvis`).
 """
 
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, number
+import numpy as np
+
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, number, real, sides
 from mg_jax.data.sources.boxed import BoxedSource
 from mg_jax.data.sources.json_rows import sections
+from mg_jax.data.sources.outlines import check_outline, outline
 from mg_jax.errors import BadRecord, UserError
+from mg_jax.example import Region
 
 
 class CocoSource(BoxedSource):
@@ -26,6 +33,8 @@ class CocoSource(BoxedSource):
     iscrowd=1 (or ignore=1) become `Example.crowd`. Pictures whose file is missing are left out
     and counted, as are those with a side below min_side pixels (Groma takes 32), and those
     without any box unless empty="keep". Examples have no turns.
+    masks: "keep" makes regions of kind "mask" of the boxes that have an outline, read from the file
+    when the example is asked for; their boxes stay as annotated. "drop" passes outlines over.
     A `file_name` with folders is looked for as it stands, then by its last part alone.
     Raises UserError for a missing or malformed file, or when no picture of it is in the folder.
     """
@@ -43,11 +52,15 @@ class CocoSource(BoxedSource):
         head: str = "coco",
         name: str = "",
         max_bad: float | str = MAX_BAD,
+        masks: str = "drop",
     ):
         self.path = existing(annotations, f"{self.kind} annotations")
         self.folder = Folder(existing(images, f"pictures of {self.path.name}", folder=True))
         super().__init__(name or self.path.stem, head, empty, max_bad)
         self._min_side = number(self.name, "min_side", min_side)
+        if masks not in ("drop", "keep"):
+            raise UserError(f"data {self.name}: masks={masks}: choose drop or keep")
+        self._masks = masks == "keep"
         self._pictures: dict[Any, int] = {}  # number by id, -1 for what is left out
         self._claimed: dict[str, str] = {}
         self._example = ""  # of a picture without a file
@@ -63,7 +76,7 @@ class CocoSource(BoxedSource):
             elif section == "images":
                 total += sum(self._image(n, row) for n, row in rows)
             elif section == "annotations" and "images" in found:
-                total += sum(self._annotation(n, row) for n, row in rows)
+                total += sum(self._annotation(n, row, rows.span) for n, row in rows)
             late |= section == "annotations" and "images" not in found
         for section in ("images", "annotations"):
             if section not in found:
@@ -76,7 +89,7 @@ class CocoSource(BoxedSource):
         if late:  # the pictures stand behind the boxes
             for section, rows in sections(self.path):
                 if section == "annotations" and rows is not None:
-                    total += sum(self._annotation(n, row) for n, row in rows)
+                    total += sum(self._annotation(n, row, rows.span) for n, row in rows)
         self.finish(total, names)
         del self._pictures, self._claimed, self.folder
 
@@ -100,9 +113,7 @@ class CocoSource(BoxedSource):
         fields(row, {"id": (int, str)})
         places = self.places(row)
         fields(row, {"width": (int, float), "height": (int, float)})
-        if not all(float(row[k]).is_integer() and row[k] > 0 for k in ("width", "height")):
-            raise BadRecord("width and height must be whole numbers above 0")
-        width, height = int(row["width"]), int(row["height"])
+        width, height = sides(row)
         if row["id"] in self._pictures:
             raise BadRecord(f"id {row['id']!r} is there a second time")
         place = next((p for p in places if self.folder.find(p)), "")
@@ -123,9 +134,11 @@ class CocoSource(BoxedSource):
         self._pictures[row["id"]] = picture
         return picture
 
-    def _annotation(self, n: int, row: Any) -> int:
+    def _annotation(self, n: int, row: Any, span: tuple[int, int]) -> int:
         try:
             x, y, w, h = coco_box(row)
+            if self._masks and not check_outline(row.get("segmentation")):
+                self.counts["outlines of boxes that have none"] += 1
         except BadRecord as e:
             self.problem(f"{self.path}: annotations[{n}]", str(e))
             return 1
@@ -134,8 +147,27 @@ class CocoSource(BoxedSource):
             self.counts["boxes of unlisted pictures"] += 1
         elif picture >= 0:
             crowd = bool(row.get("iscrowd") or row.get("ignore"))
-            self.add_box(picture, (x, y, x + w, y + h), row.get("category_id"), crowd)
+            kept = span if self._masks else ()
+            self.add_box(picture, (x, y, x + w, y + h), row.get("category_id"), crowd, kept)
         return 1
+
+    def outlined(
+        self, regions: list[Region], spans: np.ndarray, width: int, height: int
+    ) -> list[Region]:
+        """With their masks, where these are kept. Raises BadRecord for a malformed one."""
+        if not len(spans):
+            return regions
+        out = []
+        with self.path.open("rb") as file:
+            for region, (start, end) in zip(regions, spans.tolist(), strict=True):
+                file.seek(start)
+                try:
+                    row = json.loads(file.read(end - start))
+                    mask = outline(row.get("segmentation"), width, height)
+                except (ValueError, AttributeError) as e:
+                    raise BadRecord(f"{self.path}: byte {start}: {e}") from None
+                out.append(replace(region, kind="mask", mask=mask) if mask else region)
+        return out
 
     def places(self, row: dict[str, Any]) -> tuple[str, ...]:
         """Where a picture may lie in the folder, as the format has it first.
@@ -154,8 +186,9 @@ def coco_box(row: Any) -> tuple[float, float, float, float]:
     """x, y, width, height of an annotation. Raises BadRecord when it is no such thing."""
     fields(row, {"image_id": (int, str), "bbox": list})
     box = row["bbox"]
-    if len(box) != 4 or not all(isinstance(v, int | float) for v in box):
+    if len(box) != 4:
         raise BadRecord(f"bbox {box!r} is not x, y, width, height")
+    x, y, w, h = (real(v, f"bbox {str(box)[:60]}") for v in box)
     if not isinstance(row.get("category_id"), int | float | str | None):
         raise BadRecord(f"category_id is {row['category_id']!r}")
-    return box[0], box[1], box[2], box[3]
+    return x, y, w, h

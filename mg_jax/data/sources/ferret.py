@@ -19,9 +19,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, existing, fields
+from mg_jax.data.sources.base import MAX_BAD, existing, fields, sides
 from mg_jax.data.sources.free_text import to_markup
-from mg_jax.data.sources.grounded import GroundedSource, Places, sides
+from mg_jax.data.sources.grounded import GroundedSource, Places
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, Turn

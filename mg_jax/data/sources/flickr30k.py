@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, existing
+from mg_jax.data.sources.base import MAX_BAD, existing, sides
 from mg_jax.data.sources.grounded import Packed, PackedSource
 from mg_jax.data.sources.voc import xml_number
 from mg_jax.errors import BadRecord, UserError
@@ -122,9 +122,7 @@ def _read_boxes(path: Path) -> tuple[tuple[int, int], dict[str, list[Any]]]:
         tree = ET.fromstring(_text(path))
     except ET.ParseError as e:
         raise BadRecord(f"no valid XML: {e}") from None
-    width, height = (int(xml_number(tree, f"size/{key}")) for key in ("width", "height"))
-    if width <= 0 or height <= 0:
-        raise BadRecord(f"size {width}x{height} is none of a picture")
+    width, height = sides({k: xml_number(tree, f"size/{k}") for k in ("width", "height")})
     boxes: dict[str, list[Any]] = {}
     for node in tree.findall("object"):
         if node.find("bndbox") is not None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, real, sides
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.data.sources.pictured import AskedSource
 from mg_jax.errors import BadRecord, UserError
@@ -120,15 +120,12 @@ def scene_graph(
     Raises BadRecord naming the key at fault.
     """
     fields(row, {"width": int, "height": int, "objects": dict})
-    width, height = row["width"], row["height"]
-    if width <= 0 or height <= 0:
-        raise BadRecord("width and height must be whole numbers above 0")
+    width, height = sides(row)
     regions: list[Region] = []
     places: dict[str, int] = {}
-    number = (int, float)
     for key, thing in row["objects"].items():
-        fields(thing, {"name": str, "x": number, "y": number, "w": number, "h": number})
-        x, y, w, h = (float(thing[side]) for side in "xywh")
+        fields(thing, {"name": str})
+        x, y, w, h = (real(thing.get(side), f"objects[{key!r}]: {side}") for side in "xywh")
         box = (x / width, y / height, (x + w) / width, (y + h) / height)
         try:
             region = Region.from_box(box, label=thing["name"], clip=True)
@@ -139,7 +136,10 @@ def scene_graph(
         regions.append(region)
     relations = []
     for key, thing in row["objects"].items():
-        for n, link in enumerate(thing.get("relations") or ()):
+        links = thing.get("relations") or []
+        if not isinstance(links, list):
+            raise BadRecord(f"objects[{key!r}]: relations is {str(links)[:60]}, expected a list")
+        for n, link in enumerate(links):
             if not isinstance(link, dict) or not isinstance(link.get("name"), str):
                 raise BadRecord(f"objects[{key!r}]: relations[{n}] lacks 'name'")
             if key in places and link.get("object") in places:

@@ -52,13 +52,16 @@ def grit_texts(row: Any, places: Places) -> dict[str, Any]:
     spans: dict[str, dict[tuple[int, int], list[int]]] = {}
     for key in _SPANS:
         found = spans.setdefault(key, {})
-        for k, item in enumerate(row.get(key) or ()):
+        items = row.get(key) or []
+        if not isinstance(items, list):
+            raise BadRecord(f"{key} is {str(items)[:60]}, expected a list")
+        for k, item in enumerate(items):
             try:
                 start, end, x0, y0, x1, y1 = map(float, item[:6])
                 if not (start.is_integer() and end.is_integer()):
                     raise ValueError
                 score = float(item[6]) if len(item) > 6 else None
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 raise BadRecord(
                     f"{key}[{k}] {str(item)[:60]} is not start, end, x0, y0, x1, y1, score with "
                     "whole numbers for places in the text"
@@ -123,9 +126,9 @@ class GritSource(Source):
     is checked when it is taken, and a malformed one, or one without any box, is a BadRecord then.
     Records of one parquet file lie together: a shuffled run reads faster from shards of
     `launch.build_data`. Left out and counted: rows that were not downloaded, and pictures without
-    file. Widths and heights are read from the pictures. meta: task "grounded_caption", key.
-    Raises UserError for a folder without such files, files without the columns, the hub's own
-    lists, or when pyarrow is missing.
+    file. Widths and heights are read from the pictures. meta: task "grounded_caption", key,
+    file_name. Raises UserError for a folder without such files, files without the columns, the
+    hub's own lists, or when pyarrow is missing.
     """
 
     def __init__(
@@ -220,6 +223,7 @@ class GritSource(Source):
                 width, height = image_size(image)
         except UserError as e:
             raise BadRecord(f"{where}: {e}") from None
+        name = image.key if isinstance(image, _TarMember) else Path(image).name
         return Example(
             image=image,
             width=width,
@@ -227,7 +231,7 @@ class GritSource(Source):
             regions=tuple(places.regions),
             id=f"{self.name}-{row.get('key', i)}",
             source=self.name,
-            meta={"task": "grounded_caption", "key": row.get("key")},
+            meta={"task": "grounded_caption", "key": row.get("key"), "file_name": name},
             **texts,
         )
 

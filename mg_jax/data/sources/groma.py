@@ -29,8 +29,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mg_jax.data.sources.base import MAX_BAD, existing, fields
-from mg_jax.data.sources.grounded import Packed, PackedSource, sides, xyxy
+from mg_jax.data.sources.base import MAX_BAD, existing, fields, sides
+from mg_jax.data.sources.grounded import Packed, PackedSource, xyxy
 from mg_jax.data.sources.json_rows import sections
 from mg_jax.errors import BadRecord, UserError
 

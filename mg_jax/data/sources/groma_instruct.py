@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, existing, fields
+from mg_jax.data.sources.base import MAX_BAD, existing, fields, sides
 from mg_jax.data.sources.free_text import to_markup
-from mg_jax.data.sources.grounded import GroundedSource, sides, xyxy
+from mg_jax.data.sources.grounded import GroundedSource, xyxy
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.errors import BadRecord
 from mg_jax.example import Example, Turn

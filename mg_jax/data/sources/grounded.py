@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing
+from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing, real
 from mg_jax.data.sources.free_text import to_markup
 from mg_jax.data.sources.spaces import refuse_misfits
 from mg_jax.errors import BadRecord, UserError
@@ -122,23 +122,14 @@ def four(value: Any, key: str) -> tuple[float, float, float, float]:
     """Four numbers. Raises BadRecord naming the key for anything else."""
     if not (isinstance(value, list | tuple) and len(value) == 4):
         raise BadRecord(f"{key} {str(value)[:60]} is not four numbers")
-    if not all(isinstance(v, int | float) for v in value):
-        raise BadRecord(f"{key} {str(value)[:60]} holds something that is no number")
-    return float(value[0]), float(value[1]), float(value[2]), float(value[3])
+    a, b, c, d = (real(v, key) for v in value)
+    return a, b, c, d
 
 
 def xyxy(value: Any, key: str) -> tuple[float, float, float, float]:
     """Corners of x, y, width, height. Raises BadRecord as `four`."""
     x, y, w, h = four(value, key)
     return x, y, x + w, y + h
-
-
-def sides(row: Any, width: str = "width", height: str = "height") -> tuple[int, int]:
-    """Width and height of a record. Raises BadRecord unless both are whole numbers above 0."""
-    found = [row.get(key) for key in (width, height)]
-    if not all(isinstance(v, int | float) and v > 0 and float(v).is_integer() for v in found):
-        raise BadRecord(f"{width} and {height} must be whole numbers above 0, not {found}")
-    return int(found[0]), int(found[1])
 
 
 def grounded(text: str, spans: Iterable[tuple[int, int, tuple[int, ...]]]) -> str:
@@ -335,7 +326,7 @@ class PackedSource(GroundedSource):
             places,
             row["id"],
             expressions=tuple(expressions),
-            captions=captions,
+            captions=tuple(filter(None, captions)),
             objects=tuple(places.regions) if row.get("objects") else (),
             meta=row["meta"],
         )

@@ -95,12 +95,11 @@ class JsonRows:
             n += 1
 
 
-def sections(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Any]] | None]]:
+def sections(path: Path) -> Iterator[tuple[str, "Elements | None"]]:
     """(key, rows) of a JSON file that is one object, in the order of the file.
 
-    rows gives (index, row) of a value that is a list, each read when it is asked for, and is None
-    for any other value; rows that are not asked for are passed over. Raises UserError for a file
-    that is no object, or malformed.
+    rows gives (index, row) of a value that is a list, and is None for any other value; rows that
+    are not asked for are passed over. Raises UserError for a file that is no object, or malformed.
     """
     with path.open("rb") as file:
         window = _Window(file, path)
@@ -118,7 +117,7 @@ def sections(path: Path) -> Iterator[tuple[str, Iterator[tuple[int, Any]] | None
                 window.value()
                 yield key, None
                 continue
-            rows = _elements(window)
+            rows = Elements(window)
             yield key, rows
             for _ in rows:
                 pass
@@ -138,15 +137,33 @@ def rows_of(path: Path, key: str, what: str) -> Iterator[tuple[int, Any]]:
         raise UserError(f"{path}: not {what}: it has no list {key!r}")
 
 
-def _elements(window: "_Window") -> Iterator[tuple[int, Any]]:
-    window.skip()
-    n = 0
-    while window.next() != "]":
-        if n:
-            window.take(",")
-        yield n, window.value()[2]
-        n += 1
-    window.skip()
+class Elements:
+    """Iterates over (index, row) of a list, each read when it is asked for.
+
+    span: where the row that was given last stands in the file, its first byte and the one after.
+    """
+
+    def __init__(self, window: "_Window"):
+        self._window, self._n, self._ended = window, 0, False
+        self.span = (0, 0)
+        window.skip()
+
+    def __iter__(self) -> "Elements":
+        return self
+
+    def __next__(self) -> tuple[int, Any]:
+        if self._ended:
+            raise StopIteration
+        if self._window.next() == "]":
+            self._window.skip()
+            self._ended = True
+            raise StopIteration
+        if self._n:
+            self._window.take(",")
+        start, end, row = self._window.value()
+        self.span = start, end
+        self._n += 1
+        return self._n - 1, row
 
 
 class _Window:

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import HEADS, MAX_BAD, Source, existing, fields, read_lines
+from mg_jax.data.sources.base import HEADS, MAX_BAD, Source, existing, fields, read_lines, sides
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression, Question, Region, Turn
 from mg_jax.text import markup
@@ -39,9 +39,10 @@ _KINDS = ("box", "point", "polygon", "mask")
 
 
 class JsonlSource(Source):
-    """The lines of a jsonl file (see the module). All lines are parsed and checked on opening,
-    pictures are not opened. Raises UserError for too many malformed lines, naming the first one
-    with file, line and key."""
+    """The lines of a jsonl file (see the module). All are parsed on opening and checked, but for
+    the places of their regions, for which a picture may have to be opened: a malformed one is a
+    BadRecord when its line is asked for. Raises UserError for too many malformed lines, naming the
+    first one with file, line and key."""
 
     def __init__(
         self,
@@ -78,9 +79,7 @@ class JsonlSource(Source):
         meta = row.get("meta") or {}
         if not isinstance(meta, dict) or meta.get("head", self.head) not in HEADS:
             raise BadRecord(f'meta needs to be an object, its "head" {" or ".join(HEADS)}')
-        sides = [row.get(key, 1) for key in ("width", "height")]
-        if not all(isinstance(side, int) and side > 0 for side in sides):
-            raise BadRecord("width and height must be whole numbers above 0")
+        sides({"width": 1, "height": 1} | row)
         example = _texts(row)
         count = len(row.get("regions", []))
         texts = [text for t in example["turns"] for text in (t.user, t.assistant or "")]
@@ -101,7 +100,8 @@ class JsonlSource(Source):
         return len(self._rows)
 
     def file_name(self, i: int) -> str:
-        return str(self._rows[i][1]["image"])
+        row = self._rows[i][1]
+        return str((row.get("meta") or {}).get("file_name") or row["image"])
 
     def raw_boxes(self, i: int) -> tuple[list[list[float]], tuple[int, int]]:
         """The boxes of a line as they stand there, not cut at the border, and its picture's size.
@@ -115,7 +115,7 @@ class JsonlSource(Source):
 
     def _size(self, row: dict[str, Any]) -> tuple[int, int]:
         if "width" in row and "height" in row:
-            return row["width"], row["height"]
+            return sides(row)
         try:
             return image_size(self.root / row["image"])
         except UserError as e:
@@ -236,8 +236,8 @@ def read_region(row: Any, width: int, height: int, where: str) -> Region:
         return Region.from_polygon(shares, label=label, clip=True)
     except UserError as e:
         raise UserError(f"{where}: {e}") from None
-    except (TypeError, ValueError):
-        raise UserError(f"{where}: {kind} {value!r} is malformed") from None
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{where}: {kind} {str(value)[:60]} is malformed") from None
 
 
 def write_region(region: Region, width: int, height: int) -> dict[str, Any]:

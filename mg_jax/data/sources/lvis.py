@@ -4,7 +4,8 @@
                  "not_exhaustive_category_ids": [...],
                  "coco_url": "http://images.cocodataset.org/val2017/000000266409.jpg",
                  "file_name": "COCO_val2014_000000266409.jpg"}],       v0.5 alone
-     "annotations": [{"image_id", "bbox": [x, y, width, height], "category_id", ...}],
+     "annotations": [{"image_id", "bbox": [x, y, width, height], "category_id",
+                      "segmentation": polygons}],
      "categories": [{"id", "name": "alarm_clock", "synonyms": ["alarm_clock"], ...}]}
 
 The pictures are those of COCO 2017: train2017/000000266409.jpg, val2017/... (the val set of v1
@@ -24,7 +25,7 @@ from mg_jax.example import Example
 
 
 class LvisSource(CocoSource):
-    """Pictures with the boxes of LVIS, read as `CocoSource` does.
+    """Pictures with the boxes of LVIS, with masks="keep" their masks, read as `CocoSource` does.
 
     images: the folder that holds train2017 and val2017, or the one of them that is needed.
     Labels have spaces instead of underscores. `Example.absent` holds the negative categories;

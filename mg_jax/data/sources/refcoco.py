@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from mg_jax import pickles
-from mg_jax.data.sources.base import MAX_BAD, existing, fields
-from mg_jax.data.sources.grounded import Packed, PackedSource, four, sides, xyxy
+from mg_jax.data.sources.base import MAX_BAD, existing, fields, sides
+from mg_jax.data.sources.grounded import Packed, PackedSource, four, xyxy
 from mg_jax.data.sources.json_rows import JsonRows, sections
 from mg_jax.errors import BadRecord, UserError
 
@@ -221,6 +221,9 @@ class RecLinesSource(_ExpressionSource):
                 file = "file_name" if "file_name" in row else "img_path"
                 box = "bbox_xyxy" if "bbox_xyxy" in row else "bbox"
                 fields(row, {file: str, "expression": str, box: (list, type(None))})
+                name = row.get("dataset_name")
+                if not isinstance(name, str | None):
+                    raise BadRecord(f"dataset_name is {str(name)[:60]}, expected a text")
                 boxes = None if row[box] is None else [four(row[box], box)]
                 yield (
                     where,
@@ -229,7 +232,7 @@ class RecLinesSource(_ExpressionSource):
                         "size": sides(row),
                         "id": n,
                         "expressions": [[row["expression"], boxes, None]],
-                        "meta": {"task": "rec", "dataset_name": row.get("dataset_name")},
+                        "meta": {"task": "rec", "dataset_name": name},
                     },
                 )
             except BadRecord as e:

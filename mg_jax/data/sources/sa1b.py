@@ -16,7 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from mg_jax.data.sources.base import MAX_BAD, Source, existing, fields, number, read_json
+from mg_jax.data.sources.base import (
+    MAX_BAD,
+    Source,
+    existing,
+    fields,
+    number,
+    read_json,
+    real,
+    sides,
+)
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, rle_runs
 
@@ -82,6 +91,9 @@ class Sa1bSource(Source):
     def __len__(self) -> int:
         return len(self._stems)
 
+    def file_name(self, i: int) -> str:
+        return f"{os.fsdecode(self._stems[i])}.jpg"  # without reading the json
+
     def __getitem__(self, i: int) -> Example:
         stem = os.fsdecode(self._stems[i])
         path = self.root / f"{stem}.json"
@@ -97,9 +109,7 @@ class Sa1bSource(Source):
         fields(data, {"image": dict, "annotations": list})
         image = data["image"]
         fields(image, {"image_id": int, "width": int, "height": int})
-        width, height = image["width"], image["height"]
-        if width <= 0 or height <= 0:
-            raise BadRecord("width and height must be whole numbers above 0")
+        width, height = sides(image)
         objects = []
         for n, row in enumerate(data["annotations"]):
             try:
@@ -135,9 +145,9 @@ class Sa1bSource(Source):
             if row["segmentation"]["size"] != [height, width]:
                 raise BadRecord(f"mask of size {row['segmentation']['size']} is of another picture")
         else:
-            if len(row["bbox"]) != 4 or not all(isinstance(v, number) for v in row["bbox"]):
+            if len(row["bbox"]) != 4:
                 raise BadRecord(f"bbox {row['bbox']!r} is not x, y, width, height")
-            x, y, w, h = row["bbox"]
+            x, y, w, h = (real(v, "bbox") for v in row["bbox"])
             box = (max(x, 0), max(y, 0), min(x + w, width), min(y + h, height))
         if box is None or not (box[2] > box[0] and box[3] > box[1]):
             return None

@@ -11,7 +11,8 @@ class SceneSource(Source):
     """Scenes 0 to n-1 of a seed, made when they are asked for.
 
     tasks: see `scenes.parse_tasks`; "none" for pictures without conversation. turns: questions a
-    conversation. size: "224" or "320x240" (width x height). training: refuse reserved seeds.
+    conversation. size: "224" or "320x240" (width x height). frames: videos of so many frames
+    instead of pictures. training: refuse reserved seeds.
     Raises UserError for a wrong option.
     """
 
@@ -25,6 +26,7 @@ class SceneSource(Source):
         min_objects: int | str = 2,
         max_objects: int | str = 12,
         distractors: float | str = 0.65,
+        frames: int | str = 0,
         head: str = "coco",
         name: str = "scenes",
         training: bool = False,
@@ -37,7 +39,10 @@ class SceneSource(Source):
                 f"{RESERVED_SEED}"
             )
         self.n = number(name, "n", n, low=1)
-        self.tasks = None if tasks == "none" else parse_tasks(tasks)
+        self.frames = number(name, "frames", frames)
+        if self.frames == 1:
+            raise UserError(f"data {name}: frames=1 is no video: at least 2, or 0 for pictures")
+        self.tasks = None if tasks == "none" else parse_tasks(tasks, self.frames > 0)
         self.turns = number(name, "turns", turns, low=1)
         width, _, height = str(size).partition("x")
         self.size = tuple(number(name, "size", v, low=32) for v in (width, height or width))
@@ -64,5 +69,6 @@ class SceneSource(Source):
             height=self.size[1],
             tasks=self.tasks,
             turns=self.turns,
+            frames=self.frames,
             **self.options,
         )

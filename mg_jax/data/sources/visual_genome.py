@@ -20,9 +20,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, existing, fields, read_json
+from mg_jax.data.sources.base import MAX_BAD, existing, fields, read_json, sides
 from mg_jax.data.sources.free_text import to_markup
-from mg_jax.data.sources.grounded import GroundedSource, Places, sides, xyxy
+from mg_jax.data.sources.grounded import GroundedSource, Places, xyxy
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression

@@ -13,7 +13,7 @@ import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, sides
 from mg_jax.data.sources.boxed import BoxedSource
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.vision.preprocess import image_size
@@ -107,8 +107,10 @@ class VocSource(BoxedSource):
             # Reversed corners stay reversed: shifted by the pixel they would have an area
             box = (x1, y1, x0, y0) if x1 < x0 or y1 < y0 else (x0 - 1, y0 - 1, x1, y1)
             boxes.append((box, label, hard))
-        width, height = (int(xml_number(tree, f"size/{k}", 0.0)) for k in ("width", "height"))
-        if width <= 0 or height <= 0:
+        size = {k: xml_number(tree, f"size/{k}", 0.0) for k in ("width", "height")}
+        if min(size.values()) >= 1:
+            width, height = sides(size)
+        else:
             try:
                 width, height = image_size(file)
             except UserError as e:

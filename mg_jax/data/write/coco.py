@@ -13,8 +13,8 @@ Paths = tuple[Path, Path]
 def write_coco(examples: Iterable[Example], folder: str | Path, suffix: str = "png") -> Paths:
     """Write objects (and crowd as iscrowd=1) as FOLDER/annotations.json and FOLDER/images/.
 
-    Categories are the labels, sorted, numbered from 1. Returns the two paths, as
-    `coco:ANNOTATIONS,IMAGES` takes them.
+    Outlines are the masks, as runs, or the edges of the boxes. Categories are the labels, sorted,
+    numbered from 1. Returns the two paths, as `coco:ANNOTATIONS,IMAGES` takes them.
     """
     folder = Path(folder)
     rows = list(examples)
@@ -128,7 +128,7 @@ def _tables(
                         "image_id": n,
                         "category_id": number[region.label or "object"],
                         "bbox": [x0, y0, x1 - x0, y1 - y0],
-                        "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+                        "segmentation": region.mask or [[x0, y0, x1, y0, x1, y1, x0, y1]],
                         "area": (x1 - x0) * (y1 - y0),
                         "iscrowd": crowd,
                     }

@@ -4,14 +4,22 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from PIL import Image
+
 from mg_jax.data.sources.free_text import from_markup
+from mg_jax.data.video import COUNT
 from mg_jax.data.write.base import write_json
 from mg_jax.example import Example
 
 
 def copy_video(example: Example, folder: Path) -> str:
     """Copy the video, a file or a folder of frames, into the folder as ID or ID.SUFFIX, and return
-    that name."""
+    that name. One that is drawn when asked for becomes a folder of `COUNT` frames."""
+    if callable(example.video):
+        (folder / example.id).mkdir(parents=True, exist_ok=True)
+        for i, frame in enumerate(example.frames(COUNT)):
+            Image.fromarray(frame).save(folder / example.id / f"{i:04}.png")
+        return example.id
     source = Path(example.video)
     folder.mkdir(parents=True, exist_ok=True)
     if source.is_dir():

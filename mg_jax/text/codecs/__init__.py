@@ -4,9 +4,13 @@ from mg_jax.errors import UserError
 
 
 def get(name: str) -> type:
-    """The codec class of a system ("groma"); UserError lists the known ones."""
+    """The codec class of a system ("groma", "mg_llava"); UserError lists the known ones."""
     if name == "groma":
         from mg_jax.text.codecs.groma import GromaCodec
 
         return GromaCodec
-    raise UserError(f"unknown codec {name!r}: choose groma")
+    if name == "mg_llava":
+        from mg_jax.text.codecs.mg_llava import MGLLaVACodec
+
+        return MGLLaVACodec
+    raise UserError(f"unknown codec {name!r}: choose groma or mg_llava")

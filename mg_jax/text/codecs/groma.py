@@ -23,6 +23,7 @@ from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.codecs.groma_decode import decode_answer
 from mg_jax.text.codecs.groma_gaze import add_gaze, collate_gaze
+from mg_jax.text.codecs.rows import pad_rows
 from mg_jax.text.instructions import GROUNDING
 from mg_jax.text.tokenizer import PAD, Tokenizer
 
@@ -304,40 +305,8 @@ class GromaCodec:
         [B,GAZE,2] int32 and gaze_weight [B,GAZE] (0 beyond what a sample has). Raises UserError
         for a sample longer than every bucket or with more regions than slots.
         """
-        names = names or [f"sample {n}" for n in range(len(samples))]
-        lengths = [len(s["tokens"]) for s in samples]
-        sizes = sorted(buckets or (self.length,))
-        fitting = [size for size in sizes if size >= max(lengths)]
-        if not fitting:
-            worst = int(np.argmax(lengths))
-            raise UserError(
-                f"{names[worst]}: {lengths[worst]} tokens, but the longest bucket is {sizes[-1]}"
-            )
-        rows, size = len(samples), fitting[0]
-        batch = {
-            "tokens": np.full((rows, size), self.ids[PAD], np.int32),
-            "valid": np.zeros((rows, size), bool),
-            "loss_mask": np.zeros((rows, size), bool),
-        }
-        for kind, slots in (("refer", refer_slots), ("ground", ground_slots)):
-            batch[f"{kind}_boxes"] = np.zeros((rows, slots, 4), np.float32)
-            batch[f"{kind}_mask"] = np.zeros((rows, slots), bool)
-            for n, sample in enumerate(samples):
-                boxes = sample[f"{kind}_boxes"]
-                if len(boxes) > slots:
-                    raise UserError(
-                        f"{names[n]}: {len(boxes)} {kind} regions, but there are {slots} slots: "
-                        f"give fewer or raise {kind}_slots"
-                    )
-                batch[f"{kind}_boxes"][n, : len(boxes)] = boxes
-                batch[f"{kind}_mask"][n, : len(boxes)] = True
-        for n, sample in enumerate(samples):
-            batch["tokens"][n, : lengths[n]] = sample["tokens"]
-            batch["valid"][n, : lengths[n]] = True
-            if "loss_mask" in sample:
-                batch["loss_mask"][n, : lengths[n]] = sample["loss_mask"]
-        if not any("loss_mask" in s for s in samples):
-            del batch["loss_mask"]
+        slots = {"refer": refer_slots, "ground": ground_slots}
+        batch = pad_rows(samples, buckets or (self.length,), self.ids[PAD], slots, names)
         if "gaze" in samples[0]:
             batch |= collate_gaze(samples)
         return batch

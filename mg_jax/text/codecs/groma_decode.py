@@ -5,18 +5,14 @@ around it, and `<roi>...</roi>` alone; whatever deviates is read as far as it ma
 and named in the answer's notes.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mg_jax.answer import Answer, Phrase
-from mg_jax.text import markup
+from mg_jax.answer import Answer
+from mg_jax.text.codecs.compose import Piece, compose
 from mg_jax.text.tokenizer import Tokenizer
-
-_NO_SPACE_BEFORE = re.compile(r"[.,;:!?)\]}'’”%/]|-\w")
-_NO_SPACE_AFTER = re.compile(r"[(\[{“‘/#$-]$")
 
 
 def decode_answer(
@@ -40,68 +36,18 @@ def decode_answer(
     reader = _Reader(tokenizer, control, valid)
     reader.read(ids)
 
-    named = next((s.text.strip() for s in markup.parse(question or "") if s.kind == "phrase"), "")
-    text, written = "", ""
-    phrases: list[Phrase] = []
-    count = 0
-    for kind, words, regions in reader.pieces:
-        marks = "".join(f"<r:{count + n}>" for n in range(len(regions)))
-        count += len(regions)
-        if kind == "regions":
-            # An answer of regions alone is about what was asked for; it stays markup without words
-            words = "" if text or phrases else named
-        gap = _gap(text, words)
-        start = len(text) + len(gap)
-        text += gap + words
-        if kind == "regions":
-            written += marks
-        elif kind == "phrase":
-            written += f"{gap}<p>{words}</p>{marks}"
-        else:
-            written += gap + words
-        if regions:
-            phrases.append(
-                Phrase(
-                    words,
-                    (start, start + len(words)),
-                    tuple(
-                        (float(a), float(b), float(c), float(d)) for a, b, c, d in pixels[regions]
-                    ),
-                    tuple(float(scores[k]) for k in regions),
-                )
-            )
-    if reader.faults:
-        listed = ", ".join(f"{n} {fault}" for fault, n in sorted(reader.faults.items()))
-        total = sum(reader.faults.values())
-        notes += (f"{total} malformed mark{'s' * (total > 1)} in the answer: {listed}",)
-    return Answer(
-        text=text,
-        phrases=tuple(phrases),
-        absent=not phrases and markup.says_absent(text),
-        notes=notes,
-        width=width,
-        height=height,
-        markup=written,
-    )
-
-
-def _gap(before: str, after: str) -> str:
-    """The space that tokenisation dropped beside a control token, where English has one."""
-    if not before or not after or _NO_SPACE_BEFORE.match(after) or _NO_SPACE_AFTER.search(before):
-        return ""
-    return " "
+    return compose(reader.pieces, reader.faults, pixels, scores, question, notes, width, height)
 
 
 class _Reader:
-    """Collects `pieces`: ("text", words, []), ("phrase", words, regions), ("regions", "", regions);
-    and counts `faults` by name."""
+    """Collects `pieces` (see `compose.Piece`) and counts `faults` by name."""
 
     def __init__(self, tokenizer: Tokenizer, control: Mapping[str, int], valid: np.ndarray):
         self.tokenizer, self.valid = tokenizer, valid
         self.names = {i: t for t, i in control.items()}
         self.first_proxy = control["<r0>"]
         self.last_proxy = control["<r99>"]
-        self.pieces: list[tuple[str, str, list[int]]] = []
+        self.pieces: list[Piece] = []
         self.faults: Counter[str] = Counter()
         self.run: list[int] = []
         self.in_phrase = self.in_roi = False

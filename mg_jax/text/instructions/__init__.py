@@ -56,7 +56,7 @@ _SYSTEMS = {
         "mg_llava": mg_llava.TEXTS,
         "ferret": ferret.TEXTS,
         "tiny_grounding_gpt": tiny_grounding_gpt.TEXTS,
-        "llava": llava.POPE,
+        "llava": llava.MIX | llava.POPE,
     }.items()
 }
 

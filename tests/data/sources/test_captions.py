@@ -20,6 +20,8 @@ def test_coco_captions_are_read_back(tmp_path):
     assert [e.captions for e in all_of(source)] == [e.captions for e in rows]
     assert source[0].objects == () and source[0].meta["task"] == "captions"
     boxed = open_source(f"captions:{file},{images},{instances}")
+    assert boxed.frequency == open_source(f"coco:{instances},{images},empty=keep").frequency
+    assert boxed.frequency and not source.frequency
     for got, want in zip(all_of(boxed), rows, strict=True):
         assert got.captions == want.captions
         np.testing.assert_allclose(

@@ -73,7 +73,8 @@ def test_odd_records(tmp_path):
     source = open_source(f"ferret_grit:{file},{tmp_path / 'images'},max_bad=0.9")
     assert len(source) == 4 and source.bad == 14
     assert source.counts == {"pictures without a file": 1, "boxes without area": 1}
-    wanted = ("names the locations [0], but has 0", "has 2 boxes", "has no area", "no number",
+    wanted = ("names the locations [0], but has 0", "has 2 boxes", "has no area",
+              "expected a number",
               "box_x1y1x2y2 is no list of 2", "masks is no list of 2",
               "mask has size [40, 20], expected [20, 40]",
               "2 masks for 1 boxes", "image_w and image_h", "1 messages", "is from 'human'",

@@ -1,0 +1,201 @@
+"""MG-LLaVA in two stages, the second from the checkpoint of the first:
+
+    python -m launch.train --config configs/mg_llava.py:stage=pretrain,llm=tiny --workdir runs/a
+    python -m launch.train --config configs/mg_llava.py:stage=sft,llm=tiny --workdir runs/b \\
+        --config.init_from=runs/a
+
+llm=tiny trains on procedural scenes on a CPU. llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the
+published shape and hyper-parameters of that language model (spec 8; 8 devices of 80 GB, more for
+13B and 34B) and needs --config.data=..., --config.boxes=FILE of launch.boxes, and
+--config.codec.tokenizer=FOLDER; stage=pretrain also CLIP, ConvNeXt and the language model as
+converted releases, --config.init_from=FOLDER,FOLDER,FOLDER. Upstream's frozen ConvNeXt kept its
+stochastic depth while training: --config.model.drop_path=0.1 does as it did.
+
+media=video trains on videos, and on pictures beside them, never both in one batch:
+
+    python -m launch.train --config configs/mg_llava.py:stage=sft,llm=tiny,media=video \\
+        --workdir runs/c --config.init_from=runs/b
+
+Context: a sequence is at most text_tokens of text (upstream's 1,472), 576 vectors a picture, and
+max_boxes; nothing longer is trained on. A video of 8 frames has 4,608 vectors, more than the 4,096
+positions of all these language models but Llama-3: context=fit (the default) averages 2x2 of a
+frame's vectors there, which leaves 1,152 and the boxes; context=published keeps all of them, as
+upstream does, and lets rotary positions run on beyond what the language model was trained for
+(--config.model.lm.rope_scaling.factor=2 slows them down instead).
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mg_jax.attention import RopeScaling
+from mg_jax.config import to_dict
+from mg_jax.lm import LMConfig
+from mg_jax.models.mg_llava import MGLLaVAConfig
+from mg_jax.vision.convnext import ConvNeXtConfig
+from mg_jax.vision.vit import ViTConfig
+
+CHOICES = {
+    "stage": ("pretrain", "sft"),
+    "llm": ("tiny", "phi3", "vicuna7b", "vicuna13b", "llama3", "yi34b"),
+    "media": ("image", "video"),
+    "context": ("fit", "published"),
+}
+BRIDGES = "(fusion|projector|box_projector|merging)/.*"  # a fusion may have no parameters
+
+TEMPLATES = {
+    "phi3": "phi3_chat",
+    "vicuna7b": "vicuna",
+    "vicuna13b": "vicuna",
+    "llama3": "llama3_chat",
+    "yi34b": "qwen_chat",
+}
+# (rows of a batch, peak learning rate) by stage where they are not the paper's (spec 8)
+PAPER = {"pretrain": (256, 1e-3), "sft": (128, 2e-5)}
+OWN = {
+    ("pretrain", "yi34b"): (512, 2e-3),
+    ("sft", "phi3"): (64, 2e-5),
+    ("sft", "llama3"): (64, 1e-5),
+}
+VIDEO_BOXES = 100  # slots a frame
+LONG = 8192  # positions that context=published lets a video run to
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Config of "stage=...,llm=...,media=..."; the docstring of this file is the manual."""
+    choice = base.parse_arg(arg, CHOICES)
+    c = base.get_config()
+    c.system, c.stage, c.size = "mg_llava", choice["stage"], choice["llm"]
+    c.media = choice["media"]
+    video = c.media == "video"
+    small = c.size == "tiny"
+    model = tiny_model() if small else full_model(c.size, video, choice["context"])
+    c.image_size = model.high_size
+    c.model = ConfigDict(to_dict(model))
+    c.model.high.image_size = c.get_ref("image_size")
+
+    c.preprocess = "clip_pad"
+    c.seed = 2024
+    c.optim.warmup_ratio = 0.03
+    c.single_source = video  # pictures and videos apart, and all rows of a batch of one length
+    c.codec.too_long = "skip"  # counted in the metrics; upstream cuts such texts off
+    {"pretrain": pretrain, "sft": sft}[c.stage](c)
+    if small:
+        tiny(c, video)
+    else:
+        full(c)
+    return c.lock()
+
+
+# -- stages (spec 8) -----------------------------------------------------------------------------
+
+
+def pretrain(c: ConfigDict) -> None:
+    """The parts between towers and language model, on captions."""
+    c.init_stages = ("encoder", "language", "pretrain")
+    c.init_required = ("low/.*", "high/.*", "lm/.*")
+    c.init_parts = (("clip", "vision", "low"), ("convnext", "vision", "high"))
+    c.trainable = (BRIDGES,)
+
+
+def sft(c: ConfigDict) -> None:
+    """As pretrain, and the language model learns too, on conversations."""
+    c.init_stages = ("pretrain", "sft")
+    c.init_required = (".*",)
+    c.trainable = (BRIDGES, "lm/.*")
+
+
+def full(c: ConfigDict) -> None:
+    """What all published sizes share."""
+    c.batch_size, c.optim.lr = OWN.get((c.stage, c.size), PAPER[c.stage])
+    c.accumulate = 2 if (c.stage, c.size) == ("sft", "llama3") else 1
+    c.codec.template = TEMPLATES[c.size]
+    c.codec.text_tokens = 1472  # 2,048 less the vectors of a picture, whatever its boxes
+    c.codec.buckets = (704, 832, 1088, 1600)  # of whole sequences
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def language_model(llm: str) -> LMConfig:
+    """Phi-3-mini-4k-instruct, Vicuna-7B or 13B v1.5, Llama-3-8B-Instruct, Yi-1.5-34B-Chat."""
+    shapes = {
+        "phi3": dict(vocab=32064, width=3072, mlp=8192, head=96, window=2047),
+        "vicuna7b": {},
+        "vicuna13b": dict(width=5120, mlp=13824, layers=40, heads=40, kv_heads=40),
+        "llama3": dict(
+            vocab=128256, mlp=14336, kv_heads=8, rope_theta=500000.0, max_positions=8192
+        ),
+        "yi34b": dict(
+            vocab=64000, width=7168, mlp=20480, layers=60, heads=56, kv_heads=8, eps=1e-6,
+            rope_theta=5000000.0,
+        ),
+    }  # fmt: skip
+    return LMConfig(**shapes[llm], dtype="bfloat16", remat="full")
+
+
+def full_model(llm: str, video: bool, context: str) -> MGLLaVAConfig:
+    """CLIP ViT-L/14 at 336 px, ConvNeXt-L at 768 px, and the language model."""
+    compute = {"dtype": "bfloat16", "remat": "full"}
+    lm, pool = language_model(llm), 1
+    if video and lm.max_positions < LONG:
+        if context == "fit":
+            pool = 2
+        else:
+            slow = RopeScaling()  # a factor of 1 changes nothing
+            lm = dataclasses.replace(lm, max_positions=LONG, rope_scaling=slow)
+    return MGLLaVAConfig(
+        low=ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5, **compute),
+        high=ConvNeXtConfig(image_size=768, **compute),
+        lm=lm,
+        video_pool=pool,
+        max_boxes=VIDEO_BOXES if video else 256,
+    )
+
+
+def tiny_model() -> MGLLaVAConfig:
+    """Under 4 million parameters: 112 px and 256 px, 64 image tokens, 16 boxes a picture."""
+    return MGLLaVAConfig(
+        low=ViTConfig(
+            kind="clip", activation="quick_gelu", width=128, layers=4, heads=2, mlp_ratio=3.0,
+            image_size=112, eps=1e-5,
+        ),
+        high=ConvNeXtConfig(depths=(1, 1, 2, 1), widths=(32, 64, 128, 192), image_size=256),
+        lm=LMConfig(
+            vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
+            max_positions=512, tied=True,
+        ),
+        select_layer=-1,  # the tower learns here, and what follows that layer would not
+        video_pool=2,
+        max_boxes=16,
+        refer=True,
+        unit_vectors=True,
+    )  # fmt: skip
+
+
+def tiny(c: ConfigDict, video: bool) -> None:
+    """What llm=tiny does otherwise than the published recipe, and why."""
+    c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
+    c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
+    c.codec.tokenizer = "tokenizer-tiny"
+    c.codec.template = "vicuna"
+    c.codec.text_tokens = 160
+    c.codec.buckets = (192, 240, 320) if video else (192,)
+    c.codec.refer_slots = 4
+    c.detector = "groma-tiny"
+    c.trainable = (".*",)  # no pretrained tower or language model is shipped: they learn here
+    c.batch_size = 16
+    c.optim.warmup_steps = 200
+    c.train.save_minutes = 5.0
+    pictures, films = "scenes:seed={},n=1000000,tasks=all,turns={},size=256", ",frames=8"
+    if c.stage == "pretrain":
+        c.init_required, c.init_stages = (), ("pretrain",)
+        data = pictures.format(4, 4)
+        c.optim.lr = 6e-4
+        c.train.steps = 3000
+    else:
+        data = pictures.format(5, 3)
+        c.optim.lr = 3e-4
+        c.train.steps = 2000
+    c.data = f"{data} + {data}{films}" if video else data

@@ -1,0 +1,123 @@
+"""What an adapter of a system is, and helpers that several use.
+
+A question goes through `read` (one row: pictures and prompt), `collate` (rows to a batch), the
+model's prefill and decoding, which are the same for all, and `answer`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mg_jax.answer import Answer
+from mg_jax.errors import UserError
+from mg_jax.example import Query, Region, Turn
+from mg_jax.models import System
+from mg_jax.vision import preprocess
+
+Proposals = list[tuple[np.ndarray, np.ndarray]]
+# pictures uint8 RGB [H,W,3] -> of each {"boxes": [[x0,y0,x1,y1]] in pixels, "scores", "labels"}
+Detect = Callable[[Sequence[np.ndarray]], Sequence[Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One question, read: the encoded prompt, pixels and boxes (`arrays`), the size of the picture
+    (or frame) in pixels, and notes for the answer."""
+
+    query: Query
+    arrays: Mapping[str, Any]
+    width: int
+    height: int
+    notes: tuple[str, ...] = ()
+
+
+class Adapter:
+    """A system with its codec (None for a detector alone) as an Assistant uses it.
+
+    settings: the release's config.json. detect: what finds boxes, for a system that is given them.
+    preprocessing: what a release without that field means. text_alone: whether there may be a
+    question without picture.
+    """
+
+    preprocessing = "groma_pil"
+    text_alone = False
+
+    def __init__(
+        self,
+        system: System,
+        codec: Any,
+        settings: Mapping[str, Any],
+        detect: Detect | None = None,
+    ):
+        self.system, self.codec, self.detect = system, codec, detect
+        self.preprocess = preprocess.get(settings.get("preprocess", self.preprocessing))
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends an answer."""
+        raise NotImplementedError
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills the rows after their ends."""
+        raise NotImplementedError
+
+    def read(self, query: Query) -> Row:
+        """A question. Raises UserError for what the system cannot take."""
+        raise NotImplementedError
+
+    def collate(self, rows: Sequence[Row], room: int) -> dict[str, np.ndarray]:
+        """The batch of the model's `prefill`. room: positions that the model has for a prompt; a
+        longer batch is refused later."""
+        raise NotImplementedError
+
+    def keep(self, aux: Mapping[str, Any]) -> Any:
+        """Of the intermediates of `prefill` what `answer` needs, a tree of arrays [B, ...]."""
+        return ()
+
+    def answer(self, row: Row, ids: np.ndarray, logprobs: np.ndarray, kept: Any) -> Answer:
+        """What generated ids [n] with log-probabilities [n] mean; `kept`: this row's of `keep`."""
+        raise NotImplementedError
+
+    def propose(self, params: Any, images: Sequence[Any]) -> Proposals:
+        """Regions of pictures: (boxes [n,4] xyxy pixels, scores [n]) each, best first."""
+        raise UserError(f"{self.system.name} proposes no regions: it is given them")
+
+
+def picture(image: Any) -> np.ndarray:
+    """uint8 RGB [H,W,3] of a path, an array or a PIL picture; UserError says what it got."""
+    if isinstance(image, (str, Path, bytes)):
+        return preprocess.load_image(image)
+    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise UserError(
+            f"image: got an array of {array.dtype} {array.shape}; expected uint8 RGB [H,W,3], "
+            "a path or a PIL picture"
+        )
+    return array
+
+
+def turns(query: Query) -> list[Turn]:
+    """The conversation so far and the question."""
+    return [*query.history, Turn(query.prompt, None)]
+
+
+def text_lengths(codec: Any) -> list[int]:
+    """A few lengths of prompts up to the longest, so that few programs are compiled."""
+    text = codec.text_tokens
+    fixed = codec.length - text
+    return [fixed + size for size in (text // 4, text // 2, text)]
+
+
+def slots(count: int) -> int:
+    """Room for `count` boxes, in steps of 8 so that few programs are compiled."""
+    return max(8, -(-count // 8) * 8)
+
+
+def boxed_notes(regions: Sequence[Region]) -> list[str]:
+    """One note for each kind of region that goes by its tightest box."""
+    kinds = dict.fromkeys(r.kind for r in regions if r.kind != "box")
+    return [f"{kind} passed as its tightest box" for kind in kinds]

@@ -1,0 +1,122 @@
+"""MG-LLaVA: a picture, the frames of a video, or text alone; boxes are given or detected."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mg_jax.answer import Answer
+from mg_jax.assistants.base import Adapter, Proposals, Row, boxed_notes, picture, slots, turns
+from mg_jax.data.detections import Found, as_found, to_canvas
+from mg_jax.data.samples.mg_llava import batch, nothing, pixels, prepared
+from mg_jax.data.video import frame_numbers, read_frames
+from mg_jax.errors import UserError
+from mg_jax.example import Query
+
+NO_BOXES = "no boxes were used: none were given and no detector is configured"
+
+
+class MGLLaVAAdapter(Adapter):
+    """What no detection is given for is looked at by `detect`, if there is one."""
+
+    preprocessing = "clip_pad"
+    text_alone = True
+    # The last picture and video looked at and what was found: a conversation stays with them.
+    _looked: tuple[Any, Any, Any] = (None, None, None)
+
+    @property
+    def end_id(self) -> int:
+        return int(self.codec.end_id)
+
+    @property
+    def pad_id(self) -> int:
+        return int(self.codec.pad_id)
+
+    def read(self, query: Query) -> Row:
+        cfg, notes = self.system.cfg, boxed_notes(query.regions)
+        pictures = self._pictures(query, notes)
+        height, width = pictures[0].shape[:2] if pictures else (0, 0)
+        boxes = self._boxes(query, pictures, notes)
+        encoded = self.codec.encode_prompt(
+            turns(query), query.regions, box_counts=[len(b) for b in boxes]
+        )
+        if pictures:
+            refer = to_canvas(encoded["refer_boxes"], width, height, cfg.canvas)
+            encoded["refer_boxes"] = refer
+        high = pixels(pictures, self.preprocess, cfg.high_size)
+        arrays = encoded | {"high": high, "boxes": boxes}
+        return Row(query, arrays, width, height, tuple(notes))
+
+    def _pictures(self, query: Query, notes: list[str]) -> list[np.ndarray]:
+        """The picture, or the frames of the video; none for text alone."""
+        if query.video is None:
+            return [] if query.image is None else [picture(query.image)]
+        if query.image is not None:
+            raise UserError("a question is about an image or a video, not about both")
+        return frames(query.video, self.system.cfg.frames, notes)
+
+    def _boxes(
+        self, query: Query, pictures: Sequence[np.ndarray], notes: list[str]
+    ) -> list[np.ndarray]:
+        """Boxes of each picture in canvas units."""
+        cfg = self.system.cfg
+        if not pictures:
+            if query.detections is not None:
+                raise UserError("detections without a picture or a video")
+            return []
+        if cfg.objects == "none":
+            return [np.zeros((0, 4), np.float32)] * len(pictures)
+        height, width = pictures[0].shape[:2]
+        made = prepared(self._found(query, pictures, notes), (width, height), cfg)
+        if left := sum(p.dropped.get("slots", 0) for p in made):
+            notes.append(f"{left} detected boxes left out: there are {cfg.max_boxes} slots")
+        return [p.boxes for p in made]
+
+    def _found(
+        self, query: Query, pictures: Sequence[np.ndarray], notes: list[str]
+    ) -> tuple[Found, ...]:
+        given = query.detections
+        if given is None:
+            if self.detect is None:
+                notes.append(NO_BOXES)
+                return nothing(len(pictures))
+            image, video, given = self._looked
+            if image is not query.image or video is not query.video:
+                given = {"frames": list(self.detect(pictures))}
+                self._looked = query.image, query.video, given
+        return as_found(given, "detections", len(pictures))
+
+    def collate(self, rows: Sequence[Row], room: int) -> dict[str, np.ndarray]:
+        samples = [r.arrays for r in rows]
+        longest = max(len(s["tokens"]) for s in samples)
+        step = max(16, self.codec.text_tokens // 4)  # few lengths: few programs are compiled
+        length = max(longest, min(-(-longest // step) * step, room))
+        count = slots(max(len(s["refer_boxes"]) for s in samples))
+        made = batch(self.codec.collate(samples, [length], count), samples, self.system.cfg)
+        return made | {"high": self.preprocess.normalize(made["high"])}
+
+    def answer(self, row: Row, ids: np.ndarray, logprobs: np.ndarray, kept: Any) -> Answer:
+        answer: Answer = self.codec.decode(
+            ids, logprobs, row.width, row.height, question=row.query.prompt, notes=row.notes
+        )
+        return answer
+
+    def propose(self, params: Any, images: Sequence[Any]) -> Proposals:
+        if self.detect is None:
+            raise UserError("mg_llava is given its boxes, and no detector is configured")
+        found = [as_found(f, "detections")[0] for f in self.detect([picture(i) for i in images])]
+        return [(f.boxes, f.scores) for f in found]
+
+
+def frames(video: Any, count: int, notes: list[str]) -> list[np.ndarray]:
+    """`count` frames, uint8 RGB [H,W,3], of what `Query.video` may be. Raises UserError."""
+    if isinstance(video, str | Path):
+        return list(read_frames(video, count, notes)[0])
+    array = np.asarray(video(count) if callable(video) else video)
+    if array.ndim != 4 or array.shape[3] != 3 or array.dtype != np.uint8 or 0 in array.shape:
+        raise UserError(
+            f"video: got an array of {array.dtype} {array.shape}; expected uint8 RGB [n,H,W,3], a "
+            "path, or a function of a count that returns such"
+        )
+    return [array[i] for i in frame_numbers(len(array), count)]

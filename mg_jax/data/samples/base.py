@@ -1,0 +1,136 @@
+"""What the systems share on the way from an example to a batch.
+
+A row is made in three steps, each of which a system fills in where it has something to say:
+
+    prepare    what the length of the text depends on: detected boxes, the grid of tiles
+    encode     the conversation as ids, by the system's codec
+    complete   what costs most and depends on both: pixels, crops, detection targets
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from mg_jax.data import batch as batching
+from mg_jax.data.tasks import converse, parse_tasks
+from mg_jax.errors import UserError
+from mg_jax.example import Example
+from mg_jax.text import instructions
+
+Record = batching.Record
+
+_DRAWS = 4  # conversations drawn about one picture until one fits
+_NO_LIMIT = 10**9
+
+
+class Samples:
+    """The examples of a stage as rows of its batches.
+
+    It travels to the processes that make batches, so it must be picklable.
+    """
+
+    def make(self, example: Example, rng: np.random.Generator) -> Record | None:
+        """A row, or None where the example gives none. Raises BadRecord for a malformed one."""
+        raise NotImplementedError
+
+    def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
+        """Rows to a batch, as small as it travels from a worker."""
+        raise NotImplementedError
+
+    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch as the model takes it: done last, what makes it larger."""
+        return batch
+
+
+class Conversations(Samples):
+    """A stage that trains on answers.
+
+    Examples without turns are asked about their annotations. `config.codec.too_long` "skip": what
+    is longer than the longest bucket, or `encode` has no room for, loses its last turns or is left
+    out; "error": it ends the run.
+    """
+
+    def __init__(self, config: Any, cfg: Any, codec: Any):
+        rest = config.codec
+        if rest.too_long not in ("error", "skip"):
+            raise UserError(f"config.codec.too_long: {rest.too_long!r} is not 'error' or 'skip'")
+        if config.turns < 1:
+            raise UserError(f"config.turns is {config.turns}: a conversation has at least one")
+        self.check_vocabulary(rest.tokenizer, cfg, codec)
+        if codec.length > cfg.lm.max_positions:
+            raise UserError(
+                f"config.codec.text_tokens: {codec.text_tokens} make sequences of {codec.length}, "
+                f"but config.model.lm.max_positions is {cfg.lm.max_positions}: lower the one"
+            )
+        self.codec = codec
+        self.buckets = tuple(sorted({*self.lengths(rest), codec.length}))
+        if jax.process_count() > 1:  # they do not see each other's rows, and shapes must agree
+            self.buckets = self.buckets[-1:]
+        self.skip = rest.too_long == "skip"
+        if self.skip:
+            codec.text_tokens = _NO_LIMIT  # measured here instead, where it is no error
+        self.tasks = parse_tasks(config.tasks, "config")
+        self.wording = instructions.get(config.instructions or config.system)
+        self.turns = config.turns
+
+    def check_vocabulary(self, name: str, cfg: Any, codec: Any) -> None:
+        """Raises UserError when the tokenizer `name` does not fit the language model."""
+        if codec.tokenizer.vocab_size != cfg.lm.vocab:
+            raise UserError(
+                f"config.model.lm.vocab is {cfg.lm.vocab}, but the tokenizer {name} has "
+                f"{codec.tokenizer.vocab_size} pieces: set the one to the other"
+            )
+
+    def lengths(self, section: Any) -> list[int]:
+        """Shorter lengths of sequences that `config.codec` allows beside the longest."""
+        fixed = self.codec.length - self.codec.text_tokens
+        return [fixed + size for size in section.buckets if size < section.text_tokens]
+
+    def prepare(self, example: Example, rng: np.random.Generator) -> Record:
+        """Fields of the row that the length of the text depends on."""
+        return {}
+
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+        """The example's turns as ids; `seen` is what `prepare` gave. With `skip`, None where there
+        is no room for its regions."""
+        raise NotImplementedError
+
+    def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
+        """The row with all that is not text; None where the example gives none."""
+        raise NotImplementedError
+
+    def make(self, example: Example, rng: np.random.Generator) -> Record | None:
+        seen = self.prepare(example, rng)
+        record = self._talk(example, rng, seen)
+        if record is None:
+            return None
+        name = f"example {example.id!r} of {example.source}"
+        return self.complete({**seen, **record, "name": name}, example, rng)
+
+    def _talk(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+        if example.turns:
+            return self._encoded(example, rng, seen)
+        tasks = example.meta.get("tasks") or self.tasks
+        for _ in range(_DRAWS):
+            asked = converse(example, rng, tasks, self.wording, self.turns)
+            if not asked:
+                break
+            for count in range(len(asked.turns), 0, -1):  # as many of its first turns as fit
+                part = replace(asked, turns=asked.turns[:count])
+                if record := self._encoded(part, rng, seen):
+                    return record
+        return None
+
+    def _encoded(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+        record = self.encode(example, rng, seen)
+        if record and self.skip and len(record["tokens"]) > self.buckets[-1]:
+            return None
+        return record
+
+
+def stacked(records: Sequence[Record], *names: str) -> dict[str, np.ndarray]:
+    """These arrays of the records, as far as they have them, along a new first axis."""
+    return {k: np.stack([r[k] for r in records]) for k in names if k in records[0]}

@@ -1,0 +1,287 @@
+"""MG-LLaVA: two resolutions joined by a gate, and detected boxes as tokens (arXiv 2406.17770).
+
+Where paper and published code differ, the choice is a field of MGLLaVAConfig; docs/mg_llava.md
+tables them. Pictures are padded squares; boxes are xyxy in units in which that square is `canvas`
+wide, the units of the published box files after preparation (spec 4).
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mg_jax import losses
+from mg_jax.attention import KVCache
+from mg_jax.errors import UserError
+from mg_jax.lm import LM, LMConfig
+from mg_jax.models import System
+from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
+from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
+from mg_jax.models.vlm import scatter, take, unit
+from mg_jax.nn import MLP
+from mg_jax.ops.box_mean import box_mean
+from mg_jax.ops.resize import resize_linear
+from mg_jax.vision.convnext import ConvNeXt, ConvNeXtConfig
+from mg_jax.vision.vit import ViT, ViTConfig
+
+CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
+PLACES = ("image", "box", "refer")  # placeholder ids follow the vocabulary in this order
+
+
+@dataclasses.dataclass(frozen=True)
+class MGLLaVAConfig:
+    """Defaults: MG-LLaVA-7B (Vicuna) as published.
+
+    `select_layer`: which of the ViT's hidden states is read (negative: from the last).
+    `canvas`: side of the padded square in units of boxes, whatever the size of the pictures.
+    `fusion`: models/fusion.py; `objects`: models/merging.py.
+    `frames`: pictures of a video. `video_pool`: side of the squares of image tokens of a frame that
+    are averaged into one; 1, as published, makes 8 frames 4,608 tokens.
+    `max_boxes`: slots a frame; data with more leaves out those of the lowest score, and counts it.
+    `refer`: regions of the user become object tokens of their own; published weights know them by
+    their text alone.
+    `drop_path`: stochastic depth of the ConvNeXt while training. Upstream trained with 0.1, though
+    the tower is frozen, for it was left in training mode (spec 2.2).
+    `unit_vectors`: image and object vectors are brought to unit mean square before they join the
+    text; a language model that learns from nothing beside them needs it.
+    """
+
+    low: ViTConfig = CLIP_L
+    high: ConvNeXtConfig = ConvNeXtConfig(image_size=768)
+    lm: LMConfig = LMConfig()
+    select_layer: int = -2
+    canvas: int = 768
+    fusion: Fusion = "conv_gate"
+    objects: Objects = "append"
+    frames: int = 8
+    video_pool: int = 1
+    max_boxes: int = 256
+    refer: bool = False
+    drop_path: float = 0.0
+    unit_vectors: bool = False
+
+    @property
+    def low_size(self) -> int:
+        """Side of the picture that the ViT sees, pixels."""
+        return self.low.image_size
+
+    @property
+    def high_size(self) -> int:
+        """Side of the picture that the ConvNeXt sees, pixels."""
+        return self.high.image_size
+
+    def image_tokens(self, frames: int = 1) -> int:
+        """Prompt positions of each of `frames` pictures: a video's may be pooled."""
+        return (self.low.grid // (self.video_pool if frames > 1 else 1)) ** 2
+
+    def id(self, name: str) -> int:
+        """Id of a placeholder, "image", "box" or "refer"; none of them is ever embedded."""
+        return self.lm.vocab + PLACES.index(name)
+
+    @property
+    def sees_high(self) -> bool:
+        """Whether anything is read from the high-resolution tower."""
+        return self.fusion != "none" or self.objects != "none" or self.refer
+
+
+class MGLLaVA(nn.Module):
+    """Parameters: low, high, fusion, projector, box_projector, merging, lm.
+
+    A part that a choice of `fusion` or `objects` does not use has no parameters.
+    """
+
+    cfg: MGLLaVAConfig
+
+    def setup(self):
+        c, dtype = self.cfg, jnp.dtype(self.cfg.lm.dtype)
+        widths = Widths(c.low.width, c.high.widths, c.low.heads, c.lm.dtype)
+        self.low = ViT(c.low)
+        self.high = ConvNeXt(c.high, c.drop_path)
+        self.fusion = fusion_module(c.fusion, widths)
+        fused = fused_width(c.fusion, widths)
+        self.projector = MLP(fused, c.lm.width, c.lm.width, dtype=dtype)
+        self.box_projector = MLP(sum(c.high.widths), c.lm.width, c.lm.width, dtype=dtype)
+        self.merging = Merge(c.objects, c.lm.width, c.lm.heads, dtype)
+        self.lm = LM(c.lm)
+
+    def encode(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """Pictures and boxes -> `image_tokens` [B,n,D] frame by frame, `box_tokens` [B,F*R,D].
+
+        Also every intermediate of both paths, whose batch axis is B*F.
+        """
+        c = self.cfg
+        b, f = batch["high"].shape[:2]
+        high = batch["high"].reshape(b * f, *batch["high"].shape[2:])
+        if "low" in batch:
+            low = batch["low"].reshape(b * f, *batch["low"].shape[2:])
+        else:  # as upstream made it: neither antialiased nor from the original (spec 5)
+            low = resize_linear(high, (c.low_size, c.low_size))
+        states, _ = self.low(low)
+        maps = self.high(high) if c.sees_high else ()
+        fused, aux = self.fusion(states[c.select_layer][:, 1:], maps)
+        aux |= {"low_states": states, "high_maps": maps, "fused": fused}
+        if f > 1 and c.video_pool > 1:
+            fused = pool(fused, c.video_pool)
+        image = self.projector(fused)
+        if c.objects != "none":
+            boxes, mask = (
+                batch[k].reshape(b * f, *batch[k].shape[2:]) for k in ("boxes", "box_mask")
+            )
+            aux["box_pooled"], objects = self.describe(maps, boxes)
+            image, objects = self.merging(image, objects, mask)
+            aux["box_tokens"] = objects.reshape(b, -1, objects.shape[-1])
+        if c.refer:  # of the first frame
+            first = [x.reshape(b, f, *x.shape[1:])[:, 0] for x in maps]
+            _, aux["refer_tokens"] = self.describe(first, batch["refer_boxes"])
+        return {**aux, "image_tokens": image.reshape(b, -1, image.shape[-1])}
+
+    def describe(
+        self, maps: Any, boxes: Float[Array, "B R 4"]
+    ) -> tuple[Float[Array, "B R C"], Float[Array, "B R D"]]:
+        """Mean features of boxes in canvas units, and their vectors for the language model."""
+        pooled = box_mean(maps, boxes, self.cfg.canvas)
+        return pooled, self.box_projector(pooled)
+
+    def embed(self, batch: dict[str, jax.Array], aux: dict[str, Any]) -> dict[str, Any]:
+        """Join: embeddings of `tokens` with visual vectors in place of placeholders.
+
+        The n-th image slot of a row takes its n-th image vector, the n-th box slot its n-th true
+        box. Box slots are invalid where `objects` gives boxes no token.
+        """
+        c, tokens, valid = self.cfg, batch["tokens"], batch["valid"]
+        x = self.lm.embed(tokens)
+
+        def place(x, name, vectors):
+            vectors = unit(vectors) if c.unit_vectors else vectors
+            return scatter(x, tokens == c.id(name), vectors)
+
+        x = place(x, "image", aux["image_tokens"])
+        if c.objects in WITH_TOKENS:
+            mask = batch["box_mask"].reshape(len(tokens), -1)
+            x = place(x, "box", true_first(aux["box_tokens"], mask))
+        else:
+            valid = valid & (tokens != c.id("box"))
+        if c.refer:
+            x = place(x, "refer", true_first(aux["refer_tokens"], batch["refer_mask"]))
+        return {"tokens": tokens, "valid": valid, "embeddings": x}
+
+    def __call__(self, batch: dict[str, jax.Array]) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        """Logits of every position, and every named intermediate."""
+        aux = self.encode(batch)
+        aux |= self.embed(batch, aux)
+        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
+        return self.lm.logits(hidden), {**aux, "last_hidden": hidden}
+
+    def prefill(
+        self, batch: dict[str, jax.Array], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache, dict[str, Any]]:
+        """Read the prompt into the cache; logits after the last valid token of each row."""
+        aux = self.encode(batch)
+        aux |= self.embed(batch, aux)
+        hidden, grown = self.lm(aux["embeddings"], aux["valid"], cache)
+        slots = jnp.arange(aux["valid"].shape[1])[None]
+        last = jnp.where(aux["valid"], slots, 0).max(1)
+        hidden = take(hidden, last[:, None])
+        cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
+        return self.lm.logits(hidden)[:, 0], cache, aux
+
+    def decode(
+        self, tokens: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """One more token a row; logits after it."""
+        x = self.lm.embed(tokens)
+        hidden, grown = self.lm(x, jnp.ones(tokens.shape, bool), cache)
+        return self.lm.logits(hidden)[:, 0], grown
+
+
+def pool(x: Float[Array, "B P C"], n: int) -> Float[Array, "B P/n*n C"]:
+    """Means of n x n neighbouring tokens of a square grid."""
+    b, p, c = x.shape
+    side = int(p**0.5)
+    x = x.reshape(b, side // n, n, side // n, n, c).astype(jnp.float32).mean((2, 4))
+    return x.reshape(b, p // n**2, c)
+
+
+def true_first(vectors: Float[Array, "B R D"], mask: Bool[Array, "B R"]) -> Float[Array, "B R D"]:
+    """The vectors of each row with those in `mask` first, in order."""
+    return take(vectors, jnp.argsort(~mask, axis=1, stable=True))
+
+
+def example_batch(
+    cfg: MGLLaVAConfig,
+    stage: str,
+    batch_size: int,
+    *,
+    tokens: int | None = None,
+    frames: int = 1,
+    boxes: int | None = None,
+    refer: int = 8,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch: text length, frames, box slots a frame, slots of the user's boxes."""
+    b, s, r = batch_size, cfg.high_size, boxes or cfg.max_boxes
+    t = tokens or frames * (cfg.image_tokens(frames) + 1) + 8
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    given = {"refer_boxes": array(refer, 4), "refer_mask": array(refer, dtype=bool)}
+    return {
+        "high": array(frames, s, s, 3),
+        "boxes": array(frames, r, 4),
+        "box_mask": array(frames, r, dtype=bool),
+        "tokens": array(t, dtype=jnp.int32),
+        "valid": array(t, dtype=bool),
+        "loss_mask": array(t, dtype=bool),
+        **(given if cfg.refer else {}),
+    }
+
+
+def check(cfg: MGLLaVAConfig) -> None:
+    """Raises UserError when the sizes of a config do not fit each other, naming the key."""
+    grid, cells = cfg.low.grid, cfg.high_size / cfg.high.stride
+    if cfg.low_size % cfg.low.patch or cfg.high_size % cfg.high.stride:
+        raise UserError(
+            f"config.model: low.image_size={cfg.low_size} must be a multiple of low.patch="
+            f"{cfg.low.patch}, and high.image_size={cfg.high_size} of {cfg.high.stride}"
+        )
+    if cfg.fusion != "none" and grid != cells:
+        raise UserError(
+            f"config.model: fusion={cfg.fusion!r} needs a cell of the last map per patch, but "
+            f"high.image_size={cfg.high_size} gives {cells:g} a side and low.image_size="
+            f"{cfg.low_size} {grid}: use high.image_size={grid * cfg.high.stride}"
+        )
+    if cfg.video_pool < 1 or grid % cfg.video_pool:
+        raise UserError(
+            f"config.model.video_pool: {cfg.video_pool} does not divide the {grid} patches a side"
+        )
+    if not -cfg.low.layers - 1 <= cfg.select_layer <= cfg.low.layers:
+        raise UserError(
+            f"config.model.select_layer: {cfg.select_layer} is not one of the {cfg.low.layers + 1} "
+            "hidden states of the low-resolution tower"
+        )
+
+
+def system(cfg: MGLLaVAConfig) -> System:
+    """MG-LLaVA with its two stages, both of next-token loss; the config says what they train."""
+    check(cfg)
+    model = MGLLaVA(cfg)
+
+    def language(params, batch, key):
+        rngs = {"dropout": key} if cfg.drop_path else {}
+        out: Any = model.apply({"params": params}, batch, rngs=rngs)
+        logits, aux = out
+        loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
+        count = batch["box_mask"].sum((1, 2)).astype(jnp.float32)
+        return loss, {**metrics, "boxes": count.mean()}
+
+    return System(
+        "mg_llava",
+        cfg,
+        model,
+        losses={"pretrain": language, "sft": language},
+        entry={"pretrain": lambda m, batch: m(batch), "sft": lambda m, batch: m(batch)},
+        example=example_batch,
+    )

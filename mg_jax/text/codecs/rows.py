@@ -1,0 +1,58 @@
+"""Encoded samples to the rows of a batch, whatever the system."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from mg_jax.errors import UserError
+
+
+def pad_rows(
+    samples: Sequence[Mapping[str, np.ndarray]],
+    sizes: Iterable[int],
+    pad: int,
+    slots: Mapping[str, int],
+    names: Sequence[str] | None = None,
+) -> dict[str, np.ndarray]:
+    """A batch of fixed shape: B rows as long as the smallest of `sizes` that holds them all.
+
+    slots: room for the boxes of each kind. names: what to call the samples in errors. Returns
+    tokens [B,T] int32 (`pad` beyond a sample's), valid, loss_mask [B,T] bool (none when no sample
+    has one), and of each kind KIND_boxes [B,slots,4] float32, KIND_mask [B,slots] bool. Raises
+    UserError for a sample longer than every size or with more boxes than slots.
+    """
+    names = names or [f"sample {n}" for n in range(len(samples))]
+    lengths = [len(s["tokens"]) for s in samples]
+    sizes = sorted(sizes)
+    fitting = [size for size in sizes if size >= max(lengths)]
+    if not fitting:
+        worst = int(np.argmax(lengths))
+        raise UserError(
+            f"{names[worst]}: {lengths[worst]} tokens, but the longest bucket is {sizes[-1]}"
+        )
+    rows, size = len(samples), fitting[0]
+    batch = {
+        "tokens": np.full((rows, size), pad, np.int32),
+        "valid": np.zeros((rows, size), bool),
+        "loss_mask": np.zeros((rows, size), bool),
+    }
+    for kind, count in slots.items():
+        batch[f"{kind}_boxes"] = np.zeros((rows, count, 4), np.float32)
+        batch[f"{kind}_mask"] = np.zeros((rows, count), bool)
+        for n, sample in enumerate(samples):
+            boxes = sample[f"{kind}_boxes"]
+            if len(boxes) > count:
+                raise UserError(
+                    f"{names[n]}: {len(boxes)} {kind} regions, but there are {count} slots: "
+                    f"give fewer or raise {kind}_slots"
+                )
+            batch[f"{kind}_boxes"][n, : len(boxes)] = boxes
+            batch[f"{kind}_mask"][n, : len(boxes)] = True
+    for n, sample in enumerate(samples):
+        batch["tokens"][n, : lengths[n]] = sample["tokens"]
+        batch["valid"][n, : lengths[n]] = True
+        if "loss_mask" in sample:
+            batch["loss_mask"][n, : lengths[n]] = sample["loss_mask"]
+    if not any("loss_mask" in s for s in samples):
+        del batch["loss_mask"]
+    return batch

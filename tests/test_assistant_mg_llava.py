@@ -1,0 +1,243 @@
+"""`load`, `chat`, `answer`, `launch.chat` and `launch.evaluate` on a random tiny MG-LLaVA."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import mg_jax
+from launch import chat as chat_command
+from launch import evaluate as evaluate_command
+from mg_jax.data.video import frame_numbers
+from mg_jax.errors import UserError
+from mg_jax.example import Query, Region
+from tests.mg_llava_micro import noise, save_random
+
+FOUND = {"boxes": [[10, 5, 40, 30], [60, 0, 95, 20]], "scores": [0.5, 0.9], "labels": ["a", "b"]}
+BOX = Region.from_box((0.2, 0.2, 0.8, 0.8))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_random(tmp_path_factory.mktemp("release") / "random")
+
+
+@pytest.fixture(scope="module")
+def assistant(folder):
+    return mg_jax.load(folder)
+
+
+@pytest.fixture
+def queries():
+    film = noise(frames=8, seed=4)
+    return [
+        Query(noise(seed=1), "What is <r:0>?", (BOX,), detections=FOUND),
+        Query(None, "What moves?", video=film, detections={"frames": [FOUND] * 8}),
+        Query(None, "Say something."),
+        Query(noise(50, 70, seed=2), "Describe the picture.", detections={"boxes": []}),
+        Query(None, "What moves?", video=lambda n: film[frame_numbers(8, n)]),
+    ]
+
+
+def test_answers_do_not_depend_on_the_batch(assistant, queries):
+    together = assistant.answer(queries, max_new_tokens=6)
+    alone = [assistant.answer([q], max_new_tokens=6)[0] for q in queries]
+    assert [a.markup for a in together] == [a.markup for a in alone]
+    sizes = [(a.width, a.height) for a in together]
+    assert sizes == [(90, 40), (90, 40), (0, 0), (50, 70), (90, 40)]
+    assert len({a.text for a in together}) > 2
+
+
+def test_boxes_and_the_users_regions_reach_the_model(assistant):
+    """Logits are compared, for the texts of a random model may agree."""
+
+    model = assistant.system.module
+
+    @jax.jit
+    def run(params, batch):
+        def prefill(m):
+            return m.prefill(batch, m.lm.empty_cache(*batch["tokens"].shape))[0]
+
+        return model.apply({"params": params}, method=prefill)
+
+    def logits(**fields):
+        query = Query(**({"image": noise(), "prompt": "What is <r:0>?"} | fields))
+        batch = assistant.adapter.collate([assistant.adapter.read(query)], 400)
+        return np.asarray(run(assistant.params, batch))
+
+    base = {"regions": (BOX,), "detections": FOUND}
+    moved = FOUND | {"boxes": [[10, 5, 40, 30], [0, 10, 30, 40]]}
+    first = logits(**base)
+    assert np.abs(first - logits(**base)).max() == 0
+    for change in (
+        {"detections": moved},
+        {"detections": {"boxes": []}},
+        {"regions": (Region.from_box((0.0, 0.0, 0.3, 0.3)),)},
+        {"image": noise(seed=1)},
+    ):
+        assert np.abs(first - logits(**(base | change))).max() > 1e-3
+
+
+def test_boxes_are_given_found_or_none_and_the_answer_says_so(folder, assistant):
+    picture, said = noise(), "no boxes were used"
+    given = assistant.answer([Query(picture, "What?", detections=FOUND)], max_new_tokens=2)
+    (answer,) = assistant.answer([Query(picture, "What?")], max_new_tokens=2)
+    assert said in answer.notes[0] and not any(said in n for n in given[0].notes)
+    asked = []
+
+    def detect(images):
+        asked.append(len(images))
+        return [FOUND] * len(images)
+
+    seeing = mg_jax.load(folder, detector=detect)
+    options = {"max_new_tokens": 2}
+    found = seeing.chat(picture, "What?", **options)
+    seeing.chat(None, "And now?", **options)
+    seeing.chat(None, "What moves?", video=noise(frames=9), **options)
+    assert asked == [1, 8]  # a conversation is looked at once
+    assert found.notes == given[0].notes == ()
+    boxes, scores = seeing.propose([picture])[0]
+    assert boxes.tolist() == FOUND["boxes"] and len(scores) == 2
+    with pytest.raises(UserError, match="no detector is configured"):
+        assistant.propose([picture])
+    with pytest.raises(UserError, match="the detector: nope: neither a folder nor"):
+        mg_jax.load(folder, detector="nope").chat(picture, "What?", **options)
+
+
+def test_a_release_that_proposes_serves_as_detector(folder, tmp_path, monkeypatch):
+    proposer = mg_jax.load(folder, detector=lambda images: [FOUND] * len(images))
+    from mg_jax import assistant as module
+
+    load = module.load
+    monkeypatch.setattr(module, "load", lambda name: proposer if name == "one" else load(name))
+    seeing = load(folder, detector="one")
+    row = seeing.adapter.read(Query(noise(), "What?"))
+    assert len(row.arrays["boxes"][0]) == 2 and not row.notes
+
+
+def test_what_leaves_no_room_is_told(folder, tmp_path):
+    narrow = mg_jax.load(save_random(tmp_path / "narrow", model__max_boxes=1))
+    (answer,) = narrow.answer([Query(noise(), "What?", detections=FOUND)], max_new_tokens=2)
+    assert answer.notes[0] == "1 detected boxes left out: there are 1 slots"
+
+
+def test_a_conversation_about_a_video(assistant, monkeypatch):
+    seen = []
+    real = assistant.answer
+    monkeypatch.setattr(
+        assistant, "answer", lambda queries, **kw: seen.append(queries[0]) or real(queries, **kw)
+    )
+    assistant.reset()
+    film, found = noise(frames=8), {"frames": [FOUND] * 8}
+    assistant.chat(None, "What moves?", video=film, detections=found, max_new_tokens=3)
+    assistant.chat(None, "Where to?", max_new_tokens=3)
+    assert seen[1].video is film and seen[1].detections is found
+    assert seen[1].history[0].user == "What moves?"
+    assistant.chat(noise(), "And here?", max_new_tokens=3)
+    assert seen[2].history == () and seen[2].video is None and seen[2].detections is None
+    assistant.reset()
+    assert assistant.chat(None, "Hello?", max_new_tokens=3).width == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image": noise(), "video": noise(frames=8)}, "an image or a video, not about both"),
+        ({"video": noise()}, "video: got an array of uint8 (40, 90, 3)"),
+        ({"video": "no/such.mp4"}, "no/such.mp4: no such video file"),
+        ({"image": noise(), "detections": [FOUND] * 3}, "boxes of 3 pictures or frames, but 1"),
+        ({"image": noise(), "detections": FOUND | {"scores": [1]}}, "not as many scores"),
+        ({"image": noise(), "detections": {"boxes": [[9, 9, 1, 1]]}}, "is reversed"),
+        ({"detections": FOUND}, "detections without a picture"),
+        ({"image": noise(), "prompt": "dog " * 400}, "but text_tokens is 160"),
+    ],
+)
+def test_bad_questions_are_named(assistant, fields, message):
+    query = Query(**({"image": None, "prompt": "What?"} | fields))
+    with pytest.raises(UserError) as e:
+        assistant.answer([query], max_new_tokens=2)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_groma_refuses_a_video():
+    from mg_jax.assistants.groma import GromaAdapter
+
+    with pytest.raises(UserError, match="not about videos: pass an image"):
+        GromaAdapter.read(None, Query(None, "What?", video=noise(frames=8)))
+
+
+def run(command, monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        command.cli.run(command.main)
+    out = capsys.readouterr()
+    return stop.value.code, out.out, out.err
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A folder of ten frames, and a box file about it and a picture."""
+    for n in range(10):
+        folder = tmp_path / "film"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(noise(seed=n)).save(folder / f"{n}.png")
+    Image.fromarray(noise()).save(tmp_path / "p.png")
+    entries = [FOUND | {"id": "p"}, {"id": "film", "frames": [FOUND] * 8}]
+    (tmp_path / "boxes.json").write_text(json.dumps(entries))
+    return tmp_path
+
+
+def test_chat_about_a_video_and_a_picture_with_a_box_file(folder, film, monkeypatch, capsys):
+    base = ["--checkpoint", folder, "--prompt", "What?", "--json", "--max-new-tokens", 3]
+    for flag in (["--video", film / "film"], ["--image", film / "p.png"]):
+        code, out, err = run(
+            chat_command, monkeypatch, capsys, *base, *flag, "--boxes", film / "boxes.json",
+            "--box", "10,10,40,30", "--out", film / "drawn.png",
+        )  # fmt: skip
+        assert code == 0, err
+        answer = json.loads(out)
+        assert (answer["width"], answer["height"]) == (90, 40) and answer["notes"] == []
+        assert (film / "drawn.png").is_file()
+    code, out, _ = run(chat_command, monkeypatch, capsys, *base, *flag)
+    assert code == 0 and "no boxes were used" in json.loads(out)["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "{}/p.png", "--video", "{}/film"], "--image, --video: give one of them"),
+        (["--boxes", "{}/boxes.json"], "--boxes: of which picture?"),
+        (["--image", "{}/film/1.png", "--boxes", "{}/boxes.json"], "no entry for '1.png'"),
+        (["--image", "{}/p.png", "--boxes", "{}/no.json"], "no.json: no such box file"),
+        (["--image", "{}/p.png", "--tags", "w.txt"], "--tags, --tagger: are for an OWLv2"),
+        (["--box", "1,2,3,4"], "give --image or --video"),
+        (["--video", "{}/p"], "p: no such video file"),
+    ],
+)
+def test_bad_arguments_give_one_line(folder, film, monkeypatch, capsys, arguments, message):
+    arguments = [a.format(film) for a in arguments]
+    base = ["--checkpoint", folder, "--prompt", "What?"]
+    code, _, err = run(chat_command, monkeypatch, capsys, *base, *arguments)
+    lines = [x for x in err.splitlines() if x.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and message in lines[0], err
+
+
+def test_evaluation_on_scenes_gives_their_detections(folder, monkeypatch, capsys):
+    from mg_jax.assistants.mg_llava import MGLLaVAAdapter
+
+    given = []
+    real = MGLLaVAAdapter.read
+    monkeypatch.setattr(
+        MGLLaVAAdapter, "read", lambda self, q: given.append(q.detections) or real(self, q)
+    )
+    base = ["--checkpoint", folder, "--task", "presence", "--json", "--max-new-tokens", 2]
+    for blind in ([], ["--blind"]):
+        code, out, err = run(
+            evaluate_command, monkeypatch, capsys, *base, *blind,
+            "--data", "scenes:seed=700000,n=4,size=64",
+        )  # fmt: skip
+        assert code == 0 and json.loads(out)["n"] == 4, err
+    assert all(d["boxes"] for d in given[:4]) and not any(d["boxes"] for d in given[4:])
