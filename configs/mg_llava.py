@@ -1,10 +1,17 @@
 """MG-LLaVA in two stages, the second from the checkpoint of the first:
 
-    python -m launch.train --config configs/mg_llava.py:stage=pretrain,llm=tiny --workdir runs/a
+    python -m launch.train --config configs/mg_llava.py:stage=pretrain,llm=tiny --workdir runs/a \\
+        --config.init_from=runs/labels
     python -m launch.train --config configs/mg_llava.py:stage=sft,llm=tiny --workdir runs/b \\
         --config.init_from=runs/a
 
-llm=tiny trains on procedural scenes on a CPU. llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the
+llm=tiny trains on procedural scenes on a CPU. No pretrained towers of that size exist, so a stage
+before the two teaches them, by boxes and the words that name them:
+
+    python -m launch.train --config configs/mg_llava.py:stage=labels,llm=tiny \\
+        --workdir runs/labels
+
+llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the
 published shape and hyper-parameters of that language model (spec 8; 8 devices of 80 GB, more for
 13B and 34B) and needs --config.data=..., --config.boxes=FILE of launch.boxes, and
 --config.codec.tokenizer=FOLDER; stage=pretrain also CLIP, ConvNeXt and the language model as
@@ -31,13 +38,17 @@ from ml_collections import ConfigDict
 from configs import base
 from mg_jax.attention import RopeScaling
 from mg_jax.config import to_dict
+from mg_jax.data.scenes.draw import COLORS, TEXTURES
+from mg_jax.data.scenes.shapes import SHAPES
+from mg_jax.data.scenes.world import WORDS
+from mg_jax.errors import UserError
 from mg_jax.lm import LMConfig
 from mg_jax.models.mg_llava import MGLLaVAConfig
 from mg_jax.vision.convnext import ConvNeXtConfig
 from mg_jax.vision.vit import ViTConfig
 
 CHOICES = {
-    "stage": ("pretrain", "sft"),
+    "stage": ("pretrain", "sft", "labels"),
     "llm": ("tiny", "phi3", "vicuna7b", "vicuna13b", "llama3", "yi34b"),
     "media": ("image", "video"),
     "context": ("fit", "published"),
@@ -60,6 +71,12 @@ OWN = {
 }
 VIDEO_BOXES = 100  # slots a frame
 LONG = 8192  # positions that context=published lets a video run to
+# Tiny conversations: what one box or one thing alone says first, then everything. Places are
+# written out digit by digit, so that few of them fill most of a batch: they are rare here.
+FIRST = (
+    "region*5+region_detail+point+scribble+attribute*4+presence*4+read*5+count*3+relation*6+caption"
+)
+THEN = f"{FIRST}+rec+rec_absent*0.5+grounded_caption*0.5+dialogue"
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -67,6 +84,10 @@ def get_config(arg: str = "") -> ConfigDict:
     choice = base.parse_arg(arg, CHOICES)
     c = base.get_config()
     c.system, c.stage, c.size = "mg_llava", choice["stage"], choice["llm"]
+    if c.stage == "labels" and c.size != "tiny":
+        raise UserError(
+            f"stage=labels is for llm=tiny: the towers of {c.size} are pretrained: take pretrain"
+        )
     c.media = choice["media"]
     video = c.media == "video"
     small = c.size == "tiny"
@@ -80,7 +101,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.warmup_ratio = 0.03
     c.single_source = video  # pictures and videos apart, and all rows of a batch of one length
     c.codec.too_long = "skip"  # counted in the metrics; upstream cuts such texts off
-    {"pretrain": pretrain, "sft": sft}[c.stage](c)
+    {"pretrain": pretrain, "sft": sft, "labels": labels}[c.stage](c)
     if small:
         tiny(c, video)
     else:
@@ -104,6 +125,16 @@ def sft(c: ConfigDict) -> None:
     c.init_stages = ("pretrain", "sft")
     c.init_required = (".*",)
     c.trainable = (BRIDGES, "lm/.*")
+
+
+def labels(c: ConfigDict) -> None:
+    """Both towers by named boxes: ours, in place of what CLIP's were pretrained on."""
+    c.init_stages = ("labels",)
+    c.init_required = ()
+    c.trainable = (".*",)
+    c.label_words = (*COLORS, *SHAPES, *TEXTURES[1:], *WORDS)
+    c.model.label_words = len(c.label_words)
+    c.target_slots = 16
 
 
 def full(c: ConfigDict) -> None:
@@ -161,12 +192,14 @@ def tiny_model() -> MGLLaVAConfig:
             kind="clip", activation="quick_gelu", width=128, layers=4, heads=2, mlp_ratio=3.0,
             image_size=112, eps=1e-5,
         ),
-        high=ConvNeXtConfig(depths=(1, 1, 2, 1), widths=(32, 64, 128, 192), image_size=256),
+        high=ConvNeXtConfig(
+            depths=(1, 1, 2, 1), widths=(32, 64, 128, 192), image_size=256, layer_scale=0.2
+        ),
         lm=LMConfig(
             vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
             max_positions=512, tied=True,
         ),
-        select_layer=-1,  # the tower learns here, and what follows that layer would not
+        select_layer=-1,  # the tower learns for this layer alone
         video_pool=2,
         max_boxes=16,
         refer=True,
@@ -182,20 +215,25 @@ def tiny(c: ConfigDict, video: bool) -> None:
     c.codec.template = "vicuna"
     c.codec.text_tokens = 160
     c.codec.buckets = (192, 240, 320) if video else (192,)
-    c.codec.refer_slots = 4
+    c.codec.refer_slots = 8
     c.detector = "groma-tiny"
-    c.trainable = (".*",)  # no pretrained tower or language model is shipped: they learn here
     c.batch_size = 16
     c.optim.warmup_steps = 200
     c.train.save_minutes = 5.0
-    pictures, films = "scenes:seed={},n=1000000,tasks=all,turns={},size=256", ",frames=8"
+    if c.stage == "labels":
+        c.data = "scenes:seed=10,n=1000000,tasks=none"
+        c.optim.lr, c.train.steps = 1e-3, 3000
+        return
+    c.trainable = (BRIDGES, "lm/.*")  # no language model of this size is pretrained either
+    c.model.pointing_weight = 1.0  # as MGLLaVAConfig says: what a pretrained one would bring along
     if c.stage == "pretrain":
-        c.init_required, c.init_stages = (), ("pretrain",)
-        data = pictures.format(4, 4)
-        c.optim.lr = 6e-4
-        c.train.steps = 3000
+        c.init_stages = ("labels", "pretrain")
+        c.init_required = ("low/.*", "high/.*")
+        c.init_ignore = ("labels_.*",)
+        pictures = f"scenes:seed=11,n=1000000,tasks={FIRST},turns=4"
+        c.optim.lr, c.train.steps = 1e-3, 3000
     else:
-        data = pictures.format(5, 3)
-        c.optim.lr = 3e-4
-        c.train.steps = 2000
-    c.data = f"{data} + {data}{films}" if video else data
+        pictures = f"scenes:seed=12,n=1000000,tasks={THEN},turns=4"
+        c.optim.lr, c.train.steps = 6e-4, 2000 if video else 3000
+    films = "scenes:seed=13,n=1000000,tasks=all,turns=4,frames=8"
+    c.data = f"{pictures} + {films}" if video else pictures

@@ -183,6 +183,8 @@ def _mg_llava(name: str, language: str, table: Callable[[Any], Table]) -> Archit
 
 
 def _groma_detector(cfg: Any, manifest: Manifest) -> Table:
+    if cfg.taps:
+        raise UserError("taps: upstream's detector reads the encoder's last hidden states")
     return groma.detector_table(cfg.vision, cfg.proposer)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from conversion import carried, engine, hf_config, hub
+from conversion import carried, engine, hf_config, hub, trunks
 from conversion.architectures import ARCHITECTURES, Architecture, detect, find_config, get
 from conversion.hf_config.sections import GROUP, TEXT
 from conversion.hub import Fetched
@@ -182,6 +182,11 @@ def open_release(path: Path, given: StrPath, base: StrPath | None = None) -> Rel
     """
     refuse_base(base)
     config, params = checkpoint.open_release(path)
+    if trunks.lacks(config, params.shapes):
+        raise UserError(
+            f"{given}: leaves its encoder to the package {config['trunk'].get('requirement')}: "
+            "convert the release of the training run, which holds it"
+        )
     where = f"{path / 'config.json'}: model"
     model = GROUP.check(config["model"], where)
     GROUP.check(config.get("token_ids", {}), f"{path / 'config.json'}: token_ids")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from conversion import carried, companions, engine
+from conversion import carried, companions, engine, trunks
 from conversion.architectures import ARCHITECTURES, Architecture
 from conversion.job import Advance, DType, Job, Say
 from conversion.located import StrPath, find, open_release, refuse_base
@@ -153,7 +153,8 @@ def read(
         refuse_base(base)
         companions.refuse(parts)
         accept(checkpoint.open_release(found.path)[0])
-        return checkpoint.load_release(found.path)
+        config, params, words = checkpoint.load_release(found.path)
+        return config, trunks.complete(config, params), words
     opened = companions.open_any(found, source, system, base, parts=parts)
     config, folder = opened.settings(), opened.folder
     accept(config)

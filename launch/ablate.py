@@ -1,18 +1,25 @@
-"""Repeat two of Groma's ablations at tiny size, and print a table of means and spreads.
+"""Repeat ablations of the papers at tiny size, and print a table of means and spreads.
 
-    python -m launch.ablate --start runs/b --workdir runs/ablations
+    python -m launch.ablate --start runs/alignment --workdir runs/ablations
+    python -m launch.ablate --start runs/labels --workdir runs/ablations
 
-lm     the language model learns in the last stage, or stays as it is (paper, table 7)
-merge  four patches make one image token, or each is its own (paper, table 8); the projector
-       starts afresh in both arms, since its input differs
+of Groma, from stage=alignment:
+  lm          the language model learns in the last stage, or stays as it is (paper, table 7)
+  merge       four patches make one image token, or each is its own (paper, table 8); the projector
+              starts afresh in both arms, since its input differs
+of MG-LLaVA, from stage=labels, whose towers stay as they are; all else starts afresh:
+  resolution  low resolution alone, with boxes, with boxes and Conv-Gate (paper, table 4)
+  fusion      how the high resolution gets into the tokens of the low one (table 5a)
+  merging     how boxes and image meet (table 5b)
 
-All arms of an ablation get the same start (the release or workdir of stage=alignment), the same
-steps, batches and seeds. Runs that are done are not repeated, one that was stopped goes on. One
-JSON line a run, then a Markdown table; `seconds` is processor time of training, all cores added
-(of a run that was stopped, from where it went on).
+All arms of an ablation get the same start (a release or workdir of that stage), the same steps,
+batches and seeds. Runs that are done are not repeated, one that was stopped goes on; an arm that
+two ablations have is run once. One JSON line a run, then a Markdown table; `seconds` is processor
+time of training, all cores added (of a run that was stopped, from where it went on).
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import statistics
@@ -30,23 +37,81 @@ FRESH_PROJECTOR = (
     "--config.init_ignore=('projector/.*',)",
     "--config.init_required=('vision/.*','proposer/.*','region_encoder/.*','lm/.*','new_tokens/.*')",
 )
-# ablation -> arm -> flags of launch.train
-ARMS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "lm": {
-        "trained": (),
-        "frozen": ("--config.trainable=('projector/.*','region_encoder/.*','new_tokens/.*')",),
-    },
-    "merge": {
-        "on": FRESH_PROJECTOR,
-        "off": (
-            *FRESH_PROJECTOR,
-            "--config.model.token_merge=False",
-            "--config.model.lm.max_positions=640",  # 192 image tokens more
-        ),
-    },
-}
-# task -> metrics of launch.evaluate
-MEASURED = {"rec": ("acc@0.5",), "regions": ("accuracy",), "presence": ("accuracy",)}
+GROMA = "configs/groma.py:stage=instruction,size=tiny"
+# Things are asked about by their names: regions would show the model with low resolution alone
+# what it shall not see
+MG_LLAVA = "configs/mg_llava.py:stage=pretrain,llm=tiny"
+NAMED = (
+    "--config.model.refer=False",
+    "--config.data=scenes:seed=14,n=1000000,"
+    "tasks=attribute*4+count*2+relation*4+presence*3+read*6,turns=4,named=1",
+)
+LOW = (*NAMED, "--config.model.fusion=none")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """An ablation: the run of each of its arms, by name, its config and what is measured.
+
+    measured: metrics of launch.evaluate by task. data: its scenes, without their number. steps: of
+    every run, where no other number is asked for.
+    """
+
+    arms: Mapping[str, str]
+    config: str = MG_LLAVA
+    measured: Mapping[str, Sequence[str]] = dataclasses.field(
+        default_factory=lambda: {
+            "vqa": ("accuracy",), "presence": ("accuracy",), "reading": ("accuracy",)
+        }
+    )  # fmt: skip
+    data: str = "scenes:seed=700001,named=1"
+    steps: int = 800
+
+    @property
+    def system(self) -> str:
+        """Name of the system whose ablation it is."""
+        return self.config.partition(".py")[0].removeprefix("configs/")
+
+
+_REGIONS = {"rec": ("acc@0.5",), "regions": ("accuracy",), "presence": ("accuracy",)}
+_GROMA: Mapping[str, Any] = {
+    "config": GROMA, "measured": _REGIONS, "data": "scenes:seed=700001", "steps": 400
+}  # fmt: skip
+# run -> flags of launch.train
+RUNS: Mapping[str, Sequence[str]] = {
+    "lm-trained": (),
+    "lm-frozen": ("--config.trainable=('projector/.*','region_encoder/.*','new_tokens/.*')",),
+    "merge-on": FRESH_PROJECTOR,
+    "merge-off": (
+        *FRESH_PROJECTOR,
+        "--config.model.token_merge=False",
+        "--config.model.lm.max_positions=640",  # 192 image tokens more
+    ),
+    "low": (
+        *LOW, "--config.model.objects=none", "--config.init_ignore=('labels_.*','high/.*')",
+    ),
+    "boxes": LOW,
+    "published": NAMED,
+    "resampler": (*NAMED, "--config.model.fusion=resampler"),
+    "concat": (*NAMED, "--config.model.fusion=concat"),
+    "patch_info": (*NAMED, "--config.model.fusion=patch_info"),
+    "f2b": (*NAMED, "--config.model.objects=f2b"),
+    "b2f": (*NAMED, "--config.model.objects=b2f"),
+}  # fmt: skip
+STUDIES: Mapping[str, Study] = {
+    "lm": Study({"trained": "lm-trained", "frozen": "lm-frozen"}, **_GROMA),
+    "merge": Study({"on": "merge-on", "off": "merge-off"}, **_GROMA),
+    "resolution": Study(
+        {"low alone": "low", "+ boxes": "boxes", "+ boxes + conv_gate": "published"}
+    ),
+    "fusion": Study(
+        {
+            "resampler": "resampler", "concat": "concat", "patch_info": "patch_info",
+            "conv_gate": "published",
+        }
+    ),
+    "merging": Study({"f2b": "f2b", "b2f": "b2f", "append": "published"}),
+}  # fmt: skip
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -56,22 +121,22 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--start", required=True, help="release or workdir of stage=alignment")
+    p.add_argument("--start", required=True, help="release or workdir of the stage before")
     p.add_argument("--workdir", required=True, type=Path, help="folder of all runs")
-    p.add_argument("--only", choices=list(ARMS), help="one ablation (default: both)")
-    p.add_argument("--steps", type=int, default=400, help="of every run (default %(default)s)")
+    p.add_argument("--only", choices=list(STUDIES), help="one (default: all of the start's system)")
+    p.add_argument("--steps", type=int, metavar="N", help="of every run; default 400, of MG-LLaVA "
+                   f"{STUDIES['fusion'].steps}")  # fmt: skip
     p.add_argument("--seeds", type=int, default=3, help="runs of an arm (default %(default)s)")
     p.add_argument("--questions", type=int, default=300, help="scenes a task (default %(default)s)")
     return p
 
 
-def train(folder: Path, start: str, steps: int, seed: int, flags: Sequence[str]) -> float:
+def train(folder: Path, study: Study, start: str, steps: int, seed: int, run: str) -> float:
     """Train one run to its end; returns the processor seconds of this call."""
     command = [
-        sys.executable, "-m", "launch.train", "--config",
-        "configs/groma.py:stage=instruction,size=tiny", f"--workdir={folder}",
+        sys.executable, "-m", "launch.train", "--config", study.config, f"--workdir={folder}",
         f"--config.init_from={start}", f"--config.train.steps={steps}", f"--config.seed={seed}",
-        f"--config.optim.warmup_steps={max(steps // 10, 1)}", *flags,
+        f"--config.optim.warmup_steps={max(steps // 10, 1)}", *RUNS[run],
     ]  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = subprocess.run(command, check=False).returncode
@@ -83,20 +148,20 @@ def train(folder: Path, start: str, steps: int, seed: int, flags: Sequence[str])
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measure(release: Path, questions: int) -> dict[str, float]:
-    """The metrics of MEASURED on reserved scenes."""
+def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
+    """The metrics of a study on reserved scenes."""
     import mg_jax
     from mg_jax.evals import tasks
 
     assistant = mg_jax.load(release)
     found: dict[str, float] = {}
-    for name, metrics in MEASURED.items():
+    for name, metrics in study.measured.items():
         task = tasks.get(name)
-        data = f"scenes:seed=700001,n={questions}"
 
         def predict(queries, length=task.max_new_tokens):
             return assistant.answer(queries, max_new_tokens=length, batch_size=16)
 
+        data = f"{study.data},n={questions}"
         result = tasks.evaluate(task, data, predict, assistant.propose)
         found |= {f"{name} {metric}": float(result.metrics[metric]) for metric in metrics}
     return found
@@ -113,14 +178,16 @@ def compared(row: dict[str, Any], asked: Mapping[str, Any], file: Path) -> dict[
     return row
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean and (lowest to highest) of every metric, one line an arm."""
-    names = [f"{task} {metric}" for task, metrics in MEASURED.items() for metric in metrics]
+def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], studies: Sequence[str]) -> str:
+    """Mean and (lowest to highest) of every metric, one line an arm, of studies that measure the
+    same; rows: by run."""
+    measured = STUDIES[studies[0]].measured
+    names = [f"{task} {metric}" for task, metrics in measured.items() for metric in metrics]
     lines = [f"| ablation | arm | runs | {' | '.join(names)} | CPU minutes a run |"]
     lines.append("|---" * (len(names) + 4) + "|")
-    for ablation, arms in ARMS.items():
-        for arm in arms:
-            mine = [r for r in rows if (r["ablation"], r["arm"]) == (ablation, arm)]
+    for ablation in studies:
+        for arm, run in STUDIES[ablation].arms.items():
+            mine = rows.get(run)
             if not mine:
                 continue
             cells = []
@@ -134,29 +201,47 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The ablations to run. Raises UserError for a start of a system that has none."""
+    if args.only:
+        return [args.only]
+    from mg_jax.plan import source
+
+    system = source(args.start)[0].get("system")
+    found = [name for name, study in STUDIES.items() if study.system == system]
+    if not found:
+        raise UserError(f"--start {args.start}: there are no ablations of system {system!r}")
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     for name in ("steps", "seeds", "questions"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: give at least 1")
-    rows = []
-    for ablation in [args.only] if args.only else ARMS:
-        for seed in range(args.seeds):  # arms in turn, so that an early stop leaves pairs
-            for arm, flags in ARMS[ablation].items():
-                folder = args.workdir / f"{ablation}-{arm}-{seed}"
+    names = chosen(args)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for seed in range(args.seeds):  # arms in turn, so that an early stop leaves pairs
+        for name in names:
+            study = STUDIES[name]
+            steps = args.steps or study.steps
+            for run in study.arms.values():
+                if len(rows.get(run, ())) > seed:
+                    continue
+                folder = args.workdir / f"{run}-{seed}"
                 asked = {
-                    "ablation": ablation, "arm": arm, "seed": seed, "steps": args.steps,
-                    "start": args.start, "questions": args.questions,
+                    "run": run, "seed": seed, "steps": steps, "start": args.start,
+                    "questions": args.questions,
                 }  # fmt: skip
                 done = folder / "ablation.json"
                 if not done.is_file():
-                    seconds = train(folder, args.start, args.steps, seed, flags)
+                    seconds = train(folder, study, args.start, steps, seed, run)
                     row = asked | {"seconds": round(seconds)}
-                    row |= measure(folder / "release", args.questions)
+                    row |= measure(study, folder / "release", args.questions)
                     done.write_text(json.dumps(row) + "\n", encoding="utf-8")
-                rows.append(compared(read_json(done), asked, done))
-                print(json.dumps(rows[-1]), flush=True)
-    print(table(rows))
+                rows.setdefault(run, []).append(compared(read_json(done), asked, done))
+                print(json.dumps(rows[run][-1]), flush=True)
+    print(table(rows, names))
 
 
 if __name__ == "__main__":

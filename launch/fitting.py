@@ -40,15 +40,19 @@ class Start:
     @property
     def size(self) -> str:
         """Whose recipe fits it."""
+        if self.config.get("trunk"):
+            return "mini"
         return "7b" if sum(self.paths.values()) > _LARGE else "tiny"
 
 
 def open_start(name: str, workdir: Path) -> Start:
-    """A shipped name, a release, a training folder, or a folder of PyTorch weights, which is
-    converted into workdir/start once; "auto": what is shipped, else nothing.
+    """A shipped name, a release, a training folder, an encoder that a package ships, or a folder
+    of PyTorch weights, which is converted into workdir/start once; "auto": what is shipped, else
+    nothing.
 
     Raises UserError for anything else.
     """
+    from conversion import trunks
     from mg_jax import checkpoint
     from mg_jax.assistant import releases
 
@@ -56,6 +60,8 @@ def open_start(name: str, workdir: Path) -> Start:
         name = "groma-tiny" if "groma-tiny" in releases() else "none"
     if name == "none":
         return Start()
+    if name in trunks.TRUNKS:
+        name = trunks.start(name, workdir / "trunk")
     folder = checkpoint.find(name)
     if not checkpoint.is_release(folder):
         name = _converted(folder, workdir / "start")
@@ -156,6 +162,8 @@ def stage_configs(
         arg = f"stage={stage},size={size}" + (",form=published" if size == "7b" else "")
         c = _module(system).get_config(arg)
         c.data = f"{spec},part=train"
+        if any(findings.text.values()):
+            c.views = min(c.views, 1)  # all views of such pictures are the same
         _begin(c, start, list(made), workdir)
         if stage == DETECTION:
             _detect(c, findings)
@@ -170,7 +178,9 @@ def stage_configs(
 
 def _begin(c: Any, start: Start, before: Sequence[str], workdir: Path) -> None:
     """Parameters, model, tokenizer and preprocessing as the start has them."""
-    origins = [start.name] if start.name and before in ([], [DETECTION]) else []
+    # an encoder of a package is where a recipe for it starts that has nothing else
+    first = start.name or (c.trunk if not before else "")
+    origins = [first] if first and before in ([], [DETECTION]) else []
     c.init_from = ",".join([*origins, *(str(workdir / stage) for stage in before[-1:])])
     c.init_stages = ()
     c.init_ignore = ("labels/.*",)
@@ -199,6 +209,31 @@ def _take(section: Any, values: Mapping[str, Any]) -> None:
             _take(section[key], value)
         elif key in section:
             section[key] = tuple(value) if isinstance(section[key], tuple) else value
+
+
+def cache(configs: Mapping[str, Any], workdir: Path) -> None:
+    """Compute the outputs of a frozen encoder that comes from a package once, in workdir/features,
+    for all stages whose config says so (`views`); they then train on these.
+
+    Raises UserError as `launch.features`.
+    """
+    from launch import features
+    from mg_jax.data.sources.features import INFO
+    from mg_jax.disk import read_json
+
+    for c in configs.values():
+        if not (c.trunk and c.views):
+            continue
+        folder, data = workdir / "features", f"{c.data},views={c.views}"
+        made = read_json(folder / INFO) if (folder / INFO).is_file() else {}
+        if not made:
+            taps = ",".join(map(str, c.model.taps))
+            features.make(data, folder, c.trunk, c.image_size, taps, c.preprocess)
+        elif made.get("data") != data:
+            raise UserError(
+                f"{folder}: was made of {made.get('data')}: pass another --workdir, or remove it"
+            )
+        c.data = f"features:{folder}"
 
 
 def _detect(c: Any, findings: Findings) -> None:

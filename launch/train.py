@@ -47,9 +47,13 @@ def main() -> int:
 
 def run(config, workdir: str, command: str = "") -> int:
     """Run `config` in `workdir`, export the release of a finished run; returns the exit code."""
+    from conversion import trunks
     from mg_jax import train
     from mg_jax.data import pipeline
 
+    begun = (p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+    if config.init_from and not any(begun):
+        config.init_from = trunks.start(config.init_from, Path(workdir) / "trunk")
     try:
         outcome = train.train(config, workdir)
     except train.Diverged as e:

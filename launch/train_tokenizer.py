@@ -1,6 +1,9 @@
 """Train a tokenizer on the conversations of a data source or on a text file.
 
     python -m launch.train_tokenizer --data scenes:seed=0,n=20000 --pieces 2000 --out DIR
+    python -m launch.train_tokenizer --data "coco:FILE,DIR,part=train * 30" --pieces 1500 --out DIR
+
+Examples without conversations are asked about their annotations, 30 times each with a share of 30.
 
 Writes a folder in the Hugging Face layout (tokenizer.model, tokenizer_config.json,
 added_tokens.json, special_tokens_map.json) with the 114 tokens of Groma. No picture is drawn or
@@ -8,8 +11,9 @@ read, and the same command writes the same bytes.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch import cli
 
@@ -22,7 +26,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source = p.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="SPEC", help="data source, e.g. scenes:seed=0,n=20000")
+    source.add_argument("--data", metavar="SPEC", help="data sources as of --config.data")
     source.add_argument("--text", metavar="FILE", help="UTF-8 text file, one text a line")
     p.add_argument("--pieces", type=int, default=2000, help="at most so many pieces (2000)")
     p.add_argument("--out", required=True, metavar="DIR", help="folder to write")
@@ -30,17 +34,16 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def conversation_texts(spec: str) -> Iterator[str]:
-    """The texts of a data source between its marks, with the space before as when tokenised."""
-    from mg_jax.data.sources import open_source
+    """The texts of data sources between their marks, with the space before as when tokenised."""
+    from mg_jax.data.pipeline import open_mixture
     from mg_jax.text import markup, templates
     from mg_jax.text.codecs.groma import IMAGE_TURN
 
     template = templates.get("llava")
     roles = template.user, template.assistant
-    source = open_source(spec, training=True)
-    for n in range(len(source)):
+    for turns in (t for s in zip(*open_mixture(spec), strict=True) for t in conversations(*s)):
         yield f" {template.system} {roles[0]}: {IMAGE_TURN[0]} {roles[1]}: {IMAGE_TURN[1]}"
-        for turn in source[n].turns:
+        for turn in turns:
             # A question follows "USER: ", an answer a control token, and so does the text
             # behind a mark
             question = [s.text.strip() for s in markup.parse(turn.user)]
@@ -48,6 +51,22 @@ def conversation_texts(spec: str) -> Iterator[str]:
             yield from question[1:]
             yield f" {roles[1]}:"
             yield from (s.text.strip() for s in markup.parse(turn.assistant or ""))
+
+
+def conversations(source, share: float) -> Iterator[Sequence[Any]]:
+    """The turns of every example, `share` times; made of its annotations where it has none."""
+    import numpy as np
+
+    from mg_jax.data.tasks import converse, parse_tasks
+    from mg_jax.text import instructions
+
+    tasks, wording = source.tasks or parse_tasks("auto"), instructions.get("groma")
+    for n in range(round(len(source) * share)):
+        example = source[n % len(source)]
+        example.meta["frequency"] = source.frequency
+        if not example.turns:
+            example = converse(example, np.random.default_rng(n), tasks, wording) or example
+        yield example.turns
 
 
 def file_texts(path: str) -> Iterator[str]:

@@ -101,7 +101,7 @@ def _read(
         release = path.is_dir() and checkpoint.is_release(path)
         if release or (not path.exists() and str(source) in releases()):
             accept(checkpoint.open_release(source)[0])
-            return checkpoint.load_release(source)
+            return _whole(*checkpoint.load_release(source))
     import conversion
 
     known = path.exists() or str(source) in releases() or conversion.is_hub_name(source)
@@ -111,6 +111,17 @@ def _read(
             "file or name on the hub (org/name)"
         )
     return conversion.read(source, dtype, revision=revision, base=base, accept=accept)
+
+
+def _whole(
+    config: dict[str, Any], params: dict[str, Any], tokenizer: Path | None
+) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
+    """The same, with the encoder that a release may leave to a package."""
+    if "trunk" in config:
+        from conversion import trunks
+
+        params = trunks.complete(config, params)
+    return config, params, tokenizer
 
 
 class Assistant:
@@ -192,8 +203,8 @@ class Assistant:
         """Answers in order; greedy ones are the same whatever the batch they are computed in."""
         if self.codec is None:
             raise UserError(
-                "this release holds a detector alone, without tokenizer: it can propose() regions, "
-                "but not answer; train the alignment stage from it"
+                "this release holds no language model, so it cannot answer (one of Groma's can "
+                "propose() regions): train the next stage from it"
             )
         kinds: dict[bool, list[int]] = {}  # batches are of pictures (or text), or of videos
         for n, query in enumerate(queries):

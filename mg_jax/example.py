@@ -369,7 +369,7 @@ class Query:
         a count that returns so many frames.
     detections: what a detector found in the picture, for systems that are given it: {"boxes":
         [[x0,y0,x1,y1]] in pixels, "scores", "labels"}, of a video {"frames": [one for each]}; None
-        where none has looked, {"boxes": []} where it found nothing.
+        where none has looked, lists without entries where it found nothing.
     """
 
     image: Any

@@ -263,6 +263,14 @@ def label_loss(
     return jnp.where(known, ce, 0).sum() / count, {"named": named}
 
 
+def masked_l1(
+    found: Float[Array, "B R D"], given: Float[Array, "B R D"], mask: Bool[Array, "B R"]
+) -> jax.Array:
+    """Mean absolute difference over all numbers of the rows in `mask`; of none it is 0."""
+    off = jnp.abs(found.astype(jnp.float32) - given).mean(-1)
+    return jnp.where(mask, off, 0).sum() / jnp.maximum(mask.sum(), 1)
+
+
 def pointing_loss(
     attention: Float[Array, "B T S"],
     position: Int[Array, "B P"],

@@ -19,6 +19,7 @@ def micro_config(stage="sft", media="image", **changes):
     m.low.update({"width": 16, "layers": 2, "heads": 2, "image_size": 28})
     m.high.update({"depths": (1, 1, 1, 1), "widths": (4, 8, 8, 16)})
     m.lm.update({"width": 16, "mlp": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head": 8})
+    m.pointing_layer = 0
     c.codec.buckets = ()
     c.batch_size, c.optim.warmup_steps = 8, 1
     c.train.steps, c.train.log_every, c.train.tensorboard = 2, 1, False

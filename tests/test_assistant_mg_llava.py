@@ -1,5 +1,6 @@
 """`load`, `chat`, `answer`, `launch.chat` and `launch.evaluate` on a random tiny MG-LLaVA."""
 
+import dataclasses
 import json
 import sys
 
@@ -14,9 +15,11 @@ from launch import evaluate as evaluate_command
 from mg_jax.data.video import frame_numbers
 from mg_jax.errors import UserError
 from mg_jax.example import Query, Region
-from tests.mg_llava_micro import noise, save_random
+from mg_jax.models import build
+from tests.mg_llava_micro import SIDE, micro_config, noise, save_random
 
 FOUND = {"boxes": [[10, 5, 40, 30], [60, 0, 95, 20]], "scores": [0.5, 0.9], "labels": ["a", "b"]}
+NOTHING = {"boxes": [], "scores": [], "labels": []}
 BOX = Region.from_box((0.2, 0.2, 0.8, 0.8))
 
 
@@ -37,7 +40,7 @@ def queries():
         Query(noise(seed=1), "What is <r:0>?", (BOX,), detections=FOUND),
         Query(None, "What moves?", video=film, detections={"frames": [FOUND] * 8}),
         Query(None, "Say something."),
-        Query(noise(50, 70, seed=2), "Describe the picture.", detections={"boxes": []}),
+        Query(noise(50, 70, seed=2), "Describe the picture.", detections=NOTHING),
         Query(None, "What moves?", video=lambda n: film[frame_numbers(8, n)]),
     ]
 
@@ -74,7 +77,7 @@ def test_boxes_and_the_users_regions_reach_the_model(assistant):
     assert np.abs(first - logits(**base)).max() == 0
     for change in (
         {"detections": moved},
-        {"detections": {"boxes": []}},
+        {"detections": NOTHING},
         {"regions": (Region.from_box((0.0, 0.0, 0.3, 0.3)),)},
         {"image": noise(seed=1)},
     ):
@@ -124,6 +127,28 @@ def test_what_leaves_no_room_is_told(folder, tmp_path):
     assert answer.notes[0] == "1 detected boxes left out: there are 1 slots"
 
 
+def test_a_video_that_does_not_fit_is_seen_in_fewer_frames(folder, tmp_path):
+    """As published ones, whose 8 frames take more positions than their language models have."""
+    changes = {"model__video_pool": 1, "model__lm__max_positions": 34, "codec__text_tokens": 20}
+    config = micro_config(media="video", **changes)
+    narrow = mg_jax.load(folder)
+    cfg = build(config.system, config.model.to_dict()).cfg
+    adapter = type(narrow.adapter)(dataclasses.replace(narrow.system, cfg=cfg), narrow.codec, {})
+    adapter.codec.frame_tokens = cfg.image_tokens()
+    film = noise(frames=8)
+    found = [FOUND | {"boxes": [[n, 0, n + 20, 20], [60, 0, 95, 20]]} for n in range(8)]
+    row = adapter.read(Query(None, "What?", video=film, detections={"frames": found}))
+    chosen = frame_numbers(8, 5)  # 26 positions for frames of 4 and a box
+    view = adapter.preprocess
+    np.testing.assert_array_equal(row.arrays["high"][2], view.squash(film[chosen[2]], SIDE))
+    assert len(row.arrays["high"]) == len(row.arrays["boxes"]) == 5
+    first = [boxes[:, 0].min() for boxes in row.arrays["boxes"]]
+    assert first == sorted(set(first))  # of the frames that are shown
+    assert row.notes[0].startswith("5 of 8 frames were used")
+    whole = mg_jax.load(folder).adapter.read(Query(None, "What?", video=film))
+    assert len(whole.arrays["high"]) == 8 and "frames" not in " ".join(whole.notes)
+
+
 def test_a_conversation_about_a_video(assistant, monkeypatch):
     seen = []
     real = assistant.answer
@@ -149,8 +174,9 @@ def test_a_conversation_about_a_video(assistant, monkeypatch):
         ({"video": noise()}, "video: got an array of uint8 (40, 90, 3)"),
         ({"video": "no/such.mp4"}, "no/such.mp4: no such video file"),
         ({"image": noise(), "detections": [FOUND] * 3}, "boxes of 3 pictures or frames, but 1"),
-        ({"image": noise(), "detections": FOUND | {"scores": [1]}}, "not as many scores"),
-        ({"image": noise(), "detections": {"boxes": [[9, 9, 1, 1]]}}, "is reversed"),
+        ({"image": noise(), "detections": FOUND | {"scores": [1]}}, "2 boxes but 1 scores"),
+        ({"image": noise(), "detections": {"boxes": []}}, "detections: has no list 'scores'"),
+        ({"image": noise(), "detections": FOUND | {"boxes": [[9, 9, 1, 1]] * 2}}, "is reversed"),
         ({"detections": FOUND}, "detections without a picture"),
         ({"image": noise(), "prompt": "dog " * 400}, "but text_tokens is 160"),
     ],
@@ -205,6 +231,29 @@ def test_chat_about_a_video_and_a_picture_with_a_box_file(folder, film, monkeypa
     assert code == 0 and "no boxes were used" in json.loads(out)["notes"][0]
 
 
+@pytest.mark.parametrize("flag", ["--image", "--video", None])
+def test_lines_of_a_chat_are_one_conversation(folder, film, monkeypatch, capsys, flag):
+    """The command passes picture, video and boxes at every turn: they are the same ones."""
+    lines, asked = ["What?", "And then?", "Why?", ""], []
+    monkeypatch.setattr(chat_command, "ask", lambda: lines[len(asked)])
+    from mg_jax.assistants.mg_llava import MGLLaVAAdapter
+
+    real = MGLLaVAAdapter.read
+    monkeypatch.setattr(
+        MGLLaVAAdapter, "read", lambda self, query: asked.append(query) or real(self, query)
+    )
+    about = {"--image": film / "p.png", "--video": film / "film"}.get(flag)
+    given = [flag, about, "--boxes", film / "boxes.json", "--box", "10,10,40,30"] if about else []
+    code, _, err = run(
+        chat_command, monkeypatch, capsys, "--checkpoint", folder, "--max-new-tokens", 2, *given
+    )
+    assert code == 0, err
+    assert [len(q.history) for q in asked] == [0, 1, 2]
+    assert asked[2].history[1].user == "And then?"
+    assert [len(q.regions) >= 1 for q in asked] == [bool(about)] * 3
+    assert len({id(q.detections) for q in asked}) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,6 +272,18 @@ def test_bad_arguments_give_one_line(folder, film, monkeypatch, capsys, argument
     code, _, err = run(chat_command, monkeypatch, capsys, *base, *arguments)
     lines = [x for x in err.splitlines() if x.startswith("error: ")]
     assert code == 2 and len(lines) == 1 and message in lines[0], err
+
+
+@pytest.mark.parametrize("blind", [[], ["--blind"]])
+@pytest.mark.parametrize("task", ["vqa", "presence", "reading", "regions", "moved", "direction"])
+def test_every_task_of_the_model_card_runs(folder, tmp_path, monkeypatch, capsys, task, blind):
+    base = ["--checkpoint", folder, "--task", task, "--json", "--max-new-tokens", 2, *blind]
+    data = ["--data", "scenes:seed=700000,n=3,size=96", "--out", tmp_path / "wrong"]
+    code, out, err = run(evaluate_command, monkeypatch, capsys, *base, *data)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["n"] == 3 and 0 < found["majority"] <= 1 and found["blind"] == bool(blind)
+    assert "accuracy" in found and (tmp_path / "wrong" / "failures.jsonl").is_file()
 
 
 def test_evaluation_on_scenes_gives_their_detections(folder, monkeypatch, capsys):

@@ -309,3 +309,12 @@ def test_label_loss_equals_a_plain_loop_and_needs_labels():
     np.testing.assert_allclose(loss, np.mean(parts), rtol=1e-5)
     np.testing.assert_allclose(metrics["named"], np.mean(hits), rtol=1e-6)
     assert losses.label_loss(logits, jnp.full_like(labels, -1), jnp.asarray(mask))[0] == 0
+
+
+def test_masked_l1_equals_a_plain_loop():
+    rng = np.random.default_rng(4)
+    found, given = rng.normal(size=(2, 2, 3, 4)).astype(np.float32)
+    mask = np.array([[True, False, True], [False, False, True]])
+    plain = np.mean([abs(a - b) for a, b in zip(found[mask], given[mask], strict=True)])
+    np.testing.assert_allclose(losses.masked_l1(found, given, jnp.asarray(mask)), plain, rtol=1e-5)
+    assert losses.masked_l1(found, given, jnp.zeros_like(mask)) == 0

@@ -49,7 +49,10 @@ LANGUAGES: dict[str, tuple[Callable, Callable]] = {
     "phi3": (read_phi3, write_phi3),
 }
 # Fields of ours that say how to compute or train; none changes what the weights mean
-NOT_WRITTEN = frozenset("dtype remat scan drop_path max_boxes".split())
+NOT_WRITTEN = frozenset(
+    "dtype remat scan drop_path max_boxes layer_scale label_words pointing_weight "
+    "pointing_layer".split()
+)
 
 
 def is_mg_llava(raw: Mapping[str, Any]) -> bool:

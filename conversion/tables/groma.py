@@ -66,6 +66,7 @@ def table(cfg: Any) -> Table:
         ("token_merge", not cfg.token_merge, "always merges four patches into one token"),
         ("unit_vectors", cfg.unit_vectors, "joins image and region vectors as they are"),
         ("label_words", cfg.label_words, "has no vocabulary of labels"),
+        ("taps", cfg.taps, "reads the encoder's last hidden states"),
     ):
         if foreign:
             raise UserError(

@@ -15,6 +15,7 @@ from mg_jax.errors import UserError
 from mg_jax.example import Query
 
 NO_BOXES = "no boxes were used: none were given and no detector is configured"
+TEXT = 512  # positions that a video leaves for text and boxes, or a quarter of a small model's
 
 
 class MGLLaVAAdapter(Adapter):
@@ -36,15 +37,17 @@ class MGLLaVAAdapter(Adapter):
     def read(self, query: Query) -> Row:
         cfg, notes = self.system.cfg, boxed_notes(query.regions)
         pictures = self._pictures(query, notes)
+        shown = self._shown(len(pictures), notes)
         height, width = pictures[0].shape[:2] if pictures else (0, 0)
-        boxes = self._boxes(query, pictures, notes)
+        found = self._boxes(query, pictures, notes)
+        boxes = [found[n] for n in shown]
         encoded = self.codec.encode_prompt(
             turns(query), query.regions, box_counts=[len(b) for b in boxes]
         )
         if pictures:
             refer = to_canvas(encoded["refer_boxes"], width, height, cfg.canvas)
             encoded["refer_boxes"] = refer
-        high = pixels(pictures, self.preprocess, cfg.high_size)
+        high = pixels([pictures[n] for n in shown], self.preprocess, cfg.high_size)
         arrays = encoded | {"high": high, "boxes": boxes}
         return Row(query, arrays, width, height, tuple(notes))
 
@@ -55,6 +58,19 @@ class MGLLaVAAdapter(Adapter):
         if query.image is not None:
             raise UserError("a question is about an image or a video, not about both")
         return frames(query.video, self.system.cfg.frames, notes)
+
+    def _shown(self, count: int, notes: list[str]) -> list[int]:
+        """Which of `count` pictures the model sees: fewer frames where all of them do not fit."""
+        cfg, fitting = self.system.cfg, count
+        room = cfg.lm.max_positions - min(TEXT, cfg.lm.max_positions // 4)
+        while fitting > 2 and fitting * (cfg.image_tokens(fitting) + 1) > room:
+            fitting -= 1
+        if fitting < count:
+            notes.append(
+                f"{fitting} of {count} frames were used: all of them need more than the model's "
+                f"{cfg.lm.max_positions} positions"
+            )
+        return frame_numbers(count, fitting) if count else []
 
     def _boxes(
         self, query: Query, pictures: Sequence[np.ndarray], notes: list[str]

@@ -128,7 +128,7 @@ def _found(entry: Any, where: str) -> Found:
     if not isinstance(entry, Mapping):
         raise BadRecord(f"{where}: expected an object with boxes, scores and labels")
     for key in ("boxes", "scores", "labels"):
-        if not isinstance(entry.get(key), list):
+        if not isinstance(entry.get(key), list | tuple | np.ndarray):
             raise BadRecord(
                 f"{where}: has no list {key!r}: each box needs a score and a label "
                 "(launch.boxes writes them)"
@@ -143,8 +143,8 @@ def _found(entry: Any, where: str) -> Found:
 def as_found(given: Any, where: str, frames: int = 1) -> tuple[Found, ...]:
     """Detections as an example or a question brings them, one `Found` for each of `frames`.
 
-    given: what `Detections.lookup` returns, or an entry of a box file without its id, in which
-    scores (1) and labels ("object") may be missing. Raises BadRecord, beginning with `where`.
+    given: what `Detections.lookup` returns, or an entry of a box file without its id. Raises
+    BadRecord, beginning with `where`.
     """
     parts = given.get("frames", given) if isinstance(given, Mapping) else given
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
@@ -153,18 +153,12 @@ def as_found(given: Any, where: str, frames: int = 1) -> tuple[Found, ...]:
             f"{where}: boxes of {len(parts)} pictures or frames, but {frames} are looked at: "
             "launch.boxes --frames makes as many"
         )
-    found = []
-    for n, part in enumerate(parts):
-        if isinstance(part, Mapping) and isinstance(part.get("boxes"), list | np.ndarray):
-            count = len(part["boxes"])
-            full = {"scores": [1.0] * count, "labels": ["object"] * count} | dict(part)
-            if len(full["scores"]) != count or len(full["labels"]) != count:
-                raise BadRecord(f"{where}: {count} boxes, but not as many scores and labels")
-            part = checked(full["boxes"], full["scores"], full["labels"], where)
-        elif not isinstance(part, Found):
-            raise BadRecord(f"{where}: picture {n} has no detections with a list 'boxes'")
-        found.append(part)
-    return tuple(found)
+    return tuple(
+        part
+        if isinstance(part, Found)
+        else _found(part, where if frames == 1 else f"{where}, frame {n}")
+        for n, part in enumerate(parts)
+    )
 
 
 def checked(boxes: Any, scores: Any, labels: Sequence[Any], where: str) -> Found:
@@ -208,12 +202,13 @@ def prepare(
 
     boxes [n, 4] xyxy in pixels of the original, scores [n]. In this order: of two boxes with one
     label and an IoU above `nms` the better stays; if more than `limit` boxes are left, the best 20
-    of each label stay (5 where the limit is 50 or less), label by label, which may leave far fewer
-    than the limit, or more; the rest is moved to the picture padded to a square, scaled to
-    `canvas` and rounded; what lies outside of it is left out. limit None is no limit (as upstream
-    evaluates on some benchmarks). one_each: the best box of each label stays, however few there
-    are (upstream, where the text comes within 50 tokens of its longest). cap: ours, the slots of a
-    batch; of more boxes those of the lowest scores are left out, and `dropped` tells.
+    of each label stay (5 where the limit is 50 or less; upstream fails at just 50), label by label,
+    which may leave far fewer than the limit, or more; the rest is moved to the picture padded to a
+    square, scaled to `canvas` and rounded; what lies outside of it is left out. limit None is no
+    limit (as upstream evaluates on some benchmarks). one_each: the best box of each label stays,
+    however few there are (upstream, where the text comes within 50 tokens of its longest). cap:
+    ours, the slots of a batch; of more boxes those of the lowest scores are left out, and `dropped`
+    tells.
     """
     found = checked(boxes, scores, labels, "detections")
     places = found.boxes + np.asarray(_margins(width, height) * 2, np.float32)

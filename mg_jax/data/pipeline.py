@@ -4,6 +4,7 @@ A mixture is one text: `coco:a.json,images + scenes:seed=1,n=1000 * 0.5`, spaces
 """
 
 import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from mg_jax.data import batch as batching
 from mg_jax.data import samples
 from mg_jax.data.samples.base import Samples
 from mg_jax.data.sources import Source, open_source
+from mg_jax.data.sources.features import FeatureSource
 from mg_jax.errors import UserError
 from mg_jax.text import codecs
 from mg_jax.text.bpe import load_tokenizer
 
-DETECTION = "detection"  # of the stages of every system the one without text
+WITHOUT_TEXT = ("detection", "labels")  # stages of the systems that have no codec
 _TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 
 
@@ -53,6 +55,7 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
     Raises UserError for data, tokenizer or settings that do not fit together.
     """
     sources, ratios = open_mixture(config.data)
+    check_features(sources, config)
     rows = open_samples(config, cfg)
     return batching.batches(
         sources,
@@ -70,9 +73,34 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
     )
 
 
+def check_features(sources: Sequence[Source], config: Any) -> None:
+    """Raises UserError when sources of features do not fit the config, or stand beside others."""
+    cached = [source for source in sources if isinstance(source, FeatureSource)]
+    if not cached:
+        return
+    if len(cached) < len(sources):
+        raise UserError(
+            "config.data: features: and data sets of pictures cannot be mixed: run "
+            "launch.features on all of them"
+        )
+    if any(re.fullmatch(pattern, "vision/positions") for pattern in config.trainable):
+        raise UserError(
+            "config.trainable names the encoder, but config.data holds outputs that it had before"
+        )
+    for source in cached:
+        stated = {key: config[key] for key in ("trunk", "image_size", "preprocess")}
+        for key, value in {**stated, "model.taps": list(config.model.taps)}.items():
+            made = source.made.get(key.removeprefix("model."))
+            if made != value:
+                raise UserError(
+                    f"{source.folder}: made with {key}={made!r}, but config.{key} is {value!r}: "
+                    "run launch.features again, or set the one to the other"
+                )
+
+
 def open_samples(config: Any, cfg: Any) -> Samples:
     """How the stage of a config makes batches of examples. Raises UserError as `open_batches`."""
-    codec = None if config.stage == DETECTION else make_codec(config, cfg)
+    codec = None if config.stage in WITHOUT_TEXT else make_codec(config, cfg)
     found: Samples = samples.get(config.system).samples(config, cfg, codec)
     return found
 

@@ -5,7 +5,7 @@ steps of the spec are affine and aligned with the axes, so they are composed fir
 are sampled once, bilinearly without antialiasing as cv2 would. Box coordinates never round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from mg_jax.data.sources.base import HEADS
 from mg_jax.example import Example
 from mg_jax.vision.preprocess import normalize, resize_bilinear
 
-LABEL_WORDS = 2  # words of a label that are told apart: "red star"
+LABEL_WORDS = 4  # words of a thing that are told apart: "red star", "striped"
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,20 @@ def detection_targets(
 
 
 def label_ids(example: Example, words: Sequence[str]) -> np.ndarray:
-    """[objects, LABEL_WORDS] int32: which of `words` the labels consist of, -1 for none.
+    """[objects, LABEL_WORDS] int32: which of `words` say what the objects are, -1 for none.
 
-    "red star" names two words; words beyond LABEL_WORDS, or not among `words`, are left out.
+    The words of a label ("red star" has two), and attributes where the source tells them, in
+    meta["objects"]; words beyond LABEL_WORDS, or not among `words`, are left out.
     """
     index = {word: i for i, word in enumerate(words)}
     ids = np.full((len(example.objects), LABEL_WORDS if words else 0), -1, np.int32)
-    for row, region in zip(ids, example.objects, strict=True):
-        known = [index[word] for word in (region.label or "").split() if word in index]
-        row[: len(known)] = known[:LABEL_WORDS] if words else []
+    told = example.meta.get("objects")
+    told = told if isinstance(told, list) and len(told) == len(ids) else [{}] * len(ids)
+    for row, region, attributes in zip(ids, example.objects, told, strict=True):
+        said = (region.label or "").split()
+        said += map(str, attributes.values()) if isinstance(attributes, Mapping) else []
+        known = list(dict.fromkeys(index[word] for word in said if word in index))[:LABEL_WORDS]
+        row[: len(known)] = known
     return ids
 
 

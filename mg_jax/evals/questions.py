@@ -56,7 +56,10 @@ class Item:
         return np.asarray([r.box for r in regions], np.float64).reshape(-1, 4) * size
 
     def picture(self, blind: bool = False) -> np.ndarray:
-        """The picture, uint8 RGB [H, W, 3]; blind: noise of its size, one per example's id."""
+        """The picture, of a video its first frame, uint8 RGB [H, W, 3]; blind: noise of its size,
+        one per example's id."""
+        if self.example.video:
+            return self._noise_video(1)[0] if blind else self.example.frames(1)[0]
         if not blind:
             return self.example.pixels()
         rng = np.random.default_rng(zlib.crc32(self.example.id.encode()))
@@ -85,7 +88,7 @@ class Item:
 def _nothing(found: Any) -> dict[str, Any]:
     """Detections in the form of `found` in which there is nothing."""
     frames = found.get("frames") if isinstance(found, Mapping) else found
-    empty: dict[str, Any] = {"boxes": []}
+    empty: dict[str, Any] = {"boxes": [], "scores": [], "labels": []}
     return empty if frames is None else {"frames": [empty] * len(frames)}
 
 

@@ -10,12 +10,14 @@ import numpy as np
 from mg_jax.errors import UserError
 from mg_jax.evals.base import Predict, Propose, Task
 from mg_jax.evals.classes import Detection, Naming
+from mg_jax.evals.facts import Direction, Moved, Reading, Vqa
 from mg_jax.evals.locating import Absent, AllInstances, Proposals, Rec
 from mg_jax.evals.questions import Item, is_scenes
 from mg_jax.evals.wording import GroundedCaption, Presence, Regions
 
 _ALL = (
-    Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent, Naming, Detection,
+    Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent, Vqa, Reading, Moved,
+    Direction, Naming, Detection,
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 

@@ -22,6 +22,7 @@ from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.detr import DetrConfig, Proposer
+from mg_jax.models.groma_batch import example_batch
 from mg_jax.models.pointing import pointing_loss, region_slots
 from mg_jax.models.regions import RegionConfig, RegionEncoder
 from mg_jax.models.vlm import NewTokens, occurrence, scatter, take, unit
@@ -60,6 +61,8 @@ class GromaConfig:
     language model to look at the regions that an answer is about, and the one of the layer before
     to tell regions their numbers. A pretrained model has such heads; one that starts from nothing
     had not found them after 3,000 steps of the tiny training.
+    `taps`: hidden states of the encoder that are read, by number (0: what enters the first layer),
+    in place of all of them: proposer, region encoder and projector take the last of these.
     `label_words`: size of a vocabulary of label words that regions are named by, linearly, in
     the stages that have boxes: it teaches an encoder that starts from nothing what things are.
     """
@@ -80,6 +83,7 @@ class GromaConfig:
     unit_vectors: bool = False
     pointing_weight: float = 0.0
     pointing_layer: int = 2
+    taps: tuple[int, ...] = ()
     label_words: int = 0
     image_size: int = 448
     tokens: TokenIds = TokenIds()
@@ -132,24 +136,37 @@ class Groma(nn.Module):
         self.lm = LM(c.lm)
         self.new_tokens = NewTokens(c.new_tokens, c.lm.width, jnp.dtype(c.lm.dtype))
         if c.label_words:
-            self.labels = Linear((c.lm.width, c.label_words), ("embed", "new_vocab"))
+            self.labels = Linear((c.lm.width, c.label_words + 4), ("embed", "new_vocab"))
 
-    def detect(self, pixels: Float[Array, "B S S 3"]) -> dict[str, Any]:
-        """Encoder and proposer only: every intermediate of models/detr.py, and hidden states."""
-        states, normed = self.vision(pixels)
-        aux = self.proposer(states)
-        return {**aux, "hidden_states": states, "last_hidden_state": normed}
+    def detect(
+        self,
+        pixels: Float[Array, "B S S 3"] | None = None,
+        states: Float[Array, "B M P C"] | None = None,
+    ) -> dict[str, Any]:
+        """Encoder and proposer only: every intermediate of models/detr.py, and hidden states.
+
+        `states`: the last ones of a frozen encoder (or its taps), made before, in place of the
+        pixels.
+        """
+        if states is not None:
+            seen = {"hidden_states": states.astype(jnp.float32).swapaxes(0, 1)}
+        else:
+            found, normed = self.vision(pixels)
+            found = found[np.array(self.cfg.taps)] if self.cfg.taps else found
+            seen = {"hidden_states": found, "last_hidden_state": normed}
+        return {**self.proposer(seen["hidden_states"]), **seen}
 
     def name_regions(
         self, states: Float[Array, "M B P C"], boxes: Float[Array, "B R 4"]
-    ) -> Float[Array, "B R W"]:
-        """Logits of the label words of xyxy boxes; `states` are the encoder's hidden states."""
+    ) -> Float[Array, "B R W+4"]:
+        """Logits of the label words of xyxy boxes, and 4 numbers more: each box as cxcywh, read
+        from its vector. `states` are the encoder's hidden states."""
         features, _ = self.region_encoder(states, xyxy_to_cxcywh(boxes))
-        return self.labels(features)
+        return self.labels(unit(features) if self.cfg.unit_vectors else features)
 
     def detection(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
         """`detect`, and the given boxes named where there is a vocabulary for it."""
-        aux = self.detect(batch["pixels"])
+        aux = self.detect(batch.get("pixels"), batch.get("states"))
         if self.cfg.label_words:
             boxes = jnp.where(batch["region_mask"][..., None], batch["boxes"], WHOLE)
             aux["labels"] = self.name_regions(aux["hidden_states"], boxes)
@@ -197,7 +214,7 @@ class Groma(nn.Module):
 
         Without `encoder_gradient` the image encoder gets none here (as upstream's no_grad).
         """
-        aux = self.detect(batch["pixels"])
+        aux = self.detect(batch.get("pixels"), batch.get("states"))
         if not (self.cfg.encoder_gradient or self.cfg.detection_weight):
             aux = jax.lax.stop_gradient(aux)
         aux["regions"] = self.select(
@@ -293,49 +310,6 @@ def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:
     return jnp.argmax(jnp.where(regions.valid[:, None], overlap, -1.0), axis=-1)
 
 
-def example_batch(
-    cfg: GromaConfig,
-    stage: str,
-    batch_size: int,
-    *,
-    tokens: int | None = None,
-    refer: int = 4,
-    ground: int = 4,
-    targets: int = 8,
-    gaze: int = 8,
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch: text length, slots of refer and ground boxes, detection targets, gaze."""
-    b, s = batch_size, cfg.image_size
-
-    def array(*shape, dtype=jnp.float32):
-        return jax.ShapeDtypeStruct((b, *shape), dtype)
-
-    pixels = array(s, s, 3)
-    found = {
-        "boxes": array(targets, 4),
-        "region_mask": array(targets, dtype=bool),
-        "head": array(dtype=jnp.int32),
-    }
-    if cfg.label_words:
-        found["labels"] = array(targets, 2, dtype=jnp.int32)
-    if stage == "detection":
-        return {"pixels": pixels, **found}
-    t = tokens or cfg.image_tokens + 2 * cfg.max_regions + 8
-    looks = {"gaze": array(gaze, 2, dtype=jnp.int32), "gaze_weight": array(gaze)}
-    return {
-        "pixels": pixels,
-        **(found if cfg.detection_weight else {}),
-        "tokens": array(t, dtype=jnp.int32),
-        "valid": array(t, dtype=bool),
-        "loss_mask": array(t, dtype=bool),
-        "refer_boxes": array(refer, 4),
-        "refer_mask": array(refer, dtype=bool),
-        "ground_boxes": array(ground, 4),
-        "ground_mask": array(ground, dtype=bool),
-        **(looks if cfg.pointing_weight else {}),
-    }
-
-
 def system(cfg: GromaConfig) -> System:
     """Groma with its three stages: detection (set loss), alignment and instruction (next token).
 
@@ -354,8 +328,12 @@ def system(cfg: GromaConfig) -> System:
         )
         loss, terms = losses.detection_loss(out, batch, cfg.proposer)
         if cfg.label_words:
-            labels, named = losses.label_loss(out["labels"], batch["labels"], batch["region_mask"])
-            loss, terms = loss + labels, {**terms, **named, "loss_labels": labels}
+            words, places = jnp.split(out["labels"], [cfg.label_words], axis=-1)
+            labels, named = losses.label_loss(words, batch["labels"], batch["region_mask"])
+            found = xyxy_to_cxcywh(batch["boxes"])
+            place = losses.masked_l1(places, found, batch["region_mask"])
+            loss = loss + labels + cfg.proposer.box_weight * place
+            terms = {**terms, **named, "loss_labels": labels, "place": place}
         return loss, {k: v for k, v in terms.items() if "cardinality" not in k}
 
     def language(params, batch, key):

@@ -21,7 +21,7 @@ from mg_jax.models import System
 from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
 from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
 from mg_jax.models.vlm import scatter, take, unit
-from mg_jax.nn import MLP
+from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
 from mg_jax.ops.resize import resize_linear
 from mg_jax.vision.convnext import ConvNeXt, ConvNeXtConfig
@@ -29,6 +29,7 @@ from mg_jax.vision.vit import ViT, ViTConfig
 
 CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
 PLACES = ("image", "box", "refer")  # placeholder ids follow the vocabulary in this order
+LABELS = 4  # label words of a box at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,10 @@ class MGLLaVAConfig:
     the tower is frozen, for it was left in training mode (spec 2.2).
     `unit_vectors`: image and object vectors are brought to unit mean square before they join the
     text; a language model that learns from nothing beside them needs it.
+    `label_words`: size of a vocabulary of label words that stage "labels" has; there both towers
+    learn to name boxes linearly, which stands in for pretraining where there is none.
+    `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of the
+    language model to look at what an answer is about, as a pretrained one would.
     """
 
     low: ViTConfig = CLIP_L
@@ -62,6 +67,9 @@ class MGLLaVAConfig:
     refer: bool = False
     drop_path: float = 0.0
     unit_vectors: bool = False
+    label_words: int = 0
+    pointing_weight: float = 0.0
+    pointing_layer: int = 2
 
     @property
     def low_size(self) -> int:
@@ -82,13 +90,19 @@ class MGLLaVAConfig:
         return self.lm.vocab + PLACES.index(name)
 
     @property
+    def box_tokens(self) -> bool:
+        """Whether a detected box is a token of the prompt."""
+        return self.objects in WITH_TOKENS
+
+    @property
     def sees_high(self) -> bool:
         """Whether anything is read from the high-resolution tower."""
         return self.fusion != "none" or self.objects != "none" or self.refer
 
 
 class MGLLaVA(nn.Module):
-    """Parameters: low, high, fusion, projector, box_projector, merging, lm.
+    """Parameters: low, high, fusion, projector, box_projector, merging, lm; in stage "labels" low,
+    high, labels_low and labels_high alone.
 
     A part that a choice of `fusion` or `objects` does not use has no parameters.
     """
@@ -106,6 +120,23 @@ class MGLLaVA(nn.Module):
         self.box_projector = MLP(sum(c.high.widths), c.lm.width, c.lm.width, dtype=dtype)
         self.merging = Merge(c.objects, c.lm.width, c.lm.heads, dtype)
         self.lm = LM(c.lm)
+        if c.label_words:
+            axes = ("embed", "new_vocab")
+            self.labels_low = Linear((c.low.width, c.label_words), axes)
+            self.labels_high = Linear((sum(c.high.widths), c.label_words), axes)
+
+    def name_boxes(self, batch: dict[str, jax.Array]) -> dict[str, Float[Array, "B K W"]]:
+        """Logits of the label words of `label_boxes`, as each tower by itself names them."""
+        c, high = self.cfg, batch["high"][:, 0]
+        boxes = batch["label_boxes"]
+        low = resize_linear(high, (c.low_size, c.low_size))
+        patches = self.low(low)[0][c.select_layer][:, 1:]
+        grid = patches.reshape(len(patches), c.low.grid, c.low.grid, -1)
+        centred = boxes - 0.5 * c.canvas / c.low.grid  # a patch stands for its middle
+        return {
+            "low": self.labels_low(box_mean([grid], centred, c.canvas)),
+            "high": self.labels_high(box_mean(self.high(high), boxes, c.canvas)),
+        }
 
     def encode(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
         """Pictures and boxes -> `image_tokens` [B,n,D] frame by frame, `box_tokens` [B,F*R,D].
@@ -159,7 +190,7 @@ class MGLLaVA(nn.Module):
             return scatter(x, tokens == c.id(name), vectors)
 
         x = place(x, "image", aux["image_tokens"])
-        if c.objects in WITH_TOKENS:
+        if c.box_tokens:
             mask = batch["box_mask"].reshape(len(tokens), -1)
             x = place(x, "box", true_first(aux["box_tokens"], mask))
         else:
@@ -219,15 +250,26 @@ def example_batch(
     frames: int = 1,
     boxes: int | None = None,
     refer: int = 8,
+    targets: int = 8,
+    gaze: int = 8,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch: text length, frames, box slots a frame, slots of the user's boxes."""
+    """Shapes of a batch: text length, frames, box slots a frame, slots of the user's boxes, of
+    labelled boxes, and of looks."""
     b, s, r = batch_size, cfg.high_size, boxes or cfg.max_boxes
     t = tokens or frames * (cfg.image_tokens(frames) + 1) + 8
 
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
+    if stage == "labels":
+        return {
+            "high": array(1, s, s, 3),
+            "label_boxes": array(targets, 4),
+            "label_mask": array(targets, dtype=bool),
+            "labels": array(targets, LABELS, dtype=jnp.int32),
+        }
     given = {"refer_boxes": array(refer, 4), "refer_mask": array(refer, dtype=bool)}
+    looks = {"gaze": array(gaze, 2, dtype=jnp.int32), "gaze_weight": array(gaze)}
     return {
         "high": array(frames, s, s, 3),
         "boxes": array(frames, r, 4),
@@ -236,6 +278,7 @@ def example_batch(
         "valid": array(t, dtype=bool),
         "loss_mask": array(t, dtype=bool),
         **(given if cfg.refer else {}),
+        **(looks if cfg.pointing_weight else {}),
     }
 
 
@@ -262,26 +305,48 @@ def check(cfg: MGLLaVAConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {cfg.low.layers + 1} "
             "hidden states of the low-resolution tower"
         )
+    if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
+        raise UserError(
+            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
+            "layers of the language model, 0 the first"
+        )
 
 
 def system(cfg: MGLLaVAConfig) -> System:
-    """MG-LLaVA with its two stages, both of next-token loss; the config says what they train."""
+    """MG-LLaVA with its two stages, both of next-token loss (the config says what they train), and
+    "labels", which teaches the towers where `label_words` says so."""
     check(cfg)
     model = MGLLaVA(cfg)
 
+    def labels(params, batch, key):
+        out: Any = model.apply({"params": params}, batch, method=model.name_boxes)
+        total, metrics = jnp.zeros(()), {}
+        for tower, logits in out.items():
+            loss, found = losses.label_loss(logits, batch["labels"], batch["label_mask"])
+            total, metrics[f"named_{tower}"] = total + loss, found["named"]
+        return total, metrics
+
     def language(params, batch, key):
         rngs = {"dropout": key} if cfg.drop_path else {}
-        out: Any = model.apply({"params": params}, batch, rngs=rngs)
-        logits, aux = out
+        kept = ["intermediates"] if cfg.pointing_weight else []
+        out: Any = model.apply({"params": params}, batch, rngs=rngs, mutable=kept)
+        (logits, aux), maps = out
         loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
         count = batch["box_mask"].sum((1, 2)).astype(jnp.float32)
-        return loss, {**metrics, "boxes": count.mean()}
+        metrics = {**metrics, "boxes": count.mean()}
+        if cfg.pointing_weight:
+            (maps,) = maps["intermediates"]["lm"]["blocks"]["attn"]["attention"]
+            at, target = jnp.moveaxis(batch["gaze"], -1, 0)
+            look, pointed = losses.pointing_loss(
+                maps[cfg.pointing_layer], at, target, batch["gaze_weight"]
+            )
+            metrics |= {"pointing": look, "pointed": pointed, "language": loss}
+            loss = loss + cfg.pointing_weight * look
+        return loss, metrics
 
-    return System(
-        "mg_llava",
-        cfg,
-        model,
-        losses={"pretrain": language, "sft": language},
-        entry={"pretrain": lambda m, batch: m(batch), "sft": lambda m, batch: m(batch)},
-        example=example_batch,
-    )
+    taught: dict[str, Any] = {"pretrain": language, "sft": language}
+    entry: dict[str, Any] = dict.fromkeys(taught, lambda m, batch: m(batch))
+    if cfg.label_words:
+        taught = {"labels": labels, **taught}
+        entry["labels"] = lambda m, batch: m.name_boxes(batch)
+    return System("mg_llava", cfg, model, losses=taught, entry=entry, example=example_batch)

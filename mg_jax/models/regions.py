@@ -46,7 +46,8 @@ class RegionConfig:
 
 
 class RegionEncoder(nn.Module):
-    """Vectors [B, R, out] of boxes [B, R, 4] (normalised cxcywh) on the last hidden states."""
+    """Vectors [B, R, out] of boxes [B, R, 4] (normalised cxcywh) on the last hidden states, whose
+    width need not be that of the config."""
 
     cfg: RegionConfig
     out: int
@@ -105,7 +106,7 @@ class RegionEncoder(nn.Module):
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
         count, width = len(levels), c.width
-        shape = (count, 1, 1, width + 2, width)
+        shape = (count, 1, 1, levels[0].shape[-1], width)
         axes = ("levels", "taps", "taps", "conv_in", "conv_out")
         kernel, bias = _kernel_bias(self, "inputs", shape, axes)
         levels = [

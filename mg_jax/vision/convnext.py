@@ -21,7 +21,8 @@ class ConvNeXtConfig:
     """Shape of an encoder; the default is convnext_large (MG-LLaVA spec 1).
 
     `depths` and `widths`: blocks and channels of each stage. `image_size`: side of the pictures it
-    was trained on; any multiple of the last stride will do.
+    was trained on; any multiple of the last stride will do. `layer_scale`: what the scale of each
+    block starts from; timm's is for very deep encoders.
     """
 
     kind: Literal["convnext"] = "convnext"
@@ -29,6 +30,7 @@ class ConvNeXtConfig:
     widths: tuple[int, ...] = (192, 384, 768, 1536)
     image_size: int = 320
     eps: float = 1e-6
+    layer_scale: float = 1e-6
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
@@ -67,7 +69,7 @@ class Block(nn.Module):
         h = Depthwise(self.width, dtype=dtype, name="conv")(x)
         h = LayerNorm(self.width, c.eps, dtype, name="norm")(h)
         h = MLP(self.width, 4 * self.width, dtype=dtype, name="mlp")(h)
-        scale = param(self, "scale", (self.width,), (None,), init.constant(1e-6))
+        scale = param(self, "scale", (self.width,), (None,), init.constant(c.layer_scale))
         h = scale.astype(dtype)[None, None, None] * h
         if rate is not None:
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (len(x), 1, 1, 1))

@@ -29,7 +29,7 @@ def config_of(raw):
     values = hf_config.read_groma(raw)
     values["proposer"]["box_hidden"] = 256
     values["regions"] |= REGION_DEFAULTS
-    values |= {"token_merge": True, "unit_vectors": False, "label_words": 0}
+    values |= {"token_merge": True, "unit_vectors": False, "label_words": 0, "taps": ()}
     return ("full" if "lm" in values else "detector"), namespace(values)
 
 

@@ -215,6 +215,7 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
     for file in tiny.iterdir():
         shutil.copyfile(file, tmp_path / "a" / file.name)
     conversion.prepare(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a" / "tokenizer_config.json").unlink()  # which lists them as well
     (tmp_path / "a" / "added_tokens.json").write_text('{"[PAD]": 1200}')
     with pytest.raises(UserError, match="has 1 added tokens, its model 114"):
         conversion.prepare(tmp_path / "a", tmp_path / "b")

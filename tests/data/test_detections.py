@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mg_jax.boxes import BoxSpace
-from mg_jax.data.detections import prepare, read_box_file, suppress, to_canvas
+from mg_jax.data.detections import as_found, prepare, read_box_file, suppress, to_canvas
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.evals.metrics import iou_matrix
 
@@ -103,6 +103,33 @@ def test_malformed_entries(write, change, message):
         found.lookup("bad")
 
 
+def test_what_an_example_brings_is_read_as_an_entry_is(write):
+    (first,) = read_box_file(write([{"id": 1, **ENTRY}])).lookup(1)
+    arrays = {"boxes": np.asarray(ENTRY["boxes"]), "scores": np.ones(2), "labels": ("a", "b")}
+    for given in (ENTRY, [ENTRY], {"frames": [ENTRY]}, first, (first,), arrays):
+        (found,) = as_found(given, "here")
+        np.testing.assert_array_equal(found.boxes, first.boxes)
+        assert found.labels == first.labels
+    assert len(as_found({"frames": [ENTRY, first]}, "here", 2)) == 2
+    with pytest.raises(BadRecord, match="^here: boxes of 2 pictures or frames, but 8 are"):
+        as_found([ENTRY] * 2, "here", 8)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"boxes": [[1, 2, 3, 4]], "labels": ["a"]}, "here: has no list 'scores'"),
+        ({"boxes": [], "scores": []}, "here: has no list 'labels'"),
+        (ENTRY | {"scores": [0.5]}, "here: 2 boxes but 1 scores"),
+        ([[1, 2, 3, 4]], "here: expected an object with boxes, scores and labels"),
+        ({"frames": [ENTRY | {"boxes": [[9, 9, 1, 1]] * 2}]}, "here: box 0 .* is reversed"),
+    ],
+)
+def test_malformed_detections_of_an_example(given, message):
+    with pytest.raises(BadRecord, match=message):
+        as_found(given, "here")
+
+
 def test_a_picture_without_an_entry(write):
     with pytest.raises(BadRecord, match=r"no entry for 'x\.jpg' \(its 1 ids: 1.*launch\.boxes"):
         read_box_file(write([{"id": 1, **ENTRY}])).lookup("x.jpg")
@@ -151,7 +178,8 @@ def test_limits(rng):
         assert at == list(range(at[0], at[0] + 20))
         np.testing.assert_array_equal(few.boxes[at], boxes[best])
     assert len(run(limit=None).labels) == len(run(limit=150).labels) == 150
-    assert len(run(limit=149).labels) == 60 and len(run(limit=40).labels) == 15
+    assert len(run(limit=149).labels) == len(run(limit=51).labels) == 60
+    assert len(run(limit=50).labels) == len(run(limit=40).labels) == 15
     assert len(run(one_each=True).labels) == 3
     assert len(prepare(boxes[:6], scores[:6], labels[:6], 768, 768, one_each=True).labels) == 3
 

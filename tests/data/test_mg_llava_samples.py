@@ -19,6 +19,7 @@ from tests.mg_llava_micro import SIDE, micro_config, noise
 ASKED = (Turn("What is <r:0>?", "A ball."),)
 BOX = Region.from_box((0.25, 0.5, 0.75, 1.0))
 FOUND = {"boxes": [[10, 5, 40, 30], [60, 0, 95, 20]], "scores": [0.5, 0.9], "labels": ["a", "b"]}
+NOTHING = {"boxes": [], "scores": [], "labels": []}
 
 
 def samples(**changes) -> Conversations:
@@ -80,7 +81,7 @@ def test_a_picture_with_its_boxes_and_the_users():
 
 def test_what_a_detector_did_not_find_is_one_box_and_text_alone_has_none():
     rows = samples()
-    nothing = example(meta={"detections": {"boxes": []}})
+    nothing = example(meta={"detections": NOTHING})
     batch = made(rows, nothing, text_alone())
     assert batch["box_mask"].sum((1, 2)).tolist() == [1, 0]
     assert not batch["boxes"].any()
@@ -94,7 +95,7 @@ def test_boxes_come_from_the_file_when_there_is_one(tmp_path):
     entries = [FOUND | {"id": 7}, FOUND | {"id": "a/b", "boxes": [[0, 0, 90, 40]] * 2}]
     (file := tmp_path / "boxes.json").write_text(json.dumps(entries))
     rows = samples(boxes=str(file))
-    by_id = example(meta={"id": 7, "detections": {"boxes": []}})
+    by_id = example(meta={"id": 7, "detections": NOTHING})
     by_name = example(meta={"id": "unknown", "file_name": "a/b.jpg"})
     batch = made(rows, by_id, by_name)
     assert batch["box_mask"].sum((1, 2)).tolist() == [2, 2]
@@ -123,12 +124,15 @@ def test_boxes_past_the_slots_are_counted_in_the_run():
 def test_long_texts_leave_one_box_a_label():
     boxes = [[k * 10, 0, k * 10 + 8, 20] for k in range(6)]
     found = {"boxes": boxes, "scores": [0.9] * 6, "labels": list("aaabbc")}
-    counts = []
-    for words in (3, 40):
-        e = example(turns=(Turn("Say", "dog " * words),), meta={"detections": found})
-        row = samples(codec__text_tokens=120).make(e, np.random.default_rng(0))
-        counts.append(len(row["boxes"][0]))
-    assert counts == [6, 3]
+    e = example(turns=(Turn("Say", "dog " * 20),), meta={"detections": found})
+
+    def row(room):
+        return samples(codec__text_tokens=room).make(e, np.random.default_rng(0))
+
+    wide = row(150)
+    cfg = samples().cfg
+    text = int((wide["tokens"] < cfg.lm.vocab).sum())
+    assert [len(row(n)["boxes"][0]) for n in (150, text + 9, text)] == [6, 6, 3]
 
 
 def test_without_objects_no_boxes_are_asked_for():

@@ -164,10 +164,15 @@ def test_labels_follow_their_boxes_as_words():
         boxes.append(Region.from_box((k / 8, 0.1, k / 8 + 0.1, 0.6), label=label))
     e = dataclasses.replace(example(BOXES), objects=tuple(boxes))
     words = ("red", "blue", "star", "dog")
-    want = [[0, 2], [2, -1], [1, -1], [-1, -1], [0, 3]]
+    want = [[0, 2], [2], [1], [], [0, 3]]
+    want = [row + [-1] * (4 - len(row)) for row in want]
     assert label_ids(e, words).tolist() == want
+    told = dataclasses.replace(e, meta={"objects": [{"color": "red", "size": "dog"}, *[{}] * 4]})
+    assert label_ids(told, words).tolist() == [[0, 2, 3, -1], *want[1:]]
+    for odd in ([{}], "x", [7] * 5):  # not one for each object, or nothing that tells
+        assert label_ids(dataclasses.replace(e, meta={"objects": odd}), words).tolist() == want
     r = detection_record(e, np.random.default_rng(0), 64, 7, augment=False, words=words)
-    assert r["labels"].tolist() == [*want, [-1, -1], [-1, -1]] and r["labels"].dtype == np.int32
+    assert r["labels"].tolist() == [*want, [-1] * 4, [-1] * 4] and r["labels"].dtype == np.int32
     assert "labels" not in detection_record(e, np.random.default_rng(0), 64, 7, augment=False)
     for seed in range(5):  # fewer slots than boxes: a choice, still in pairs
         r = detection_record(e, np.random.default_rng(seed), 64, 2, augment=False, words=words)

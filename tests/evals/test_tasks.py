@@ -11,6 +11,7 @@ from PIL import Image
 from mg_jax.answer import Answer, Phrase
 from mg_jax.errors import UserError
 from mg_jax.evals import questions, tasks
+from mg_jax.evals.facts import Fact
 from mg_jax.evals.locating import place
 from mg_jax.evals.wording import names
 from mg_jax.example import Example, Region, Turn
@@ -39,7 +40,8 @@ def test_oracle_scores_one(name, items, fake):
     result = run(name, items, fake(items[name]))
     assert result.metrics[task.headline] == 1.0
     assert result.invalid == 0
-    assert result.majority[task.headline] < 0.9
+    if not isinstance(task, Fact):  # four questions have as many answers: see test_facts.py
+        assert result.majority[task.headline] < 0.9
     assert set(result.majority) == set(result.metrics)
     assert all(task.right(i, p) for i, p in zip(items[name], result.predictions, strict=True))
     if name in ("rec", "absent"):

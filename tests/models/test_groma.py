@@ -258,13 +258,16 @@ def test_labels_teach_the_encoder_through_the_region_encoder():
     unnamed = {k: v for k, v in params.items() if k in ("vision", "proposer")}
     with_labels, metrics = loss(params, batch)
     without, _ = plain.loss("detection")(unnamed, batch, jax.random.key(1))
-    np.testing.assert_allclose(with_labels, without + metrics["loss_labels"], rtol=1e-5)
+    named = metrics["loss_labels"] + 5.0 * metrics["place"]
+    np.testing.assert_allclose(with_labels, without + named, rtol=1e-5)
+    assert metrics["place"] > 0.05
     hidden = {**batch, "labels": batch["labels"].copy()}
     hidden["labels"][1, 1] = 4  # beyond region_mask
     assert loss(params, hidden)[0] == with_labels
-    grads = jax.grad(lambda p: loss(p, batch)[1]["loss_labels"])(params)
-    for part in ("vision", "region_encoder", "labels"):
-        assert max(float(abs(g).max()) for g in jax.tree.leaves(grads[part])) > 1e-5, part
+    for term in ("loss_labels", "place"):
+        grads = jax.grad(lambda p, term=term: loss(p, batch)[1][term])(params)
+        for part in ("vision", "region_encoder", "labels"):
+            assert max(float(abs(g).max()) for g in jax.tree.leaves(grads[part])) > 1e-5, part
     assert set(params) == {"vision", "proposer", "region_encoder", "labels"}
 
 

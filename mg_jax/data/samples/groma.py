@@ -11,7 +11,7 @@ from mg_jax.data.transforms import Augment, detection_record, detection_targets
 from mg_jax.errors import UserError
 from mg_jax.example import Example
 from mg_jax.text import markup
-from mg_jax.text.codecs.groma_gaze import GAZE
+from mg_jax.text.codecs.rows import GAZE
 from mg_jax.vision import preprocess
 
 
@@ -46,15 +46,19 @@ def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
 
 
 class _Pictures(Samples):
-    """Pixels stay bytes until a batch has left its worker."""
+    """Pixels stay bytes until a batch has left its worker.
+
+    An example of a folder of features brings the encoder's hidden states in their place, as
+    `meta["states"]` float16 [M, P, C]; its picture is then not read, nor cut or mirrored.
+    """
 
     def __init__(self, config: Any):
         self.preprocessing = config.preprocess
         self.size = config.image_size
 
     def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        pixels = batch["pixels"]
-        if pixels.dtype != np.uint8:
+        pixels = batch.get("pixels")
+        if pixels is None or pixels.dtype != np.uint8:
             return batch
         return batch | {"pixels": preprocess.get(self.preprocessing).normalize(pixels)}
 
@@ -75,6 +79,9 @@ class Detection(_Pictures):
         self.slots = config.target_slots
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
+        if "states" in example.meta:
+            found = detection_targets(example, rng, self.slots, self.words)
+            return found and {**found, "states": np.asarray(example.meta["states"])}
         return detection_record(
             example, rng, size=self.size, slots=self.slots, augment=self.augment, words=self.words
         )
@@ -112,6 +119,8 @@ class Language(Conversations, _Pictures):
             if found is None:
                 return None
             record |= found
+        if "states" in example.meta:
+            return record | {"states": np.asarray(example.meta["states"])}
         pixels = preprocess.get(self.preprocessing).squash(example.pixels(), self.size)
         return record | {"pixels": pixels}
 
@@ -124,4 +133,4 @@ class Language(Conversations, _Pictures):
             names=[r["name"] for r in records],
         )
         batching.refuse_empty_loss(out)
-        return out | stacked(records, "pixels", "boxes", "region_mask", "head")
+        return out | stacked(records, "pixels", "states", "boxes", "region_mask", "head")

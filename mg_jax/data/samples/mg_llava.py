@@ -19,18 +19,22 @@ from mg_jax.data.detections import (
     read_box_file,
     to_canvas,
 )
-from mg_jax.data.samples.base import Conversations, Record
+from mg_jax.data.samples.base import Conversations, Record, Samples
+from mg_jax.data.samples.mg_llava_teaching import looks, named_boxes
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
+from mg_jax.text.codecs.rows import GAZE, collate_gaze
 from mg_jax.vision import preprocess
 
 NO_BOXES = "none"  # as config.boxes: every picture is without detections
-_CLOSE = 50  # tokens before the longest text from which on upstream keeps one box a label
+NO_BOX = np.zeros((0, 4), np.float32)
+# From so near to the longest text on upstream keeps one box a label: 50 tokens of its 1,472
+_CLOSE = 50 / 1472
 
 
-def samples(config: Any, cfg: Any, codec: Any) -> "Language":
-    """Those of both stages."""
-    return Language(config, cfg, codec)
+def samples(config: Any, cfg: Any, codec: Any) -> Samples:
+    """Those of config.stage."""
+    return Labels(config, cfg) if codec is None else Language(config, cfg, codec)
 
 
 def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
@@ -48,7 +52,10 @@ def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
 
 
 def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
-    """Text length, frames, slots of detected boxes a frame and of the user's boxes."""
+    """Text length, frames, slots of detected boxes a frame, of the user's boxes, of labelled
+    boxes, and of looks."""
+    if config.stage == "labels":
+        return {"targets": config.target_slots}
     frames = frames_of(config, cfg)
     tokens = frames * (cfg.image_tokens(frames) + cfg.max_boxes) + config.codec.text_tokens
     return {
@@ -56,6 +63,7 @@ def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
         "frames": frames,
         "boxes": cfg.max_boxes,
         "refer": config.codec.refer_slots,
+        "gaze": GAZE,
     }
 
 
@@ -66,14 +74,47 @@ def frames_of(config: Any, cfg: Any) -> int:
     return int(cfg.frames) if config.media == "video" else 1
 
 
-class Language(Conversations):
-    """Both stages. Pixels stay bytes until a batch has left its worker."""
+class _Pictures(Samples):
+    """Pixels stay bytes until a batch has left its worker."""
+
+    def __init__(self, config: Any, cfg: Any):
+        self.cfg, self.preprocessing = cfg, config.preprocess
+
+    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return batch | {"high": preprocess.get(self.preprocessing).normalize(batch["high"])}
+
+
+class Labels(_Pictures):
+    """The stage that teaches the towers by named boxes."""
+
+    def __init__(self, config: Any, cfg: Any):
+        super().__init__(config, cfg)
+        self.words, self.slots = tuple(config.label_words), config.target_slots
+        if len(self.words) != cfg.label_words:
+            raise UserError(
+                f"config.label_words names {len(self.words)} words, but config.model.label_words "
+                f"is {cfg.label_words}: set the one to the other"
+            )
+
+    def make(self, example: Example, rng: np.random.Generator) -> Record | None:
+        named = named_boxes(example, self.words, self.slots, self.cfg.canvas, rng)
+        if named is None or example.image is None:
+            return None
+        squash = preprocess.get(self.preprocessing)
+        return named | {"high": pixels([example.pixels()], squash, self.cfg.high_size)}
+
+    def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
+        return batching.stack(records)
+
+
+class Language(Conversations, _Pictures):
+    """The stages that train on answers."""
 
     def __init__(self, config: Any, cfg: Any, codec: Any):
-        super().__init__(config, cfg, codec)
-        self.cfg, self.frames = cfg, frames_of(config, cfg)
+        Conversations.__init__(self, config, cfg, codec)
+        _Pictures.__init__(self, config, cfg)
+        self.frames = frames_of(config, cfg)
         self.text_tokens = config.codec.text_tokens
-        self.preprocessing = config.preprocess
         self.refer_slots = config.codec.refer_slots
         self.limit = config.box_limit or None
         self.without = config.boxes == NO_BOXES
@@ -100,7 +141,7 @@ class Language(Conversations):
         elif example.image is None:
             return {"boxes": [], "dropped": 0}
         if self.cfg.objects == "none":
-            boxes = [np.zeros((0, 4), np.float32)] * count
+            boxes = [NO_BOX] * count
             return {"frames": frames, "size": size, "boxes": boxes, "dropped": 0}
         found = self._found(example, count)
         return {"frames": frames, "size": size, "found": found, **self._boxes(found, size)}
@@ -130,9 +171,16 @@ class Language(Conversations):
 
     def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
         record, text = self._write(example, seen["boxes"])
-        if text >= self.text_tokens - _CLOSE and "found" in seen:
+        if text >= self.text_tokens - round(_CLOSE * self.text_tokens) and "found" in seen:
             fewer = self._boxes(seen["found"], seen["size"], one_each=True)
             record = self._write(example, fewer["boxes"])[0] | fewer
+        if self.cfg.pointing_weight:
+            boxes = record.get("boxes", seen["boxes"])
+            shown = boxes[0] if boxes and self.cfg.box_tokens else NO_BOX
+            record |= looks(
+                record, example, shown, len(boxes), seen.get("size", (1, 1)), self.codec,
+                self.cfg.canvas,
+            )  # fmt: skip
         room = text <= self.text_tokens and len(record["refer_boxes"]) <= self.refer_slots
         return record if room or not self.skip else None
 
@@ -157,15 +205,14 @@ class Language(Conversations):
             records, buckets=self.buckets, refer_slots=self.refer_slots, names=names
         )
         batching.refuse_empty_loss(out)
+        if self.cfg.pointing_weight:
+            out |= collate_gaze(records)
         return batch(out, records, self.cfg)
-
-    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return batch | {"high": preprocess.get(self.preprocessing).normalize(batch["high"])}
 
 
 def nothing(frames: int) -> tuple[Found, ...]:
     """What a detector that finds nothing has found in so many frames."""
-    return (Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), ()),) * frames
+    return (Found(NO_BOX, np.zeros(0, np.float32), ()),) * frames
 
 
 def prepared(

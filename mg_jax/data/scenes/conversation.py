@@ -80,13 +80,15 @@ def scene_example(
     tasks: Mapping[str, float] | None = None,
     turns: int = 1,
     frames: int = 0,
+    named: bool = False,
     **options,
 ) -> Example:
     """Scene `index` of a seed with a conversation, determined by its arguments alone.
 
     tasks: weights by task name, or None for no conversation (detection). turns: questions a
-    conversation. frames: of a video of the scene instead of its picture; 0, or at least 2. options:
-    of `make_world`. The picture is drawn when `pixels()` is called, the video at `frames()`.
+    conversation. frames: of a video of the scene instead of its picture; 0, or at least 2. named:
+    of `Talk`. options: of `make_world`. The picture is drawn when `pixels()` is called, the video
+    at `frames()`.
 
     meta: "scene" (seed, index), "objects" (attributes of every thing, as `Example.objects`),
     "turns" (a record a turn: task, answer, absent, targets = regions that the answer must ground,
@@ -104,7 +106,8 @@ def scene_example(
             film = make_film(world, frames, random.Random(f"{seed}:{number}:film"))
             world = film.worlds[0]
         key = f"{seed}:{number}:{turns}:{sorted(tasks.items())}:talk" if tasks else 0
-        talk = FilmTalk(film, random.Random(key)) if film else Talk(world, random.Random(key))
+        rng = random.Random(key)
+        talk = FilmTalk(film, rng, named) if film else Talk(world, rng, named)
         if not tasks or write_talk(talk, tasks, turns) is not None:
             break
     else:

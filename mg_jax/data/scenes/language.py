@@ -239,3 +239,32 @@ def describe_matches(text: str, thing: "Thing | Mapping") -> bool:
         return False
     head = text[: found.start()]
     return len({_COLORS[c.lower()] for c in _COLOR_PATTERN.findall(head)}) == 1
+
+
+def parse_colors(text: str) -> list[str]:
+    """The colours that a text names, canonical, each once, in order."""
+    return list(dict.fromkeys(_COLORS[c.lower()] for c in _COLOR_PATTERN.findall(text)))
+
+
+def parse_things(text: str) -> list[str]:
+    """ "red star" for every shape that a text names, in order, with the colour said last before it
+    and after the shape before; the shape alone where there is none."""
+    found, start = [], 0
+    for match in _SHAPE_PATTERN.finditer(text):
+        colors = parse_colors(text[start : match.start()])
+        found.append(" ".join([*colors[-1:], _SHAPES[match[0].lower()]]))
+        start = match.end()
+    return found
+
+
+_NUMBER = re.compile(r"\b(?:(\d+)|(none)|(" + "|".join(NUMBERS) + r"))\b", re.IGNORECASE)
+
+
+def parse_number(text: str) -> int | None:
+    """The first number that a text names, 0 for "no" and "none"; None of none."""
+    found = _NUMBER.search(text)
+    if found is None:
+        return None
+    if found[1]:
+        return int(found[1])
+    return NUMBERS.index(found[3].lower()) if found[3] else 0

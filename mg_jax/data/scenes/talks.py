@@ -124,10 +124,13 @@ def _pair(talk: Talk) -> tuple[int, int, str] | None:
 
 
 def _who(talk: Talk, i: int, refers: list[int]) -> str:
-    """A way to say which thing is meant: a unique name, or a region appended to `refers`."""
+    """A way to say which thing is meant: a unique name, or a region appended to `refers`; "" for
+    none."""
     name = anchor_query(talk.world, i)
-    if name is not None and talk.rng.random() < 0.6:
+    if name is not None and (talk.named or talk.rng.random() < 0.6):
         return "the " + name.noun(talk.rng)
+    if talk.named:
+        return ""
     refers.append(talk.box(i))
     return f"<r:{refers[-1]}>"
 
@@ -146,6 +149,8 @@ def relation(talk: Talk) -> bool:
     i, k, link = found
     refers: list[int] = []
     one, other = _who(talk, i, refers), _who(talk, k, refers)
+    if not (one and other):
+        return False
     name = "it" if other.startswith("<") else other
     record: dict[str, Any] = {"object": i, "other": k, "refers": refers}
     if u < 0.75:
@@ -174,6 +179,8 @@ def _nearest(talk: Talk) -> bool:
         return False
     refers: list[int] = []
     one, k = _who(talk, i, refers), others[0][1]
+    if not one:
+        return False
     user = fill(
         talk.rng,
         ("Which object is nearest to {}?", "What is closest to {}?"),
@@ -248,7 +255,9 @@ def attribute(talk: Talk) -> bool:
         said = found.style == "position" or None
     else:
         said = getattr(found.query, aspect)
-    if found is None or said or talk.rng.random() < 0.5:
+    if talk.named and (found is None or said):
+        return False
+    if found is None or said or (not talk.named and talk.rng.random() < 0.5):
         refers.append(talk.box(i))
         subject = f"<r:{refers[0]}>"
     else:

@@ -21,10 +21,11 @@ class Talk:
     """A conversation about one scene while it is being written.
 
     regions, turns: as of `Example`. records: for every turn, what evaluation needs to know.
+    named: questions that could point at a thing or name it name it.
     """
 
-    def __init__(self, world: World, rng: random.Random):
-        self.world, self.rng = world, rng
+    def __init__(self, world: World, rng: random.Random, named: bool = False):
+        self.world, self.rng, self.named = world, rng, named
         self.things = world.things
         self.regions: list[Region] = []
         self.turns: list[Turn] = []
@@ -335,8 +336,10 @@ def read(talk: Talk) -> bool:
     else:
         return False
     name = anchor_query(talk.world, i)
-    if name is not None and talk.rng.random() < 0.5:
+    if name is not None and (talk.named or talk.rng.random() < 0.5):
         thing, refers = f"the {name.noun(talk.rng)}", []
+    elif talk.named:
+        return False
     else:
         refers = [talk.box(i)]
         thing = f"<r:{refers[0]}>"

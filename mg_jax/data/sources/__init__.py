@@ -1,7 +1,7 @@
 """Sources: data sets read into `Example`s, opened by a short text.
 
     scenes:seed=0,n=1000[,tasks=rec*2+presence][,turns=4][,size=224 | size=320x240]
-          [,min_objects=2][,max_objects=12][,distractors=0.65][,frames=8]
+          [,min_objects=2][,max_objects=12][,distractors=0.65][,frames=8][,named=1]
     coco:annotations.json,images_dir[,empty=drop|keep][,min_side=32][,masks=drop|keep]
     lvis:lvis_v1_train.json,coco_dir                  with the options of coco
     objects365:zhiyuan_objv2_train.json,images_dir    v3det:v3det_2023_v1_train.json,dir
@@ -20,6 +20,7 @@
     vg:DIR[,images_dir][,parts=regions+objects+relationships] lvis_ground:FILE,coco_dir
     flickr30k:DIR,images_dir[,split=train|val|test|all]
     shards:DIR                                        what launch.build_data made of any of them
+    features:DIR                                      the same of launch.features
     llava:FILE[,images_dir][,boxes=text|regions][,text=keep|drop]     and all in LLaVA's form
     videoinstruct:FILE,videos_dir[,per=video|question]
     docvqa:FILE,images_dir             dvqa:FILE,images_dir         (VQA: [,per=picture|question])
@@ -34,8 +35,8 @@ All take `head=coco|sa1b`, the detector's objectness head their boxes train (coc
 left out and reported instead of being an error, and `tasks=rec*2+presence`, what their examples
 without turns are asked (`mg_jax.data.tasks`); those of labelled boxes `exhaustive=yes|no`, whether
 a label without box in a picture is absent from it. `part=train` or `part=heldout` takes the
-examples of about 80 % or 20 % of the pictures, told by a hash of their file names. A file name with
-a comma cannot be written here; call the class instead.
+examples of about 80 % or 20 % of the pictures, told by a hash of their file names; `views=N` takes
+N views of each (`Views`). A file name with a comma cannot be written here; call the class instead.
 """
 
 from collections.abc import Callable
@@ -48,6 +49,7 @@ from mg_jax.data.sources.coco import CocoSource
 from mg_jax.data.sources.conversations import ConversationSource
 from mg_jax.data.sources.docvqa import DocVqaSource
 from mg_jax.data.sources.dvqa import DvqaSource
+from mg_jax.data.sources.features import FeatureSource
 from mg_jax.data.sources.ferret import FerretGritSource
 from mg_jax.data.sources.flickr30k import Flickr30kSource
 from mg_jax.data.sources.gqa import GqaSource
@@ -75,7 +77,7 @@ from mg_jax.data.sources.yolo import YoloSource
 from mg_jax.data.tasks import parse_tasks
 from mg_jax.errors import UserError
 
-COMMON = ("head", "name", "max_bad", "tasks", "exhaustive", "part")
+COMMON = ("head", "name", "max_bad", "tasks", "exhaustive", "part", "views")
 # kind: (class, the names of its positional arguments, its options)
 KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]] = {
     "scenes": (
@@ -83,7 +85,7 @@ KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]]
         (),
         (
             *("seed", "n", "tasks", "turns", "size", "min_objects", "max_objects"),
-            *("distractors", "frames"),
+            *("distractors", "frames", "named"),
         ),
     ),
     "coco": (CocoSource, ("annotations", "images"), ("empty", "min_side", "masks")),
@@ -100,6 +102,7 @@ KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]]
     "grit_groma": (GromaGritSource, ("file", "images"), ()),
     "ferret_grit": (FerretGritSource, ("file", "images"), ()),
     "shards": (ShardSource, ("folder",), ()),
+    "features": (FeatureSource, ("folder",), ()),
     "objects365": (Objects365Source, ("annotations", "images"), ("empty", "min_side")),
     "v3det": (V3DetSource, ("annotations", "images"), ("empty", "min_side")),
     "lvis": (LvisSource, ("annotations", "images"), ("empty", "min_side", "masks")),
@@ -139,11 +142,11 @@ def open_source(spec: str, training: bool = False) -> Source:
     build, positional, options = KINDS[kind]
     values = split_spec(spec, rest, positional, tuple(dict.fromkeys((*options, *COMMON))))
     if kind == "scenes":
-        for key in {"max_bad", "exhaustive", "part"} & values.keys():
+        for key in {"max_bad", "exhaustive", "part", "views"} & values.keys():
             raise UserError(f"data {spec!r}: {key} is for data sets of files: leave it out")
         values["training"] = training
         return build(**values)
-    own = ("tasks", "exhaustive", "part")
+    own = ("tasks", "exhaustive", "part", "views")
     asked = {key: values.pop(key) for key in own if key in values}
     tasks = parse_tasks(asked["tasks"], f"data {spec!r}") if "tasks" in asked else None
     source = build(**values)
@@ -155,7 +158,14 @@ def open_source(spec: str, training: bool = False) -> Source:
                 "labelled boxes"
             )
         source.exhaustive = asked["exhaustive"] == "yes"
-    return Split(source, asked["part"]) if "part" in asked else source
+    if isinstance(source, FeatureSource) and asked.keys() & {"part", "views"}:
+        raise UserError(f"data {spec!r}: part and views belong into the data of launch.features")
+    source = Split(source, asked["part"]) if "part" in asked else source
+    if "views" not in asked:
+        return source
+    from mg_jax.data.sources.views import Views  # late: it needs transforms, which need `base`
+
+    return Views(source, asked["views"])
 
 
 __all__ = [

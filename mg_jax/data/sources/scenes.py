@@ -12,7 +12,8 @@ class SceneSource(Source):
 
     tasks: see `scenes.parse_tasks`; "none" for pictures without conversation. turns: questions a
     conversation. size: "224" or "320x240" (width x height). frames: videos of so many frames
-    instead of pictures. training: refuse reserved seeds.
+    instead of pictures. named: 1 for things that are asked about by their names wherever there is
+    a choice. training: refuse reserved seeds.
     Raises UserError for a wrong option.
     """
 
@@ -27,6 +28,7 @@ class SceneSource(Source):
         max_objects: int | str = 12,
         distractors: float | str = 0.65,
         frames: int | str = 0,
+        named: int | str = 0,
         head: str = "coco",
         name: str = "scenes",
         training: bool = False,
@@ -42,6 +44,7 @@ class SceneSource(Source):
         self.frames = number(name, "frames", frames)
         if self.frames == 1:
             raise UserError(f"data {name}: frames=1 is no video: at least 2, or 0 for pictures")
+        self.named = number(name, "named", named) > 0
         self.tasks = None if tasks == "none" else parse_tasks(tasks, self.frames > 0)
         self.turns = number(name, "turns", turns, low=1)
         width, _, height = str(size).partition("x")
@@ -70,5 +73,6 @@ class SceneSource(Source):
             tasks=self.tasks,
             turns=self.turns,
             frames=self.frames,
+            named=self.named,
             **self.options,
         )

@@ -22,8 +22,8 @@ from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.codecs.groma_decode import decode_answer
-from mg_jax.text.codecs.groma_gaze import add_gaze, collate_gaze
-from mg_jax.text.codecs.rows import pad_rows
+from mg_jax.text.codecs.groma_gaze import add_gaze
+from mg_jax.text.codecs.rows import collate_gaze, pad_rows
 from mg_jax.text.instructions import GROUNDING
 from mg_jax.text.tokenizer import PAD, Tokenizer
 

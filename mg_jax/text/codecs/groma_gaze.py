@@ -6,8 +6,6 @@ import numpy as np
 
 from mg_jax.example import Region, Turn
 
-GAZE = 64  # rows of a sample in a batch; what it has beyond is left out
-
 
 def add_gaze(
     record: dict[str, np.ndarray],
@@ -52,14 +50,3 @@ def add_gaze(
     record["ground_boxes"] = np.asarray(boxes, np.float32).reshape(-1, 4)
     record["gaze"] = np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2)
     record["gaze_weight"] = np.asarray([row[2] for row in rows], np.float32)
-
-
-def collate_gaze(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """gaze [B,GAZE,2] int32 and gaze_weight [B,GAZE] float32, 0 beyond what a sample has."""
-    gaze = np.zeros((len(samples), GAZE, 2), np.int32)
-    weight = np.zeros((len(samples), GAZE), np.float32)
-    for n, sample in enumerate(samples):
-        count = min(len(sample["gaze"]), GAZE)
-        gaze[n, :count] = sample["gaze"][:count]
-        weight[n, :count] = sample["gaze_weight"][:count]
-    return {"gaze": gaze, "gaze_weight": weight}

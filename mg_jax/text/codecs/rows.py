@@ -6,6 +6,8 @@ import numpy as np
 
 from mg_jax.errors import UserError
 
+GAZE = 64  # looks of a sample in a batch; what it has beyond is left out
+
 
 def pad_rows(
     samples: Sequence[Mapping[str, np.ndarray]],
@@ -56,3 +58,15 @@ def pad_rows(
     if not any("loss_mask" in s for s in samples):
         del batch["loss_mask"]
     return batch
+
+
+def collate_gaze(samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Where answers look: gaze [B,GAZE,2] int32 and gaze_weight [B,GAZE] float32, 0 beyond what a
+    sample has."""
+    gaze = np.zeros((len(samples), GAZE, 2), np.int32)
+    weight = np.zeros((len(samples), GAZE), np.float32)
+    for n, sample in enumerate(samples):
+        count = min(len(sample["gaze"]), GAZE)
+        gaze[n, :count] = sample["gaze"][:count]
+        weight[n, :count] = sample["gaze_weight"][:count]
+    return {"gaze": gaze, "gaze_weight": weight}

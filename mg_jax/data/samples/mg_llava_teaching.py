@@ -1,0 +1,83 @@
+"""What stands in for pretraining where there is none: named boxes for the towers, and where in the
+prompt answers look, for `MGLLaVAConfig.label_words` and `pointing_weight`."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mg_jax.boxes import iou
+from mg_jax.data.detections import to_canvas
+from mg_jax.data.transforms import LABEL_WORDS, label_ids
+from mg_jax.example import Example
+
+SAME = 0.4  # IoU from which on a detected box is that of a region
+
+
+def named_boxes(
+    example: Example, words: Sequence[str], slots: int, canvas: int, rng: np.random.Generator
+) -> dict[str, np.ndarray] | None:
+    """label_boxes [slots,4] float32 in canvas units, label_mask [slots], and of each box the labels
+    [slots,LABEL_WORDS], numbers in `words` as `label_ids` gives them.
+
+    Where there are more boxes than slots a random choice stays; boxes without a known word are left
+    out; None where none is left.
+    """
+    labels = label_ids(example, words)
+    (known,) = np.nonzero((labels >= 0).any(1))
+    if not len(known):
+        return None
+    chosen = known[np.sort(rng.permutation(len(known))[:slots])]
+    out = {
+        "label_boxes": np.zeros((slots, 4), np.float32),
+        "label_mask": np.arange(slots) < len(chosen),
+        "labels": np.full((slots, LABEL_WORDS), -1, np.int32),
+    }
+    boxes = np.asarray([example.objects[n].box for n in chosen])
+    out["label_boxes"][: len(chosen)] = to_canvas(boxes, example.width, example.height, canvas)
+    out["labels"][: len(chosen)] = labels[chosen]
+    return out
+
+
+def looks(
+    record: Mapping[str, np.ndarray],
+    example: Example,
+    boxes: np.ndarray,
+    frames: int,
+    size: tuple[int, int],
+    codec: Any,
+    canvas: int,
+) -> dict[str, np.ndarray]:
+    """gaze [P,2] int32 and gaze_weight [P] of an encoded example: (position, position looked at).
+
+    Before an answer begins the model looks at what its turn is `about`: of each thing at the token
+    of its box, the best of `boxes` [n,4] (those of the first picture that have tokens, in canvas
+    units) if one has found it, and at the image token over its middle, which alone tells where it
+    is; at the first token where it is about nothing. frames, size: pictures, and (width, height) of
+    one.
+    """
+    tokens, mask = record["tokens"], record["loss_mask"]
+    images = np.flatnonzero(tokens == codec.image_id)
+    side = math.isqrt(len(images) // max(frames, 1))
+    slots = np.flatnonzero(tokens == codec.box_id)
+    starts = np.flatnonzero(mask[1:] & ~mask[:-1])
+    rows: list[tuple[int, int, float]] = []
+    for begin, turn in zip(starts.tolist(), example.turns, strict=True):
+        if turn.about is None or not frames or begin < images[0]:  # not shown as yet
+            continue
+        found = [example.regions[k].box for k in turn.about]
+        at = []
+        for place in to_canvas(found, *size, canvas):
+            overlap = iou(place[None], boxes)[0] if len(boxes) else np.zeros(1)
+            if overlap.max() >= SAME:
+                at.append(int(slots[overlap.argmax()]))
+            middle = (place[:2] + place[2:]) / 2 * (side / canvas)
+            x, y = np.clip(middle.astype(int), 0, side - 1).tolist()
+            at.append(int(images[y * side + x]))
+        at = at or [0]
+        rows.extend((begin, position, 1 / len(at)) for position in at)
+    return {
+        "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
+        "gaze_weight": np.asarray([row[2] for row in rows], np.float32),
+    }

@@ -1,0 +1,68 @@
+"""Facts in free words, and questions that name what they could point at."""
+
+import pytest
+
+from mg_jax.data.scenes.conversation import scene_example
+from mg_jax.data.sources import open_source
+from mg_jax.evals import tasks
+from mg_jax.text import markup
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "text", "said"),
+    [
+        ("vqa", "color", "It is red.", "red"),
+        ("vqa", "color", "Crimson", "red"),
+        ("vqa", "color", "It is red or blue.", None),
+        ("vqa", "count", "There are two red stars.", 2),
+        ("vqa", "count", "There is no star.", 0),
+        ("vqa", "count", "13", 13),
+        ("vqa", "count", "Many.", None),
+        ("vqa", "relation", "It is to the left of the red star.", "left"),
+        ("vqa", "relation", "It is higher up than it.", "above"),
+        ("vqa", "relation_yes_no", "Yes, it is below it.", True),
+        ("reading", "large", "It says STOP.", "STOP"),
+        ("reading", "large", "STOP, or EXIT", None),
+        ("reading", "large", "There is no text on it.", None),
+        ("moved", "moved", "The red star and the blue fish move.", ("blue fish", "red star")),
+        ("moved", "moved", "Nothing moves.", ()),
+        ("moved", "moved", "Something moves.", None),
+        ("direction", "direction", "It moves to the left.", "left"),
+        ("direction", "direction", "It does not move.", "none"),
+        ("direction", "direction", "It moves.", None),
+    ],
+)
+def test_facts_are_read_from_free_words(task, kind, text, said):
+    assert tasks.get(task).parse(kind, text) == said
+
+
+def test_kinds_are_told_apart():
+    data = "scenes:seed=700002,n=60"
+    expected = {
+        "vqa": {"color", "count", "relation", "relation_yes_no"},
+        "reading": {"medium", "large"},
+        "direction": {"direction"},
+        "moved": {"moved"},
+    }
+    for name, kinds in expected.items():
+        task = tasks.get(name)
+        items = tasks.questions(task, data)
+        assert {task.kind(i) for i in items} >= kinds and len(items) == 60
+        half = [task.truth(i) if n % 2 else None for n, i in enumerate(items)]
+        score = dict(task.score(items, half))
+        assert score["accuracy"] == 0.5
+        assert (set(score) > {"accuracy"}) == (len(kinds) > 1)
+        (constant,) = task.strategies(items)
+        assert 0.1 < dict(task.score(items, constant))["accuracy"] < 0.85
+
+
+def test_things_can_be_asked_about_by_their_names_alone():
+    weights = {"attribute": 1.0, "relation": 1.0, "read": 1.0}
+    pointed = {}
+    for named in (False, True):
+        examples = [scene_example(5, n, tasks=weights, turns=3, named=named) for n in range(40)]
+        turns = [turn for example in examples for turn in example.turns]
+        pointed[named] = sum(bool(markup.regions_of(turn.user)) for turn in turns)
+        assert len(turns) > 60
+    assert pointed[False] > 20 and pointed[True] == 0
+    assert open_source("scenes:named=1").named and not open_source("scenes:").named
