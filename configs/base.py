@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
     c.init_parts = ()
     # (path, table): what init_from lacks at `path` becomes rows equal to the mean row of `table`
     c.init_mean = ()
+    # (from, to): what init_from lacks under `to`/ begins as a copy of what is under `from`/
+    c.init_copy = ()
 
     # A package's encoder (conversion/trunks.py) that the system stands on, frozen; "" for none.
     # Its name may stand in init_from, and launch.ship leaves it out of a release.
@@ -53,6 +55,8 @@ def get_config() -> ConfigDict:
     c.tasks = "auto"  # or "rec*2+presence", names of mg_jax.data.tasks with their weights
     c.turns = 1  # rounds of such a conversation, more where a task has several
     c.instructions = ""  # whose wording (mg_jax/text/instructions); "" for the system's own
+    # Share of the questions whose boxes and masks are shown as points, for systems that take these
+    c.points = 0.0
     c.media = "image"  # or "video": what systems that take both have room for
     # Box file (launch.boxes) for systems that are given detected boxes; "" where the data sets
     # bring theirs (scenes do), "none" for no boxes

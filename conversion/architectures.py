@@ -19,6 +19,7 @@ from conversion.tables import (
     convnext,
     deformable_detr,
     dinov2,
+    ferret,
     groma,
     llama,
     mg_llava,
@@ -38,6 +39,8 @@ PARTS = {
     "proposer": ("mg_jax.models.detr:DetrConfig", "proposer"),
 }
 
+NAMED = ("mg_llava", "ferret")  # systems whose releases name their architecture
+
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
@@ -49,7 +52,8 @@ class Architecture:
     of a checkpoint that holds the tensors of `manifest`, or without one the table of an export;
     leaf paths are relative to the part. `fits(raw)`, if given, tells a config.json instead of
     `model_types`. `saved(name, stage)`: whether upstream's trainer saves a tensor, for the file of
-    one stage; None where such a file is the whole model.
+    one stage; None where such a file is the whole model. `complete(raw, manifest)` adds to a
+    config.json what only the tensors of a checkpoint tell.
     """
 
     name: str
@@ -64,6 +68,7 @@ class Architecture:
     trained: tuple[str, ...] = ()
     fits: Callable[[Mapping[str, Any]], bool] | None = None
     saved: Callable[[str, str], bool] | None = None
+    complete: Callable[[Mapping[str, Any], Manifest], dict[str, Any]] | None = None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -73,7 +78,7 @@ class Architecture:
     @property
     def speaks(self) -> bool:
         """Whether a language model is part of it."""
-        return self.part == "lm" or self.name == "groma" or self.system == "mg_llava"
+        return self.part == "lm" or self.name == "groma" or self.system in NAMED
 
     def is_of(self, raw: Mapping[str, Any]) -> bool:
         """Whether a config.json is of this class."""
@@ -103,8 +108,8 @@ class Architecture:
 
     def settings(self, cfg: Any, stage: str = "") -> dict[str, Any]:
         """The fields of a release's config.json that tell what it is."""
-        # the arrays of a system tell its layout, but for the language model of MG-LLaVA
-        kind = {"architecture": self.name} if self.part or self.system == "mg_llava" else {}
+        # the arrays of Groma tell its layout
+        kind = {"architecture": self.name} if self.part or self.system in NAMED else {}
         stage = stage or self.stages[0]
         return {"system": self.system, **kind, "stage": stage, "model": self.model(cfg)}
 
@@ -182,6 +187,16 @@ def _mg_llava(name: str, language: str, table: Callable[[Any], Table]) -> Archit
     )  # fmt: skip
 
 
+def _ferret(name: str, kind: str) -> Architecture:
+    """Ferret v1 or Ferret-UI; the last stage is the one that published weights are of."""
+    return Architecture(
+        name, "", (kind,), hf_config.CLASSES[kind], hf_config.read_ferret, hf_config.write_ferret,
+        ferret.table, "mg_jax.models.ferret:FerretConfig", "ferret",
+        ("instruction", "dense", "caption"), functools.partial(hf_config.is_ferret, kind=kind),
+        complete=hf_config.complete,
+    )  # fmt: skip
+
+
 def _groma_detector(cfg: Any, manifest: Manifest) -> Table:
     if cfg.taps:
         raise UserError("taps: upstream's detector reads the encoder's last hidden states")
@@ -203,6 +218,8 @@ ARCHITECTURES = {
         ),
         _mg_llava("mg_llava", "llama", llama.table),
         _mg_llava("mg_llava_phi3", "phi3", phi3.table),
+        _ferret("ferret", hf_config.V1),
+        _ferret("ferret_ui", hf_config.UI),
         Architecture(
             "llama", "lm", ("llama",), "LlamaForCausalLM", hf_config.read_llama,
             hf_config.write_llama, _one(llama.table),

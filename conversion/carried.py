@@ -30,6 +30,7 @@ GROMA_TEXT = 2046
 MG_LLAVA_CONTEXT = 2048
 # Its template by the size of a vocabulary of Llama's kind; Vicuna's else (spec 7)
 MG_LLAVA_TEMPLATES = {128256: "llama3_chat", 64000: "qwen_chat"}
+LLAMA_3 = 128256  # rows of its vocabulary
 
 
 def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
@@ -117,6 +118,24 @@ def mg_llava_settings(cfg: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def ferret_settings(cfg: Any) -> dict[str, Any]:
+    """What a release of Ferret says of pictures and text: Llama 3's template by its vocabulary,
+    Vicuna's else."""
+    llama3 = cfg.lm.vocab >= LLAMA_3
+    template = "ferret_llama_3" if llama3 else "ferret_vicuna_v1" if cfg.grids else "ferret_v1"
+    return {
+        "preprocess": "clip_squash",
+        "codec": {
+            "template": template,
+            "image_tokens": cfg.largest,
+            "refer": "coordinates" if cfg.regions == "none" else "hybrid",
+            "text_tokens": max(cfg.lm.max_positions - cfg.largest, 1),
+            "vocab": cfg.lm.vocab,
+            "region_token": cfg.region_token,
+        },
+    }
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer can be loaded from a folder."""
     return bool(matching(folder, TOKENIZER[:2]))
@@ -128,7 +147,8 @@ def check_tokenizer(folder: Path, name: str, cfg: Any) -> None:
     `name`: of the architecture; parts and detectors take any. A folder without a tokenizer passes:
     its release sees, but cannot chat.
     """
-    if name not in ("groma", "mg_llava", "mg_llava_phi3") or not has_tokenizer(folder):
+    systems = ("groma", "mg_llava", "mg_llava_phi3", "ferret", "ferret_ui")
+    if name not in systems or not has_tokenizer(folder):
         return
     from mg_jax.text.bpe import load_tokenizer
 

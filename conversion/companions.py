@@ -1,7 +1,10 @@
-"""What MG-LLaVA's files leave to public ones: the language model and the two towers (spec 1).
+"""What files leave to public ones: MG-LLaVA's the language model and the two towers (its spec 1),
+Ferret's CLIP's tower (its spec 1.1).
 
     launch.convert iter_10805.pth RELEASE --with FOLDER_OF_THE_LANGUAGE_MODEL \\
         --with openai/clip-vit-large-patch14-336 --with laion/CLIP-convnext_large_d_320...
+    launch.convert ferret-7b-delta RELEASE --base lmsys/vicuna-7b-v1.3 \\
+        --with openai/clip-vit-large-patch14-336
 
 Which is which their config.json tells. The tensors of each are read where the file has none of its
 kind, under the prefix that they have in memory; else only its config and tokenizer are.
@@ -13,17 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from conversion.architectures import Architecture, detect, find_config
-from conversion.hf_config import is_mg_llava
+from conversion.hf_config import check_language, is_ferret, is_mg_llava
 from conversion.hub import Fetched
 from conversion.located import Companion, Opened, StrPath, find, made, open_torch
 from conversion.readers import Joined, Source, open_checkpoint
 from conversion.readers.containers import SPLIT_LM, SPLIT_REST
+from conversion.tables import ferret
 from conversion.tables.mg_llava import HIGH, LM, LOW, OWN, PUBLIC, holds
 from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 
 # What a companion is in the config.json of MG-LLaVA -> the prefix of its tensors
 PREFIXES = {"llm": LM, "clip": LOW, "convnext": HIGH}
+TOWER_FOLDER = "vision_tower"  # in a folder of Ferret v1, whose tower was trained as well
 
 
 def open_any(
@@ -38,6 +43,8 @@ def open_any(
 
     Raises UserError when one of them is neither of the three, or two are the same.
     """
+    if is_ferret(own := _own_config(found.path)):
+        return _open_ferret(found, given, own, system, base, dry, parts)
     there = _beside(found.path) | _bring(parts, dry)
     if not there:
         _check_told(found, given)
@@ -57,7 +64,7 @@ def open_any(
         weights = find(companion.given, dry=dry)
         sources.append((PREFIXES[companion.role], open_checkpoint(weights.headers or weights.path)))
         notes += [*weights.notes, f"{companion.role}: config and weights of {companion.given}"]
-    raw = _own_config(found.path) or {"model_type": "mg_llava"}
+    raw = own if is_mg_llava(own) else {"model_type": "mg_llava"}
     return made(
         os.fspath(given),
         found.path,
@@ -69,6 +76,48 @@ def open_any(
         # the file of stage 1 alone leaves the language model to its public files
         stage="pretrain" if _lacks_language(found.path, lacking) else "",
     )
+
+
+def _open_ferret(
+    found: Fetched,
+    given: StrPath,
+    raw: dict[str, Any],
+    system: str,
+    base: StrPath | None,
+    dry: bool,
+    parts: Iterable[StrPath],
+) -> Opened:
+    """A Ferret, whole or a delta on `base`, and CLIP's tower where it holds none."""
+    there = _bring(parts, dry)
+    beside = found.path / TOWER_FOLDER
+    if not there and (beside / "config.json").is_file():
+        there = {"clip": _companion(beside, str(beside))}
+    for role, companion in there.items():
+        if role != "clip":
+            raise UserError(f"--with {companion.given}: Ferret's files lack CLIP's tower alone")
+    config = str(find_config(found.path))
+    check_language(raw, config)  # before weights are opened
+    clip = there.get("clip")
+    raw = raw | ({"clip": dict(clip.raw)} if clip else {})
+    under = None if base is None else find(base, dry=dry)
+    source = open_checkpoint(
+        found.headers or found.path, base=under and (under.headers or under.path)
+    )
+    notes = [*found.notes, *(under.notes if under else ())]
+    if clip and holds(source.manifest, ferret.TOWER):
+        notes.append(f"clip: config of {clip.given}, weights of {given}")
+    elif clip:
+        weights = find(clip.given, dry=dry)
+        tower = open_checkpoint(weights.headers or weights.path)
+        notes += [*weights.notes, f"clip: config and weights of {clip.given}"]
+        source = Joined(source.where, [("", source), (ferret.TOWER, tower)], notes)
+        notes = []
+    ferret.check_whole(source.manifest)
+    return made(
+        os.fspath(given), found.path, raw, config, source, system, tuple(notes),
+        base=os.fspath(base or ""), base_path=under and under.path,
+        companions=tuple(there.values()),
+    )  # fmt: skip
 
 
 def refuse(parts: Iterable[StrPath]) -> None:
@@ -123,10 +172,9 @@ def _beside(path: Path) -> dict[str, Companion]:
 
 
 def _own_config(path: Path) -> dict[str, Any]:
-    """MG-LLaVA's config.json of a folder or beside a file; upstream writes none."""
+    """The config.json in a folder or beside a file; upstream's MG-LLaVA writes none."""
     file = (path if path.is_dir() else path.parent) / "config.json"
-    raw = read_json(file) if file.is_file() else {}
-    return raw if is_mg_llava(raw) else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _check_told(found: Fetched, given: StrPath) -> None:

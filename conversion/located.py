@@ -63,7 +63,8 @@ class Opened:
     def brought(self) -> dict[str, Path]:
         """The folders whose licences and notes go along, by the name they are kept under."""
         there = {c.role: c.folder for c in self.companions}
-        return there or {"": self.folder}
+        own = not there or self.entry.system == "ferret"  # MG-LLaVA's files have no folder
+        return ({"": self.folder} if own else {}) | there
 
     def settings(self, stage: str = "") -> dict[str, Any]:
         """The fields of a release's config.json that follow from this checkpoint."""
@@ -72,6 +73,8 @@ class Opened:
             out |= carried.text_settings(self.cfg, out["stage"])
         elif self.entry.system == "mg_llava":
             out |= carried.mg_llava_settings(self.cfg, self.raw)
+        elif self.entry.system == "ferret":
+            out |= carried.ferret_settings(self.cfg)
         if self.entry.speaks:
             out["token_ids"] = carried.token_ids(self.raw)
         return out
@@ -158,6 +161,8 @@ def made(
     Raises UserError as `open_torch`.
     """
     entry = _entry(raw, system, config)
+    if entry.complete is not None:
+        raw = entry.complete(raw, source.manifest)
     with hf_config.noting_inert() as noted:
         cfg = entry.read(raw, config)
     inert = tuple(name.removeprefix(f"{config}.") for name in noted)
@@ -223,4 +228,8 @@ def _entry_of(config: Mapping[str, Any], shapes: Mapping[str, Any], given: str) 
         lm = GROUP.check(config["model"].get("lm"), f"{given}: config.json: model.lm")
         phi3 = lm.get("window") is not None
         return get(config.get("architecture") or ("mg_llava_phi3" if phi3 else "mg_llava"))
+    if config["system"] == "ferret":
+        # a release of the trainer does not name it; of one resolution is v1 alone
+        model = GROUP.check(config["model"], f"{given}: config.json: model")
+        return get(config.get("architecture") or ("ferret_ui" if model.get("grids") else "ferret"))
     raise UserError(f"{given}: system {config['system']!r} has no layout of PyTorch's")

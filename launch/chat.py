@@ -5,10 +5,10 @@
     python -m launch.chat --checkpoint mg-llava-tiny --video film.mp4 --prompt "What moves?"
 
 Regions are given in the picture's own pixels (of a video, its first frame) and are named <r:0>,
-<r:1>, ... in the prompt, in the order boxes, points, polygons, masks; one that the prompt does not
-name is appended. Without --prompt questions are read line by line, as one conversation. MG-LLaVA
-is given detected boxes: those of --boxes, else what --detector finds, by default the one that its
-release names; where there is none, the answer says so.
+<r:1>, ... in the prompt, in the order boxes, points, polygons, scribbles, masks; one that the
+prompt does not name is appended. Without --prompt questions are read line by line, as one
+conversation. MG-LLaVA is given detected boxes: those of --boxes, else what --detector finds, by
+default the one that its release names; where there is none, the answer says so.
 """
 
 import argparse
@@ -35,6 +35,9 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
     p.add_argument("--point", action="append", default=[], metavar="X,Y")
     p.add_argument("--polygon", action="append", default=[], metavar="X,Y,X,Y,X,Y,...")
+    p.add_argument(
+        "--scribble", action="append", default=[], metavar="X,Y,X,Y,...", help="points of a stroke"
+    )
     p.add_argument(
         "--mask", action="append", default=[], metavar="FILE",
         help="picture of the same size, non-zero where the region is",
@@ -101,11 +104,15 @@ def regions(args: argparse.Namespace, width: int, height: int) -> list:
     for text in args.point:
         inside(values := numbers(text, "--point", 2), f"--point {text}", width, height)
         found.append(Region.from_point(*scaled(values)))
-    for text in args.polygon:
-        inside(values := numbers(text, "--polygon"), f"--polygon {text}", width, height)
-        values = scaled(values)
-        with named(f"--polygon {text}"):
-            found.append(Region.from_polygon(list(zip(values[::2], values[1::2], strict=True))))
+    for flag, texts, make in (
+        ("--polygon", args.polygon, Region.from_polygon),
+        ("--scribble", args.scribble, Region.from_scribble),
+    ):
+        for text in texts:
+            inside(values := numbers(text, flag), f"{flag} {text}", width, height)
+            values = scaled(values)
+            with named(f"{flag} {text}"):
+                found.append(make(list(zip(values[::2], values[1::2], strict=True))))
     for file in args.mask:
         mask = load_image(file).any(-1)
         if mask.shape != (height, width):
@@ -189,7 +196,8 @@ def main() -> None:
     from mg_jax.generate import Sampling
 
     picture = look(args)
-    if picture is None and (args.box or args.point or args.polygon or args.mask or args.out):
+    placed = args.box or args.point or args.polygon or args.scribble or args.mask
+    if picture is None and (placed or args.out):
         raise UserError("regions and --out are of a picture: give --image or --video")
     given = regions(args, picture.shape[1], picture.shape[0]) if picture is not None else []
     found = detections(args)

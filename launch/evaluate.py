@@ -11,6 +11,9 @@ tasks, with their first metric:
   proposals         the detector alone: ar@100 (IoU .5:.95), ap50, recall of each class
   grounded_caption  describe with boxes: phrase_recall, and invented phrases
   absent            locate what may not be there: accuracy of denying, half of them absent
+  which_box         is the object in a box this or that: accuracy
+  which_point       the same of a point: accuracy
+  which_free        the same of a free form (of annotations: masks): accuracy
 of scenes alone:
   vqa               colour of a thing, number, relation of two: accuracy, and of each kind
   reading           the word printed on a thing: accuracy, and by the size of the thing

@@ -15,7 +15,7 @@ from mg_jax.errors import BadRecord, UserError
 
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
-Kind = Literal["box", "point", "polygon", "mask"]
+Kind = Literal["box", "point", "polygon", "scribble", "mask"]
 
 # A point stands for a box of this share of the picture's width and height, centred on the point
 # and cut at the border: about one and a half patches of a 448-px, 14-px-patch encoder.
@@ -26,12 +26,11 @@ _SLACK = 1e-5
 
 @dataclass(frozen=True)
 class Region:
-    """A place in the picture: a box, a point, a polygon or scribble, or a mask.
+    """A place in the picture: a box, a point, a polygon, a scribble, or a mask.
 
-    kind: "box" | "point" | "polygon" | "mask".
     box: (x0, y0, x1, y1), always present; the tightest box of the other kinds, and for a point a
         box of POINT_SIDE x POINT_SIDE around it.
-    points: the vertices of a point or polygon, else ().
+    points: a point, the vertices of a polygon or the track of a scribble, else ().
     mask: COCO run-length encoding {"size": [height, width], "counts": ...}, else None.
     label: name or phrase, where the source has one. score: confidence, where there is one.
 
@@ -77,7 +76,7 @@ class Region:
     def from_polygon(
         cls, points: Iterable[Sequence[float]], label: str | None = None, *, clip: bool = False
     ) -> "Region":
-        """A region from the vertices (x, y) in [0, 1] of a polygon or the track of a scribble.
+        """A region from the vertices (x, y) in [0, 1] of a polygon; its edges may cross.
 
         Raises UserError for fewer than two points, NaN, points outside, or no area in the box.
         """
@@ -87,6 +86,21 @@ class Region:
         xs, ys = [x for x, _ in checked], [y for _, y in checked]
         box = _checked_box((min(xs), min(ys), max(xs), max(ys)), clip, name="polygon's box")
         return cls("polygon", box, points=checked, label=label)
+
+    @classmethod
+    def from_scribble(
+        cls, points: Iterable[Sequence[float]], label: str | None = None, *, clip: bool = False
+    ) -> "Region":
+        """A region from the points (x, y) in [0, 1] along a stroke; a stroke straight across or
+        down has POINT_SIDE of the other axis for its box.
+
+        Raises UserError for fewer than two points, NaN or points outside.
+        """
+        checked = _checked_points(points, "scribble", clip)
+        if len(checked) < 2:
+            raise UserError(f"scribble has {len(checked)} point(s): give at least 2")
+        (x0, x1), (y0, y1) = (_widened(min(v), max(v)) for v in zip(*checked, strict=True))
+        return cls("scribble", (x0, y0, x1, y1), points=checked, label=label)
 
     @classmethod
     def from_mask(
@@ -346,6 +360,12 @@ def _checked_box(box: Any, clip: bool, name: str = "box") -> Box:
     if x1 <= x0 or y1 <= y0:
         raise UserError(f"{name} {shown} has no area inside the picture")
     return x0, y0, x1, y1
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """A stretch of [0, 1]; POINT_SIDE around a place."""
+    r = POINT_SIDE / 2 if low == high else 0.0
+    return max(low - r, 0.0), min(high + r, 1.0)
 
 
 def _checked_points(points: Any, name: str, clip: bool) -> tuple[Point, ...]:

@@ -171,12 +171,17 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = param(self, "scale", (self.width,), (None,), init.ones)
         bias = param(self, "bias", (self.width,), (None,), init.zeros)
-        x = x.astype(jnp.float32)
-        mean = x.mean(-1, keepdims=True)
-        var = jnp.square(x - mean).mean(-1, keepdims=True)
-        lead = (1,) * (x.ndim - 1)
-        y = (x - mean) * jax.lax.rsqrt(var + self.eps)
-        return (y * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)).astype(self.dtype)
+        return layer_norm(x, scale, bias, self.eps).astype(self.dtype)
+
+
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """LayerNorm over the last axis, in float32 and returned so."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(-1, keepdims=True)
+    var = jnp.square(x - mean).mean(-1, keepdims=True)
+    lead = (1,) * (x.ndim - 1)
+    y = (x - mean) * jax.lax.rsqrt(var + eps)
+    return y * scale.reshape(*lead, -1) + bias.reshape(*lead, -1)
 
 
 class RMSNorm(nn.Module):

@@ -261,6 +261,11 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                     )
             values = file.read({n: target.get(p, file.shapes[n]) for p, n in theirs.items()})
             found |= {p: values[n] for p, n in theirs.items() if p not in unused}
+    for origin, copy in config.init_copy:
+        for path, x in target.items():
+            twin = found.get(origin + path.removeprefix(copy))
+            if path.startswith(f"{copy}/") and path not in found and twin is not None:
+                found[path] = jax.device_put(jnp.array(twin, x.dtype, copy=True), x.sharding)
     missing = {path: x for path, x in target.items() if path not in found}
     for pattern in config.init_required:
         lacking = partition(target, [pattern])[0].keys() & missing.keys()

@@ -2,6 +2,16 @@
 
 from conversion.hf_config.convnext import read_convnext, write_convnext
 from conversion.hf_config.detection import read_deformable_detr
+from conversion.hf_config.ferret import (
+    CLASSES,
+    UI,
+    V1,
+    check_language,
+    complete,
+    is_ferret,
+    read_ferret,
+    write_ferret,
+)
 from conversion.hf_config.groma import read_groma, read_perceiver, read_proposer
 from conversion.hf_config.language import (
     TOKEN_IDS,
@@ -40,6 +50,14 @@ __all__ = [
     "write_section",
     "read_groma",
     "read_perceiver",
+    "CLASSES",
+    "UI",
+    "V1",
+    "check_language",
+    "complete",
+    "is_ferret",
+    "read_ferret",
+    "write_ferret",
     "is_mg_llava",
     "language_of",
     "read_mg_llava",

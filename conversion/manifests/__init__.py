@@ -11,7 +11,8 @@ NAME.tsv holds the published config.json as it is known (written down, not fetch
 and shapes are what the class of transformers builds from it on the meta device: no published file
 was read. convnext_large_d_320 is open_clip 3.3's CLIP, built the same way with timm 1.0.31.
 mg_llava_vicuna_7b is what upstream's trainer saves in stage 2 (MG-LLaVA spec 1): its 20 tensors
-and, under `llm.`, Vicuna's.
+and, under `llm.`, Vicuna's. ferret_7b_v13 is Ferret v1 as it is published, a delta or merged,
+without CLIP's tower (Ferret spec 1.1).
 `python -m conversion.manifests NAME ...` writes them anew (needs PyTorch).
 """
 

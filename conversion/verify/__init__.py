@@ -99,20 +99,40 @@ def open_case(folder: Path) -> Case:
     if case := mg_llava_data.find(folder):
         return case
     if (folder / "outputs.npz").exists():
-        from conversion.verify import groma
-
-        return groma.case(folder)
+        return _whole(folder)
     for mark, make in (
         ("ops.npz", parts.ops_case),
         ("preprocess.npz", parts.preprocess_case),
         ("tokenization.json", parts.tokenizer_case),
+        ("select_best_resolution.json", _ferret_tables),
+        ("parsed_answers.json", _ferret_tables),
     ):
         if (folder / mark).exists():
             return make(folder)
     raise UserError(
         f"{folder}: holds none of outputs.npz, golden.json, ops.npz, preprocess.npz, "
-        "tokenization.json"
+        "tokenization.json, select_best_resolution.json, parsed_answers.json"
     )
+
+
+def _whole(folder: Path) -> Case:
+    """A system's recorded instance, told by its config.json."""
+    from conversion.hf_config import is_ferret
+    from conversion.verify import ferret, ferret_sketch, groma
+    from mg_jax.disk import read_json
+
+    raw = read_json(folder / "config.json")
+    if is_ferret(raw):
+        return ferret.case(folder)
+    if "model_type" not in raw and raw.keys() >= {"clip", "dinov2"}:
+        return ferret_sketch.case(folder)
+    return groma.case(folder)
+
+
+def _ferret_tables(folder: Path) -> Case:
+    from conversion.verify import ferret_tables
+
+    return ferret_tables.case(folder)
 
 
 def compare(name: str, ours: Any, recorded: Any, tolerance: float = TOLERANCE) -> Line:
@@ -167,6 +187,19 @@ def npz_names(path: Path) -> list[str]:
         raise UserError(f"{path}: no such file") from None
     except zipfile.BadZipFile:
         raise UserError(f"{path}: not an .npz archive, or cut short") from None
+
+
+def npz_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """{array: shape} of an .npz, from the heads of its members; no array is read."""
+    shapes = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_2_0
+                head = np.lib.format.read_array_header_1_0 if version == (1, 0) else read
+                shapes[name.removesuffix(".npy")] = head(member)[0]
+    return shapes
 
 
 def npz_need(path: Path, names: Iterable[str]) -> None:

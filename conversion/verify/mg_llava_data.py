@@ -72,7 +72,7 @@ def find(folder: Path) -> Case | None:
     if (folder / "golden.json").exists():
         return _metrics_case(folder / "golden.json")
     if (folder / "config.json").exists() and (folder / "outputs.npz").exists():
-        config = _json(folder / "config.json")
+        config = read_json(folder / "config.json")
         if isinstance(config, dict) and "cases" in config:
             return _preproc_case(folder, config)
     return None
@@ -89,7 +89,7 @@ def _preproc_case(folder: Path, config: dict[str, Any]) -> Case:
     def recorded(name: str) -> Any:
         if name in arrays:
             return npz_read(folder / "outputs.npz", [name])[name]
-        return _value(leaves[name])
+        return as_value(leaves[name])
 
     def produce() -> tuple[dict[str, Any], list[str]]:
         pictures = npz_read(folder / "inputs.npz", npz_names(folder / "inputs.npz"))
@@ -133,7 +133,7 @@ def _prepared(name: str, image: np.ndarray, given: Mapping[str, Any]) -> dict[st
         f"{name}_pixel_values": preprocess.low_from_high(pixels, low).transpose(2, 0, 1),
         f"{name}_gt_boxes": prepared.boxes,
         f"{name}_input_ids": np.asarray(ids),
-        f"cases/{name}/out_labels": _value(list(prepared.labels)),
+        f"cases/{name}/out_labels": as_value(list(prepared.labels)),
     }
 
 
@@ -163,7 +163,7 @@ def _template(template: templates.TurnFormat) -> dict[str, Any]:
         "SUFFIX": template.suffix,
         "SUFFIX_AS_EOS": np.asarray(bool(template.suffix)),
         "SEP": template.sep,
-        "STOP_WORDS": _value(list(template.stops)),
+        "STOP_WORDS": as_value(list(template.stops)),
     }
     name = f"prompts/{template.name}"
     return {name: _text(ids), **{f"{name}_cfg/{key}": value for key, value in fields.items()}}
@@ -178,7 +178,7 @@ def _text(ids: list[int]) -> str:
 
 
 def _metrics_case(path: Path) -> Case:
-    leaves = dict(_leaves(_json(path), "", METRICS_GIVEN, 3))
+    leaves = dict(_leaves(read_json(path), "", METRICS_GIVEN, 3))
     given = {name: value for name, value in leaves.items() if METRICS_GIVEN.fullmatch(name)}
 
     def produce() -> tuple[dict[str, Any], list[str]]:
@@ -189,7 +189,7 @@ def _metrics_case(path: Path) -> Case:
         tuple(leaves),
         dict.fromkeys(given, "input"),
         produce,
-        lambda name: _value(leaves[name]),
+        lambda name: as_value(leaves[name]),
     )
 
 
@@ -255,7 +255,8 @@ def _anls(item: str, given: Mapping[str, Any]) -> dict[str, Any]:
 # -- recordings in JSON -----------------------------------------------------------------------
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError for anything else."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -280,7 +281,7 @@ def _leaves(value: Any, name: str, given: re.Pattern[str], depth: int) -> Iterat
         yield from _leaves(part, f"{name}/{key}" if name else str(key), given, depth - 1)
 
 
-def _value(value: Any) -> Any:
+def as_value(value: Any) -> Any:
     """A JSON value as what `compare` takes: text, or numbers as an array."""
     if isinstance(value, str):
         return value

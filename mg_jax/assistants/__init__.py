@@ -5,7 +5,7 @@ from importlib import import_module
 from mg_jax.assistants.base import Adapter
 from mg_jax.errors import UserError
 
-SYSTEMS = {"groma": "GromaAdapter", "mg_llava": "MGLLaVAAdapter"}
+SYSTEMS = {"groma": "GromaAdapter", "mg_llava": "MGLLaVAAdapter", "ferret": "FerretAdapter"}
 
 
 def get(system: str) -> type[Adapter]:

@@ -9,7 +9,8 @@ out. Version 1:
     id, source, video                text
     regions, objects, crowd          columns, one entry a region in each:
         box     4 numbers a region
-        kind    one letter a region: b box, p point, o polygon, m mask; left out when all are b
+        kind    one letter a region: b box, p point, o polygon, s scribble, m mask; left out when
+                all are b
         points  for each region its numbers x, y, x, y, ...; left out where none has any
         mask    for each region nil or [height, width, counts], the counts as COCO has them
         label, score                 for each region text / a number, or nil; left out where all
@@ -41,7 +42,9 @@ from mg_jax.example import Example, Expression, Kind, Question, Region, Turn
 from mg_jax.vision.preprocess import load_image
 
 VERSION = 1
-_KINDS: dict[str, Kind] = {"b": "box", "p": "point", "o": "polygon", "m": "mask"}
+_KINDS: dict[str, Kind] = {
+    "b": "box", "p": "point", "o": "polygon", "s": "scribble", "m": "mask",
+}  # fmt: skip
 _LETTERS = {kind: letter for letter, kind in _KINDS.items()}
 _JPEG_QUALITY = 95
 _TUPLE, _FLOAT32, _FLOAT64 = 1, 4, 8

@@ -9,6 +9,7 @@ import numpy as np
 
 from mg_jax.errors import UserError
 from mg_jax.evals.base import Predict, Propose, Task
+from mg_jax.evals.choosing import WhichBox, WhichFree, WhichPoint
 from mg_jax.evals.classes import Detection, Naming
 from mg_jax.evals.facts import Direction, Moved, Reading, Vqa
 from mg_jax.evals.locating import Absent, AllInstances, Proposals, Rec
@@ -16,8 +17,8 @@ from mg_jax.evals.questions import Item, is_scenes
 from mg_jax.evals.wording import GroundedCaption, Presence, Regions
 
 _ALL = (
-    Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent, Vqa, Reading, Moved,
-    Direction, Naming, Detection,
+    Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent, WhichBox, WhichPoint,
+    WhichFree, Vqa, Reading, Moved, Direction, Naming, Detection,
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 

@@ -62,7 +62,7 @@ def _truth(item: Item) -> bool | None:
 class Regions(Task):
     """Name the thing in a box: accuracy counts answers with its colour and its shape, exactly.
 
-    A data text with tasks=point or tasks=scribble asks the same about these kinds of regions.
+    A data text with tasks=point, scribble or mask asks the same about these kinds of regions.
     """
 
     name, headline = "regions", "accuracy"
@@ -71,7 +71,7 @@ class Regions(Task):
     max_new_tokens = 32
 
     def accepts(self, item: Item) -> bool:
-        known = item.record.get("task") in ("region", "point", "scribble")
+        known = item.record.get("task") in ("region", "point", "scribble", "mask")
         return known and isinstance(item.record.get("object"), int) and bool(attributes(item))
 
     def read(self, item: Item, answer: Answer) -> str:

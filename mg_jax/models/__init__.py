@@ -73,4 +73,9 @@ def build(name: str, model: Mapping[str, Any] | Any) -> System:
 
         cfg = model if isinstance(model, mg_llava.MGLLaVAConfig) else None
         return mg_llava.system(cfg or config.build(mg_llava.MGLLaVAConfig, model, "config.model"))
-    raise UserError(f"system {name!r} is not known; known: groma, mg_llava")
+    if name == "ferret":
+        from mg_jax.models import ferret
+
+        cfg = model if isinstance(model, ferret.FerretConfig) else None
+        return ferret.system(cfg or config.build(ferret.FerretConfig, model, "config.model"))
+    raise UserError(f"system {name!r} is not known; known: groma, mg_llava, ferret")

@@ -20,7 +20,7 @@ from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
 from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
-from mg_jax.models.vlm import scatter, take, unit
+from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
 from mg_jax.ops.resize import resize_linear
@@ -212,28 +212,14 @@ class MGLLaVA(nn.Module):
         """Read the prompt into the cache; logits after the last valid token of each row."""
         aux = self.encode(batch)
         aux |= self.embed(batch, aux)
-        hidden, grown = self.lm(aux["embeddings"], aux["valid"], cache)
-        slots = jnp.arange(aux["valid"].shape[1])[None]
-        last = jnp.where(aux["valid"], slots, 0).max(1)
-        hidden = take(hidden, last[:, None])
-        cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
-        return self.lm.logits(hidden)[:, 0], cache, aux
+        logits, cache = read_prompt(self.lm, aux["embeddings"], aux["valid"], cache)
+        return logits, cache, aux
 
     def decode(
         self, tokens: Int[Array, "B 1"], cache: KVCache
     ) -> tuple[Float[Array, "B V"], KVCache]:
         """One more token a row; logits after it."""
-        x = self.lm.embed(tokens)
-        hidden, grown = self.lm(x, jnp.ones(tokens.shape, bool), cache)
-        return self.lm.logits(hidden)[:, 0], grown
-
-
-def pool(x: Float[Array, "B P C"], n: int) -> Float[Array, "B P/n*n C"]:
-    """Means of n x n neighbouring tokens of a square grid."""
-    b, p, c = x.shape
-    side = int(p**0.5)
-    x = x.reshape(b, side // n, n, side // n, n, c).astype(jnp.float32).mean((2, 4))
-    return x.reshape(b, p // n**2, c)
+        return next_token(self.lm, tokens, cache)
 
 
 def true_first(vectors: Float[Array, "B R D"], mask: Bool[Array, "B R"]) -> Float[Array, "B R D"]:

@@ -1,11 +1,14 @@
 """What the systems share: visual vectors into the prompt, and a second vocabulary table."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, Float, Int
 
+from mg_jax.attention import KVCache
 from mg_jax.nn import param
 
 
@@ -33,10 +36,36 @@ def take(values: jax.Array, index: Int[Array, "B T"]) -> jax.Array:
     return jax.vmap(lambda v, i: v[i])(values, index)
 
 
+def pool(x: Float[Array, "B P C"], n: int) -> Float[Array, "B P/n*n C"]:
+    """Means of n x n neighbouring tokens of a square grid."""
+    b, p, c = x.shape
+    side = int(p**0.5)
+    y = x.reshape(b, side // n, n, side // n, n, c).astype(jnp.float32).mean((2, 4))
+    return y.reshape(b, p // n**2, c).astype(x.dtype)
+
+
 def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     """Vectors with a mean square of 1, as RMSNorm without weights."""
     square = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
     return x * jax.lax.rsqrt(square + 1e-6).astype(x.dtype)
+
+
+def read_prompt(
+    lm: Any, embeddings: Float[Array, "B T D"], valid: Bool[Array, "B T"], cache: KVCache
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """A joined prompt into the cache; logits after the last valid token of each row."""
+    hidden, grown = lm(embeddings, valid, cache)
+    last = jnp.where(valid, jnp.arange(valid.shape[1])[None], 0).max(1)
+    cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
+    return lm.logits(take(hidden, last[:, None]))[:, 0], cache
+
+
+def next_token(
+    lm: Any, tokens: Int[Array, "B 1"], cache: KVCache
+) -> tuple[Float[Array, "B V"], KVCache]:
+    """One more token a row; logits after it."""
+    hidden, grown = lm(lm.embed(tokens), jnp.ones(tokens.shape, bool), cache)
+    return lm.logits(hidden)[:, 0], grown
 
 
 class NewTokens(nn.Module):

@@ -1,4 +1,4 @@
-"""Sampling operators without parameters: RoIAlign, box means, deformable attention, resizing.
+"""Operators without parameters: RoIAlign, box means, deformable attention, points, resizing.
 
 Forms of one operator have equal values and gradients. `method="auto"` picks one by platform and
 size; `max_bytes` bounds the largest temporary *per image*, so that the choice does not depend on

@@ -1,4 +1,5 @@
-"""Chat templates as data: Groma's (its spec 4.1) and those of language models (MG-LLaVA's 7)."""
+"""Chat templates as data: Groma's (its spec 4.1), those of language models (MG-LLaVA's 7), and
+Ferret's (its 6)."""
 
 from dataclasses import dataclass
 
@@ -94,3 +95,74 @@ def get_format(name: str) -> TurnFormat:
     if name not in FORMATS:
         raise UserError(f"unknown chat template {name!r}: choose {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """How Ferret writes a conversation: `start`, then `before + question + after + lead + answer +
+    end` for each exchange; a question still to be answered ends with `after`.
+
+    The answer and `end` are training targets. asks: False where a question is the picture alone,
+    whatever its words. stops: tokens that end an answer.
+    """
+
+    name: str
+    start: str
+    before: str
+    after: str
+    lead: str
+    end: str
+    stops: tuple[str, ...] = ("</s>",)
+    asks: bool = True
+
+
+_FERRET_SYSTEM = (
+    "A chat between a human and an AI that understands visuals. In images, [x, y] denotes points: "
+    "top-left [0, 0], bottom-right [width-1, height-1]. Increasing x moves right; y moves down. "
+    "Bounding box: [x1, y1, x2, y2]. Image size: 1000x1000. Follow instructions."
+)
+_VICUNA = ("USER: ", " ASSISTANT:", " ", "</s>")
+_GEMMA = ("<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n", "",
+          "<end_of_turn>\n<eos>", ())  # fmt: skip
+
+# Ferret spec 6. "ferret_v1" is the first release's, whose two spaces are its own; the others are
+# Ferret-UI's, "vicuna_v1" what that calls v1. Gemma's have no token to stop at, as published.
+# "ferret_short" is ours: to a tiny model the system's text is the same words every time.
+DIALOGUES = {
+    d.name: d
+    for d in (
+        Dialogue("ferret_v1", f"{_FERRET_SYSTEM}  ", *_VICUNA),
+        Dialogue("ferret_vicuna_v1", f"{_FERRET_SYSTEM} ", *_VICUNA),
+        Dialogue("vicuna_v1", f"{_VICUNA_SYSTEM} ", *_VICUNA),
+        Dialogue(
+            "ferret_llama_3",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+            f"{_FERRET_SYSTEM}<|eot_id|>",
+            "<|start_header_id|>user<|end_header_id|>\n\n",
+            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+            "",
+            "<|eot_id|>",
+            ("<|eot_id|>",),
+        ),
+        Dialogue(
+            "ferret_phi3_instruct",
+            "<|system|>\nYou are a helpful AI assistant.<|end|>",
+            "\n<|user|>\n",
+            "<|end|>\n<|assistant|>\n",
+            "",
+            "<|end|>",
+            ("<|end|>",),
+        ),
+        Dialogue("ferret_gemma_instruct", _FERRET_SYSTEM, *_GEMMA),
+        Dialogue("ferret_gemma_plain", "", *_GEMMA),
+        Dialogue("ferret_short", "", *_VICUNA),
+        Dialogue("plain", "", "", "", "", "\n", ("\n",), asks=False),
+    )
+}
+
+
+def get_dialogue(name: str) -> Dialogue:
+    """The dialogue of that name; UserError lists the known ones."""
+    if name not in DIALOGUES:
+        raise UserError(f"unknown chat template {name!r}: choose {', '.join(DIALOGUES)}")
+    return DIALOGUES[name]

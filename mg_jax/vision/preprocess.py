@@ -2,7 +2,8 @@
 
 `load_image` opens what users have; `groma_mmdet` and `groma_pil` are the two ways upstream Groma
 prepares pictures (Groma spec 5). Both squash to a square: aspect is not kept, so boxes in [0, 1]
-need no change. `clip_pad` pads to a square first, as LLaVA and MG-LLaVA do (MG-LLaVA spec 5).
+need no change. `clip_pad` pads to a square first, as LLaVA and MG-LLaVA do (MG-LLaVA spec 5);
+`clip_squash` is Ferret's global picture.
 """
 
 import functools
@@ -267,8 +268,12 @@ groma_mmdet = Preprocessing(_squash_cv2)  # Groma spec 5 (a): as cv2 resizes
 groma_pil = Preprocessing(_squash_pil)  # Groma spec 5 (b): Pillow's bicubic, antialiased
 # MG-LLaVA spec 5: Pillow's bicubic of the picture padded to a square
 clip_pad = Preprocessing(_pad_clip, CLIP_MEAN, CLIP_STD, "high")
+clip_squash = Preprocessing(_squash_pil, CLIP_MEAN, CLIP_STD, "low")  # Ferret spec 7.1
 
-PREPROCESSING = {"groma_mmdet": groma_mmdet, "groma_pil": groma_pil, "clip_pad": clip_pad}
+PREPROCESSING = {
+    "groma_mmdet": groma_mmdet, "groma_pil": groma_pil, "clip_pad": clip_pad,
+    "clip_squash": clip_squash,
+}  # fmt: skip
 
 
 def get(name: str) -> Preprocessing:

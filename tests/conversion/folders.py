@@ -11,6 +11,7 @@ from conversion import engine, readers
 from conversion.architectures import ARCHITECTURES, Architecture
 from mg_jax.lm import LMConfig
 from mg_jax.models.detr import DetrConfig
+from mg_jax.models.ferret import FerretConfig, version
 from mg_jax.models.groma import GromaConfig
 from mg_jax.models.mg_llava import MGLLaVAConfig
 from mg_jax.models.regions import RegionConfig
@@ -40,6 +41,14 @@ MG_LLAVA = MGLLaVAConfig(
     high=ConvNeXtConfig(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32), image_size=128),
     lm=LM,
 )
+# v1 as published, and Ferret-UI with the merge that has a tensor of its own
+FERRET = FerretConfig(
+    **version("v1"), low=CLIP, lm=LM, low_size=56, tile_size=56, region_token=39, text_positions=0
+)
+FERRET_UI = FerretConfig(
+    **version("ui") | {"grids": ((1, 2), (2, 1))}, low=CLIP, lm=LM, low_size=56, tile_size=56,
+    merge="spatial_unpad", region_token=38, text_positions=0,
+)  # fmt: skip
 CONFIGS: dict[str, Any] = {
     "groma": GROMA,
     "groma_detector": GROMA,
@@ -53,6 +62,8 @@ CONFIGS: dict[str, Any] = {
     "mg_llava_phi3": dataclasses.replace(
         MG_LLAVA, lm=LMConfig(**{**vars(LM), "kv_heads": 4, "window": 20})
     ),
+    "ferret": FERRET,
+    "ferret_ui": FERRET_UI,
     "convnext": ConvNeXtConfig(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32)),
 }
 

@@ -171,7 +171,7 @@ def test_region_answers(task):
         scene, i = world_of(e), e.meta["object"]
         region = e.regions[k]
         if task in ("point", "scribble"):
-            assert region.kind == ("point" if task == "point" else "polygon")
+            assert region.kind == ("point" if task == "point" else "scribble")
             mask = scene.mask(i)
             assert all(mask[int(y * 224), int(x * 224)] for x, y in region.points)
         else:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mg_jax.errors import UserError
 
-SYSTEMS = ("groma", "mg_llava")
+SYSTEMS = ("groma", "mg_llava", "ferret")
 
 
 def get(system: str) -> Any:

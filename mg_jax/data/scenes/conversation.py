@@ -31,6 +31,10 @@ TASKS: dict[str, tuple[Task, float]] = {
     "attribute": (talks.attribute, 0.8),
     "read": (tasks.read, 0.6),
     "dialogue": (talks.dialogue, 0.5),
+    "mask": (tasks.mask, 0.0),
+    "which_box": (tasks.which_box, 0.0),
+    "which_point": (tasks.which_point, 0.0),
+    "which_free": (tasks.which_free, 0.0),
     "object_match": (tasks.object_match, 0.0),
 }
 _ONCE = ("caption", "grounded_caption", "dialogue", "moved")
@@ -39,9 +43,9 @@ _ONCE = ("caption", "grounded_caption", "dialogue", "moved")
 def parse_tasks(text: str, video: bool = False) -> dict[str, float]:
     """Weights of "rec+presence", "rec*2+presence" or "all"; later parts add to earlier ones.
 
-    "all" is every task with the weights of TASKS (object_match, which is written with
-    `<object:k>`, has to be named), of videos those of FILM_TASKS. Raises UserError for an unknown
-    name, a task of the other kind, or a weight that is none.
+    "all" is every task with the weights of TASKS (those without one have to be named), of videos
+    those of FILM_TASKS. Raises UserError for an unknown name, a task of the other kind, or a weight
+    that is none.
     """
     known, other = (FILM_TASKS, TASKS) if video else (TASKS, FILM_TASKS)
     for part in text.split("+"):

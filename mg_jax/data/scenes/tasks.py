@@ -14,6 +14,7 @@ from mg_jax.data.scenes.language import Query, full_query
 from mg_jax.data.scenes.world import World
 from mg_jax.example import Region, Turn
 from mg_jax.text.instructions import GROUNDING, INSTRUCTIONS
+from mg_jax.text.instructions.ferret import which
 from mg_jax.text.markup import ABSENT
 
 
@@ -191,10 +192,13 @@ def all_instances_absent(talk: Talk) -> bool:
 
 
 def _mark_of(talk: Talk, i: int, kind: str) -> int | None:
-    """A region that points at thing i the way a user would: a box, a point or a scribble on it."""
+    """A region that points at thing i the way a user would: a box, a point or a scribble on it, or
+    the mask of what is seen of it."""
     if kind == "box":
         return talk.box(i)
     thing, world = talk.things[i], talk.world
+    if kind == "mask":
+        return talk.add(Region.from_mask(world.mask(i)))
     x0, y0 = round(thing.box[0] * world.width), round(thing.box[1] * world.height)
     x1, y1 = round(thing.box[2] * world.width), round(thing.box[3] * world.height)
     inside = world.ids[y0:y1, x0:x1] == i + 1
@@ -210,7 +214,7 @@ def _mark_of(talk: Talk, i: int, kind: str) -> int | None:
     xs, ys = zip(*points, strict=True)
     if max(xs) - min(xs) < 0.02 or max(ys) - min(ys) < 0.02:
         return None
-    return talk.add(Region.from_polygon(points))
+    return talk.add(Region.from_scribble(points))
 
 
 def _region(talk: Talk, task: str, kind: str, detailed: bool) -> bool:
@@ -248,8 +252,46 @@ def point(talk: Talk) -> bool:
 
 
 def scribble(talk: Talk) -> bool:
-    """Name the thing under a scribble (a polygon of points on it)."""
+    """Name the thing under a scribble (a stroke through points on it)."""
     return _region(talk, "scribble", "scribble", False)
+
+
+def mask(talk: Talk) -> bool:
+    """Name the thing whose visible pixels are given."""
+    return _region(talk, "mask", "mask", False)
+
+
+def _which(talk: Talk, task: str, kind: str) -> bool:
+    """One of two names, the other that of another thing where there is one of another name."""
+    i = talk.pick()
+    k = _mark_of(talk, i, kind)
+    if k is None:
+        return False
+    name = talk.things[i].name
+    others = sorted({thing.name for thing in talk.things} - {name})
+    other = (
+        talk.rng.choice(others)
+        if others
+        else absent_query(talk.world, talk.rng, "color shape").noun()
+    )
+    user = which(k, talk.rng.randrange(2), name, other)
+    answer = f"{lang.a(name).capitalize()}."
+    return talk.say(task, user, answer, name, object=i, refers=[k], kind=kind)
+
+
+def which_box(talk: Talk) -> bool:
+    """Ferret's test on LVIS: is the thing in a box the one or the other?"""
+    return _which(talk, "which_box", "box")
+
+
+def which_point(talk: Talk) -> bool:
+    """The same about the thing under a point."""
+    return _which(talk, "which_point", "point")
+
+
+def which_free(talk: Talk) -> bool:
+    """The same about the thing under a scribble, or whose pixels are given."""
+    return _which(talk, "which_free", talk.rng.choice(("scribble", "mask")))
 
 
 def object_match(talk: Talk) -> bool:

@@ -5,6 +5,7 @@
      "regions": [{"box": [x0, y0, x1, y1], "label": "dog", "score": 0.9},
                  {"point": [x, y]},
                  {"polygon": [[x, y], [x, y], ...]},
+                 {"scribble": [[x, y], [x, y], ...]},
                  {"mask": {"size": [height, width], "counts": ...}}],
      "turns": [{"user": "Where is <p>the dog</p>?", "assistant": "<r:0>"},
                {"user": "What is <r:1>?", "assistant": "A ball.", "about": [1]}],
@@ -35,7 +36,7 @@ from mg_jax.vision.preprocess import image_size
 _LISTS = ("regions", "turns", "objects", "crowd", "captions", "expressions", "questions",
           "relations", "absent")  # fmt: skip
 _KEYS = {"image", "id", "width", "height", "meta", *_LISTS}
-_KINDS = ("box", "point", "polygon", "mask")
+_KINDS = ("box", "point", "polygon", "scribble", "mask")
 
 
 class JsonlSource(Source):
@@ -229,11 +230,12 @@ def read_region(row: Any, width: int, height: int, where: str) -> Region:
             scale = (width, height, width, height)
             box = [float(v) / s for v, s in zip(value, scale, strict=True)]
             return Region.from_box(box, label=label, score=row.get("score"), clip=True)
-        points = value if kind == "polygon" else [value]
+        points = [value] if kind == "point" else value
         shares = [(float(x) / width, float(y) / height) for x, y in points]
         if kind == "point":
             return Region.from_point(*shares[0], label=label)
-        return Region.from_polygon(shares, label=label, clip=True)
+        make = Region.from_scribble if kind == "scribble" else Region.from_polygon
+        return make(shares, label=label, clip=True)
     except UserError as e:
         raise UserError(f"{where}: {e}") from None
     except (TypeError, ValueError, OverflowError):
@@ -249,7 +251,7 @@ def write_region(region: Region, width: int, height: int) -> dict[str, Any]:
         out = {"box": [x0 * width, y0 * height, x1 * width, y1 * height]}
     else:
         points = [[x * width, y * height] for x, y in region.points]
-        out = {"point": points[0]} if region.kind == "point" else {"polygon": points}
+        out = {"point": points[0]} if region.kind == "point" else {region.kind: points}
     if region.label is not None:
         out["label"] = region.label
     if region.score is not None:

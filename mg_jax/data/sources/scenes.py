@@ -1,5 +1,7 @@
 """The procedural scenes as a source."""
 
+import random
+
 from mg_jax.data.scenes.conversation import parse_tasks, scene_example
 from mg_jax.data.scenes.world import RESERVED_SEED
 from mg_jax.data.sources.base import Source, number
@@ -11,9 +13,10 @@ class SceneSource(Source):
     """Scenes 0 to n-1 of a seed, made when they are asked for.
 
     tasks: see `scenes.parse_tasks`; "none" for pictures without conversation. turns: questions a
-    conversation. size: "224" or "320x240" (width x height). frames: videos of so many frames
-    instead of pictures. named: 1 for things that are asked about by their names wherever there is
-    a choice. training: refuse reserved seeds.
+    conversation. size: "224" or "320x240" (width x height), or several, "224|448x224", of which
+    each scene has one, drawn; vary: share by which each of its sides may be shorter, drawn too.
+    frames: videos of so many frames instead of pictures. named: 1 for things that are asked about
+    by their names wherever there is a choice. training: refuse reserved seeds.
     Raises UserError for a wrong option.
     """
 
@@ -24,6 +27,7 @@ class SceneSource(Source):
         tasks: str = "all",
         turns: int | str = 1,
         size: int | str = 224,
+        vary: float | str = 0.0,
         min_objects: int | str = 2,
         max_objects: int | str = 12,
         distractors: float | str = 0.65,
@@ -47,8 +51,15 @@ class SceneSource(Source):
         self.named = number(name, "named", named) > 0
         self.tasks = None if tasks == "none" else parse_tasks(tasks, self.frames > 0)
         self.turns = number(name, "turns", turns, low=1)
-        width, _, height = str(size).partition("x")
-        self.size = tuple(number(name, "size", v, low=32) for v in (width, height or width))
+        self.sizes = []
+        for one in str(size).split("|"):
+            width, _, height = one.partition("x")
+            self.sizes.append(
+                tuple(number(name, "size", v, low=32) for v in (width, height or width))
+            )
+        self.vary = number(name, "vary", vary, float)
+        if not 0 <= self.vary < 1:
+            raise UserError(f"data {name}: vary={vary} is no share from 0 to below 1")
         self.options = {
             "min_objects": number(name, "min_objects", min_objects, low=1),
             "max_objects": number(name, "max_objects", max_objects, low=1),
@@ -65,14 +76,22 @@ class SceneSource(Source):
     def __getitem__(self, i: int) -> Example:
         if not -self.n <= i < self.n:
             raise IndexError(f"{self.name}: index {i} of {self.n}")
+        width, height = self.size_of(int(i) % self.n)
         return scene_example(
             self.seed,
             int(i) % self.n,
-            width=self.size[0],
-            height=self.size[1],
+            width=width,
+            height=height,
             tasks=self.tasks,
             turns=self.turns,
             frames=self.frames,
             named=self.named,
             **self.options,
         )
+
+    def size_of(self, i: int) -> tuple[int, int]:
+        """(width, height) of scene i in pixels."""
+        rng = random.Random(f"{self.seed}:{i}:size")
+        width, height = rng.choice(self.sizes)
+        sides = [max(32, round(side * (1 - self.vary * rng.random()))) for side in (width, height)]
+        return sides[0], sides[1]

@@ -4,7 +4,7 @@ from mg_jax.errors import UserError
 
 
 def get(name: str) -> type:
-    """The codec class of a system ("groma", "mg_llava"); UserError lists the known ones."""
+    """The codec class of a system ("groma", ...). Raises UserError listing the known ones."""
     if name == "groma":
         from mg_jax.text.codecs.groma import GromaCodec
 
@@ -13,4 +13,8 @@ def get(name: str) -> type:
         from mg_jax.text.codecs.mg_llava import MGLLaVACodec
 
         return MGLLaVACodec
-    raise UserError(f"unknown codec {name!r}: choose groma or mg_llava")
+    if name == "ferret":
+        from mg_jax.text.codecs.ferret import FerretCodec
+
+        return FerretCodec
+    raise UserError(f"unknown codec {name!r}: choose groma, mg_llava or ferret")

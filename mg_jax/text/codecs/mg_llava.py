@@ -19,6 +19,7 @@ from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.added import AddedTokens
+from mg_jax.text.codecs.marked import pictured_turn, stripped
 from mg_jax.text.codecs.mg_llava_decode import decode_answer, format_box
 from mg_jax.text.codecs.rows import pad_rows
 
@@ -155,7 +156,7 @@ class MGLLaVACodec:
         self, turns: Sequence[Turn], regions: Sequence[Region], visual: list[int], where: str
     ) -> Encoded:
         encode, t = self.tokenizer.encode_parts, self.template
-        pictured = self._pictured(turns, bool(visual), where)
+        pictured = pictured_turn(turns, bool(visual), where, "MG-LLaVA")
         start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         tokens: list[int] = []
         loss: list[bool] = []
@@ -176,7 +177,7 @@ class MGLLaVACodec:
                 # Each side of the picture is tokenised by itself
                 add(encode(before, bos=False))
                 add(visual)
-                question = _stripped(question)
+                question = stripped(question)
                 before = ["\n"] if question else []
             add(encode([*before, *question, *after], bos=False))
             if turn.assistant is None:
@@ -198,18 +199,6 @@ class MGLLaVACodec:
             "loss_mask": np.asarray(loss, bool),
             "refer_boxes": np.asarray(refer, np.float32).reshape(-1, 4),
         }
-
-    def _pictured(self, turns: Sequence[Turn], visual: bool, where: str) -> int | None:
-        """The turn whose question the picture precedes: the one with `<image>`, else the first."""
-        marks = [n for n, turn in enumerate(turns) for s in markup.parse(turn.user)
-                 if s.kind == "image"]  # fmt: skip
-        if len(marks) > 1:
-            raise UserError(f"{where}: {len(marks)} <image> marks, but MG-LLaVA takes one picture")
-        if marks and not visual:
-            raise UserError(
-                f"{where}: turn {marks[0]} has an <image> mark, but there is no picture"
-            )
-        return (marks[0] if marks else 0) if visual else None
 
     def _parts(
         self, text: str, regions: Sequence[Region], refer: list[Any] | None = None
@@ -271,16 +260,3 @@ class MGLLaVACodec:
             self.tokenizer, self.template.stops, ids, logprobs, width, height, question,
             tuple(notes),
         )  # fmt: skip
-
-
-def _stripped(parts: list[str | int]) -> list[str | int]:
-    """The parts without white space at both ends."""
-    out = list(parts)
-    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
-        while out and isinstance(out[end], str):
-            text = strip(str(out[end]))
-            if text:
-                out[end] = text
-                break
-            del out[end]
-    return out

@@ -7,7 +7,6 @@ ordinary text.
 """
 
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from mg_jax.answer import Answer
 from mg_jax.text.codecs.compose import Piece, compose
+from mg_jax.text.codecs.generated import span_scores, text_of, until_end
 
 STEP = 0.001  # of a written coordinate
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
@@ -69,53 +69,12 @@ def decode_answer(
 ) -> Answer:
     """`MGLLaVACodec.decode`, which see; stops: texts that end an answer."""
     faults: Counter[str] = Counter()
-    tokens, logs = _until_end(tokenizer, stops, ids, logprobs, faults)
-    text = tokenizer.decode(tokens)
-    text = text[: min([text.find(s) for s in stops if s in text], default=len(text))]
+    tokens, logs = until_end(tokenizer, stops, ids, logprobs, faults)
     reader = _Reader(faults)
-    reader.read(text)
-
-    def end(k: int) -> int:
-        return len(tokenizer.decode(tokens[: k + 1]))
-
-    count = len(tokens)
-    scores = []
-    for start, stop in reader.spans:
-        first = bisect_right(range(count), start, key=end)
-        last = bisect_left(range(count), stop, key=end)
-        scores.append(float(np.exp(np.mean(logs[first : last + 1] or [0.0]))))
+    reader.read(text_of(tokenizer, stops, tokens))
+    scores = span_scores(tokenizer, tokens, logs, reader.spans)
     pixels = np.asarray(reader.boxes, np.float64).reshape(-1, 4) * [width, height, width, height]
-    return compose(
-        reader.pieces, faults, pixels, np.asarray(scores), question, notes, width, height
-    )
-
-
-def _until_end(
-    tokenizer: Any,
-    stops: Sequence[str],
-    ids: Iterable[int],
-    logprobs: Iterable[float] | None,
-    faults: Counter[str],
-) -> tuple[list[int], list[float]]:
-    """The ids before the first that ends an answer, and their log-probabilities."""
-    ends = {tokenizer.eos_id, tokenizer.pad_id}
-    for stop in stops:
-        try:
-            ends.add(tokenizer.id(stop))
-        except KeyError:
-            continue  # then its text ends the answer
-    ids = [int(i) for i in ids]
-    given = [0.0] * len(ids) if logprobs is None else [float(p) for p in logprobs]
-    tokens, logs = [], []
-    for i, log in zip(ids, given, strict=False):
-        if i in ends:
-            break
-        if 0 <= i < tokenizer.size:
-            tokens.append(i)
-            logs.append(log)
-        else:
-            faults["id outside the vocabulary"] += 1
-    return tokens, logs
+    return compose(reader.pieces, faults, pixels, scores, question, notes, width, height)
 
 
 class _Reader:

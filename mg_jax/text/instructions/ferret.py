@@ -1,7 +1,8 @@
 """Ferret-v2: dense referring and detection, coordinates on request, the questions of its tests.
 
 Published (spec 8 and 10): both dense tasks, the sentence that asks for coordinates, and the
-questions for one expression (RefCOCO) and for phrases (Flickr30k) of its evaluation. Its data set
+questions for one expression (RefCOCO), for phrases (Flickr30k) and of two classes (LVIS) of its
+evaluation. Its data set
 GRIT has turns of its own; the remaining questions are ours (`common`). An answer repeats the phrase
 before its box.
 """
@@ -9,6 +10,14 @@ before its box.
 from mg_jax.text.instructions import common
 
 COORDINATES = "Include the coordinates for each mentioned object."
+
+
+def which(region: int, index: int, name: str, other: str) -> str:
+    """The question number `index` of its test on LVIS: the true name comes first in even ones,
+    second in odd ones; "a" before every name, as published."""
+    first, second = (name, other) if index % 2 == 0 else (other, name)
+    return f"Is the object <r:{region}> of the image a {first} or a {second}?"
+
 
 TEXTS: dict[str, tuple[str, ...]] = {
     **common.with_boxes(lambda text: f"{text} {COORDINATES}"),

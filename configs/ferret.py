@@ -1,0 +1,228 @@
+"""Ferret-v2 in three stages, each from the checkpoint of the one before:
+
+    python -m launch.train --config configs/ferret.py:stage=caption,size=tiny --workdir runs/a
+    python -m launch.train --config configs/ferret.py:stage=dense,size=tiny --workdir runs/b \\
+        --config.init_from=runs/a
+    python -m launch.train --config configs/ferret.py:stage=instruction,size=tiny \\
+        --workdir runs/c --config.init_from=runs/b
+
+stage=dense may be left out (the paper's ablation): the last one then starts from runs/a, and the
+tiles' projector from the global one's values. version=v1 and version=ui (Ferret-UI) have the last
+stage alone.
+
+size=tiny trains on procedural scenes from squares to 1x6 on a CPU. size=7b|13b is Vicuna and
+version=ui,size=8b Llama-3-8B; they need --config.data=..., --config.codec.tokenizer=FOLDER, and for
+their first stage CLIP, DINOv2 (v2) and the language model as converted releases,
+--config.init_from=FOLDER,FOLDER,FOLDER.
+
+Hyper-parameters: v1's and Ferret-UI's are published (spec 8). Of v2 the paper's text names the data
+of each stage and what trains, but no learning rate, batch size or number of epochs: they are v1's
+here in every stage, one epoch for the first two.
+
+Context: a picture of six tiles is 4,032 tokens of Vicuna's 4,096 positions. v2's rotary positions
+are slowed down by an eighth (4,608 of them, 576 for text; model.lm.rope_scaling); pooling
+(--config.model.tile_pool=2) or grids of fewer tiles need no such change. v1 has 2,048 positions,
+1,472 of them for text, and Ferret-UI 4,096, 1,216 for text. --config.model.grids="()" with
+--config.model.low_size=448 is direct upsampling.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mg_jax.attention import RopeScaling
+from mg_jax.config import to_dict
+from mg_jax.errors import UserError
+from mg_jax.lm import LMConfig
+from mg_jax.models import ferret
+from mg_jax.models.ferret import FerretConfig
+from mg_jax.models.sampler import SamplerConfig
+from mg_jax.vision.vit import ViTConfig
+
+CHOICES = {
+    "stage": ("caption", "dense", "instruction"),
+    "size": ("tiny", "7b", "13b", "8b"),
+    "version": ("v2", "v1", "ui"),
+}
+# positions of the language model, and of these for text
+CONTEXT = {"v2": (4608, 576), "v1": (2048, 1472), "ui": (4096, 1216)}
+TEMPLATES = {"v2": "ferret_v1", "v1": "ferret_v1", "ui": "ferret_vicuna_v1"}
+# What Ferret v1 and Ferret-UI train in their one stage: all but the encoder
+TRAINED = (*ferret.TRAINABLE["dense"], "lm/.*")
+
+SIDE = 112  # pixels of the tiny model's tiles
+SCENES = {  # by count of tiles: width x height in tiles
+    1: ((1, 1),),
+    2: ((2, 1), (1, 2)),
+    4: ((2, 2), (3, 1), (1, 3), (4, 1), (1, 4)),
+    6: ((3, 2), (2, 3), (5, 1), (1, 5), (6, 1), (1, 6)),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Config of "stage=...,size=...,version=..."; the docstring of this file is the manual."""
+    choice = base.parse_arg(arg, CHOICES)
+    stage, size, version = (choice[k] for k in ("stage", "size", "version"))
+    if version != "v2" and stage != "instruction":
+        raise UserError(
+            f"version={version} has the stage instruction alone: write stage=instruction"
+        )
+    if size == "8b" and version != "ui":
+        raise UserError("size=8b is Llama-3-8B, which only version=ui has: write size=7b or 13b")
+    c = base.get_config()
+    c.system, c.stage, c.size = "ferret", stage, size
+    model = tiny_model(version) if size == "tiny" else full_model(size, version)
+    c.image_size = model.low_size
+    c.model = ConfigDict(to_dict(model))
+    c.model.low_size = c.get_ref("image_size")
+
+    c.preprocess = "clip_squash"
+    c.codec.refer_format = "hybrid"
+    c.codec.template = TEMPLATES[version]
+    c.codec.too_long = "skip"  # counted in the metrics; upstream cuts such texts off
+    c.points = 0.5  # one coin a question: point or box
+    c.batch_size = 128
+    c.optim.lr = 2e-5
+    c.optim.warmup_ratio = 0.03
+    {"caption": caption, "dense": dense, "instruction": instruction}[stage](c, version)
+    if size == "tiny":
+        tiny(c, version)
+    else:
+        full(c, version)
+    return c.lock()
+
+
+# -- stages (spec 8) -----------------------------------------------------------------------------
+
+
+def caption(c: ConfigDict, version: str) -> None:
+    """The global projector, on captions of whole pictures."""
+    c.tasks = "caption"
+    c.init_stages = ("encoder", "language", "caption")
+    c.init_required = ("low/.*", "lm/.*")
+    c.init_parts = (("clip", "vision", "low"),)
+    c.trainable = ferret.TRAINABLE["caption"]
+
+
+def dense(c: ConfigDict, version: str) -> None:
+    """Projectors and sampler, on many objects of a picture at a time."""
+    c.tasks = "dense_referring+dense_detection"
+    c.codec.refer_slots = 10  # about as many objects a sample (spec 8)
+    c.init_stages = ("caption", "encoder", "dense")
+    c.init_required = ("low/.*", "tile/.*", "lm/.*", "projector/.*")
+    c.init_parts = (("dinov2", "vision", "tile"),)
+    c.init_copy = (("projector", "tile_projector"),)
+    c.trainable = ferret.TRAINABLE["dense"]
+
+
+def instruction(c: ConfigDict, version: str) -> None:
+    """Everything, both encoders too; of v1 and Ferret-UI all but the encoder."""
+    c.train.epochs = 3.0
+    if version == "v2":
+        c.init_stages = ("dense", "caption", "encoder", "instruction")
+        c.init_required = ("low/.*", "tile/.*", "lm/.*", "projector/.*")
+        c.init_parts = (("dinov2", "vision", "tile"),)
+        c.init_copy = (("projector", "tile_projector"),)
+        c.trainable = ferret.TRAINABLE["instruction"]
+    else:
+        c.init_stages = ("encoder", "language", "instruction")
+        c.init_required = ("low/.*", "lm/.*")
+        c.init_parts = (("clip", "vision", "low"),)
+        c.trainable = TRAINED
+
+
+def full(c: ConfigDict, version: str) -> None:
+    """What all published sizes share."""
+    c.codec.text_tokens = CONTEXT[version][1]
+    c.codec.buckets = (128, 256, 384) if version == "v2" else (256, 512, 1024)  # of text alone
+    if c.size == "8b":
+        c.codec.template = "ferret_llama_3"
+    if c.stage == "caption":
+        c.codec.template = "plain"  # as LLaVA's first stage, whose projector v1 starts from
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def full_model(size: str, version: str) -> FerretConfig:
+    """The version's vision, and Vicuna-7B or 13B or Llama-3-8B."""
+    compute = {"dtype": "bfloat16", "remat": "full"}
+    shapes = {
+        "7b": {},
+        "13b": dict(width=5120, mlp=13824, layers=40, heads=40, kv_heads=40),
+        "8b": dict(vocab=128257, mlp=14336, kv_heads=8, rope_theta=500000.0),
+    }
+    lm = LMConfig(**shapes[size], max_positions=CONTEXT[version][0], **compute)
+    fields = ferret.version(version)
+    if version == "v2":
+        lm = dataclasses.replace(lm, rope_scaling=RopeScaling("linear", 1.125))
+    else:  # the vocabularies of their releases end with <region_fea>
+        lm = dataclasses.replace(lm, vocab=128257 if size == "8b" else 32001)
+        fields["region_token"] = lm.vocab - 1
+    plain = FerretConfig()
+    fields["low"] = dataclasses.replace(plain.low, **compute)
+    if version == "v2":
+        fields["tile"] = dataclasses.replace(plain.tile, **compute)
+    return FerretConfig(lm=lm, **fields)
+
+
+def tiny_model(version: str) -> FerretConfig:
+    """Under 5 million parameters: 64 tokens a picture and 64 more a tile of 112 px."""
+    shape = dict(width=128, layers=4, heads=2, mlp_ratio=3.0, image_size=SIDE)
+    fields = ferret.version(version) | {"transpose_sampling": False, "low_layer": -1}
+    fields["low"] = ViTConfig(kind="clip", activation="quick_gelu", eps=1e-5, **shape)
+    if version == "v2":
+        fields["tile"] = ViTConfig(kind="dinov2", **shape)
+    return FerretConfig(
+        lm=LMConfig(
+            vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
+            max_positions=896, tied=True,
+        ),
+        low_size=SIDE,
+        tile_size=SIDE,
+        sampler=SamplerConfig(points=128, anchors=(32, 8), neighbours=(12, 8)),
+        unit_vectors=True,
+        text_positions=320,
+        **fields,
+    )  # fmt: skip
+
+
+def tiny(c: ConfigDict, version: str) -> None:
+    """What size=tiny does otherwise than the published recipe, and why."""
+    c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
+    c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
+    c.codec.tokenizer = "tokenizer-tiny"
+    c.codec.template = "ferret_short"
+    c.codec.text_tokens = 320
+    c.codec.buckets = (96, 160)
+    c.trainable = (".*",)  # no pretrained encoder or language model is shipped: they learn here
+    c.single_source = True  # one count of tiles a batch
+    c.batch_size = 16
+    c.optim.warmup_steps = 200
+    c.train.save_minutes = 5.0
+    c.init_parts = ()
+    if c.stage == "caption":
+        c.init_required, c.init_stages = (), ("caption",)
+        c.data = scenes(6, "caption")
+        c.optim.lr, c.train.steps = 6e-4, 1000
+    elif c.stage == "dense":
+        c.init_required = ("low/.*", "lm/.*", "projector/.*")  # the tiles' encoder begins here
+        c.data = scenes(7, "none")
+        c.codec.text_tokens = 400  # ten objects, of some twenty tokens a box
+        c.optim.lr, c.train.steps = 6e-4, 2000
+    else:
+        c.init_required = ("low/.*", "lm/.*", "projector/.*") if version == "v2" else ()
+        c.init_stages = (*c.init_stages, "instruction") if version == "v2" else ("instruction",)
+        c.data = scenes(8, "all+point*2+scribble*2+mask*2+read*2,turns=3")
+        c.codec.refer_slots = 4
+        c.optim.lr, c.train.steps = 4e-4, 4000
+
+
+def scenes(seed: int, tasks: str) -> str:
+    """Scenes of every count of tiles, each a data set of its own, sides up to a fifth shorter."""
+    parts = []
+    for tiles, grids in SCENES.items():
+        sizes = "|".join(f"{SIDE * w}x{SIDE * h}" for w, h in grids)
+        parts.append(f"scenes:seed={seed}{tiles},n=1000000,tasks={tasks},size={sizes},vary=0.2")
+    return " + ".join(parts)

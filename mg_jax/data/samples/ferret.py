@@ -1,0 +1,238 @@
+"""Ferret: the whole picture squeezed to a square, and tiles of it by a grid that fits its shape.
+
+A batch has as many tile slots as its largest picture needs (anyres.BUCKETS), and is as long as
+their tokens and the smallest text bucket that holds its rows. So a data set for each count of
+tiles, with config.single_source, wastes none. Regions are sampled here, from the pixels of the
+original picture. Stage "caption" sees whole pictures alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from mg_jax.data import batch as batching
+from mg_jax.data import regions as places
+from mg_jax.data.samples.base import Conversations, Record
+from mg_jax.errors import BadRecord, UserError
+from mg_jax.example import Example, Region, Turn
+from mg_jax.text import markup
+from mg_jax.vision import anyres, preprocess
+
+POINTED = ("box", "mask")  # kinds of regions that may be shown as points instead
+
+
+def samples(config: Any, cfg: Any, codec: Any) -> "Language":
+    """Those of all stages."""
+    return Language(config, cfg, codec)
+
+
+def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
+    """Options of FerretCodec."""
+    described = cfg.regions != "none" and config.stage != "caption"
+    return {
+        "template": config.codec.template,
+        "image_tokens": cfg.largest if tiled(config, cfg) else cfg.image_tokens(),
+        "text_tokens": config.codec.text_tokens,
+        "refer": config.codec.refer_format if described else "coordinates",
+        "vocab": cfg.lm.vocab,
+        "region_token": cfg.region_token,
+    }
+
+
+def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
+    """Text length, tile slots and region slots of the largest batch."""
+    options = codec_options(config, cfg)
+    return {
+        "tokens": options["image_tokens"] + config.codec.text_tokens,
+        "tiles": cfg.max_tiles,
+        "regions": config.codec.refer_slots,
+    }
+
+
+def tiled(config: Any, cfg: Any) -> bool:
+    """Whether pictures are cut into tiles."""
+    return bool(cfg.grids) and config.stage != "caption"
+
+
+class Picture:
+    """How a picture of some size is cut, and how many tokens it has.
+
+    grid: index of its grid in cfg.grids, and window (see anyres.window) where those are used.
+    """
+
+    def __init__(self, width: int, height: int, cfg: Any, tiles: bool):
+        self.grid = 0
+        self.window: tuple[int, int, int, int] | None = None
+        chosen: tuple[int, int] | None = None
+        if tiles:
+            self.grid = anyres.select(width, height, cfg.grids, cfg.tile_size)
+            chosen = cfg.grids[self.grid]
+            if cfg.merge == "spatial_unpad":
+                self.window = anyres.window(width, height, chosen, cfg.token_side)
+        self.tiles = chosen[0] * chosen[1] if chosen else 0
+        self.tokens = int(cfg.image_tokens(chosen, self.window))
+
+    def arrays(self, pixels: np.ndarray, cfg: Any) -> Record:
+        """The pixels uint8 [h,w,3] as the model sees them, still bytes."""
+        grids = [cfg.grids[self.grid]] if self.tiles else []
+        made: Record = anyres.prepare(pixels, cfg.low_size, grids, cfg.tile_size)
+        return made | {"grid": self.grid, "window": self.window}
+
+
+class Language(Conversations):
+    """All stages. Pixels stay bytes until a batch has left its worker."""
+
+    def __init__(self, config: Any, cfg: Any, codec: Any):
+        super().__init__(config, cfg, codec)
+        self.cfg, self.tiled = cfg, tiled(config, cfg)
+        self.text_tokens = config.codec.text_tokens
+        self.texts = sorted({*(n for n in config.codec.buckets if n < self.text_tokens),
+                             self.text_tokens})  # fmt: skip
+        self.fixed = jax.process_count() > 1  # they do not see each other's rows
+        self.slots = config.codec.refer_slots
+        self.points = float(config.points)
+        if not 0 <= self.points <= 1:
+            raise UserError(f"config.points: {config.points} is no share from 0 to 1")
+        self.described = codec.refer != "coordinates" and config.stage != "caption"
+
+    def check_vocabulary(self, name: str, cfg: Any, codec: Any) -> None:
+        """Nothing more: the codec has looked, and language models may have rows to spare."""
+
+    def prepare(self, example: Example, rng: np.random.Generator) -> Record:
+        if example.video:
+            raise BadRecord(
+                f"example {example.id!r} of {example.source}: is a video, but Ferret sees "
+                "pictures: leave its data set out"
+            )
+        if example.image is None:
+            return {"picture": None}
+        return {"picture": Picture(example.width, example.height, self.cfg, self.tiled)}
+
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+        example = pointed(example, rng, self.points) if self.described else example
+        picture = seen["picture"]
+        record: Record = self.codec.encode(example, image_tokens=picture.tokens if picture else 0)
+        record["places"] = tuple(example.regions[k] for k in record.pop("refer"))
+        if self.skip:
+            text = len(record["tokens"]) - (picture.tokens if picture else 0)
+            if text > self.text_tokens or len(record["places"]) > self.slots:
+                return None
+        return record
+
+    def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
+        picture, found = record.pop("picture"), record.pop("places")
+        try:
+            drawn = [
+                places.sample(
+                    places.rasterise(r, example.width, example.height), rng, self.cfg.sampler.points
+                )
+                for r in found
+            ]
+        except UserError as e:
+            raise BadRecord(f"example {example.id!r} of {example.source}: {e}") from None
+        record |= {"points": [p for p, _ in drawn], "point_count": [n for _, n in drawn]}
+        return record | (picture.arrays(example.pixels(), self.cfg) if picture else {})
+
+    def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
+        most = self.cfg.max_tiles if self.fixed else max(len(r.get("tiles", ())) for r in records)
+        slots = anyres.bucket(max(most, 1), self.cfg.max_tiles) if self.tiled else 0
+        size = self.codec.length if self.fixed else self.size(records, slots)
+        names = [r["name"] for r in records]
+        out: dict[str, np.ndarray] = self.codec.collate(records, [size], names)
+        batching.refuse_empty_loss(out)
+        described = self.slots if self.described else 0
+        return out | arrays(records, self.cfg, slots, described, names)
+
+    def size(self, records: Sequence[Record], slots: int) -> int:
+        """Length of a batch whose pictures have up to `slots` tiles."""
+        cfg, longest = self.cfg, max(len(r["tokens"]) for r in records)
+        grids = [g for g in cfg.grids if g[0] * g[1] <= slots] or [None]
+        base = max(cfg.image_tokens(g) for g in grids)
+        return min([base + n for n in self.texts if base + n >= longest], default=self.codec.length)
+
+    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return normalised(batch, self.cfg)
+
+
+def pointed(example: Example, rng: np.random.Generator, share: float) -> Example:
+    """The example with `share` of its questions, drawn, pointing at points in the place of boxes
+    and masks; a question has one kind (spec 9). Answers keep their boxes."""
+    found = list(example.regions)
+    turns = []
+    for turn in example.turns:
+        flip = share > 0 and rng.random() < share
+        twins: dict[int, int] = {}
+        if flip:
+            for k in dict.fromkeys(markup.regions_of(turn.user)):
+                if k < len(example.regions) and found[k].kind in POINTED:
+                    twins[k] = len(found)
+                    found.append(_point(found[k], example, rng))
+        turns.append(replace(turn, user=_renamed(turn, twins)) if twins else turn)
+    return replace(example, turns=tuple(turns), regions=tuple(found))
+
+
+def _point(region: Region, example: Example, rng: np.random.Generator) -> Region:
+    try:
+        return places.as_point(region, example.width, example.height, rng)
+    except UserError as e:
+        raise BadRecord(f"example {example.id!r} of {example.source}: {e}") from None
+
+
+def _renamed(turn: Turn, twins: dict[int, int]) -> str:
+    """A question with other numbers for some regions."""
+    return markup.format(
+        replace(s, regions=tuple(twins.get(k, k) for k in s.regions))
+        for s in markup.parse(turn.user)
+    )
+
+
+def arrays(
+    records: Sequence[Record], cfg: Any, tiles: int, regions: int, names: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """What is not text of the rows: low uint8 [B,S,S,3]; with `tiles` slots tiles uint8
+    [B,N,s,s,3], grid [B] and, for merge "spatial_unpad", window [B,4]; with `regions` slots points
+    [B,Q,P,2] float32 and point_count [B,Q] int32. Rows without a picture are black.
+
+    Raises UserError naming the row with more regions than slots.
+    """
+    rows, s, p = len(records), cfg.tile_size, cfg.sampler.points
+    out = {"low": np.zeros((rows, cfg.low_size, cfg.low_size, 3), np.uint8)}
+    if tiles:
+        out["tiles"] = np.zeros((rows, tiles, s, s, 3), np.uint8)
+        out["grid"] = np.zeros(rows, np.int32)
+        if cfg.merge == "spatial_unpad":
+            out["window"] = np.zeros((rows, 4), np.int32)
+    if regions:
+        out["points"] = np.zeros((rows, regions, p, 2), np.float32)
+        out["point_count"] = np.zeros((rows, regions), np.int32)
+    for n, record in enumerate(records):
+        if "low" in record:
+            out["low"][n] = record["low"]
+            if tiles:
+                out["tiles"][n, : len(record["tiles"])] = record["tiles"]
+                out["grid"][n] = record["grid"]
+                if record["window"] is not None:
+                    out["window"][n] = record["window"]
+        if (count := len(record["points"])) and regions:
+            if count > regions:
+                raise UserError(
+                    f"{names[n]}: {count} regions in its questions, but there are {regions} slots: "
+                    "give fewer or raise refer_slots"
+                )
+            out["points"][n, :count] = record["points"]
+            out["point_count"][n, :count] = record["point_count"]
+    return out
+
+
+def normalised(batch: dict[str, np.ndarray], cfg: Any) -> dict[str, np.ndarray]:
+    """The batch with its pixels as float32."""
+    clip = preprocess.CLIP_MEAN, preprocess.CLIP_STD
+    imagenet = preprocess.IMAGENET_MEAN, preprocess.IMAGENET_STD
+    out = batch | {"low": preprocess.normalize(batch["low"], *clip)}
+    if "tiles" in batch:
+        kind = imagenet if cfg.tile_mean_std == "imagenet" else clip
+        out["tiles"] = preprocess.normalize(batch["tiles"], *kind)
+    return out

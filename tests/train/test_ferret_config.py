@@ -1,0 +1,154 @@
+"""configs/ferret.py: published shapes and hyper-parameters, context, and the stages in a row."""
+
+import math
+
+import pytest
+
+from configs import ferret
+from launch.evaluate import main as evaluate
+from launch.train import run
+from mg_jax import checkpoint
+from mg_jax.data import pipeline
+from mg_jax.errors import UserError
+from mg_jax.models import build
+from mg_jax.plan import plan
+from mg_jax.sharding import make_mesh
+from tests.ferret_micro import micro_config
+
+# parameters of the language models by their config.json, and of the two encoders
+LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320, "8b": 8_030_261_248}
+CLIP, DINOV2 = 303_507_456, 304_368_640
+FULL = [
+    *(("v2", stage, size) for stage in ferret.CHOICES["stage"] for size in ("7b", "13b")),
+    *(("v1", "instruction", size) for size in ("7b", "13b")),
+    *(("ui", "instruction", size) for size in ("7b", "13b", "8b")),
+]
+
+
+def count(flat):
+    return sum(math.prod(x.shape) for x in flat.values())
+
+
+def mlp(a, d):
+    return a * d + d * d + 2 * d
+
+
+def sampler(c, d):
+    """Diff, mix and norm of both stages, flatten and output (spec 1.1)."""
+    stage = (c + 2) * (c + 3) + (2 * c + 4) * c + c + 2 * c
+    return 2 * stage + 32 * c * c + c + c * d + d
+
+
+def expected(version, stage, size, width):
+    """(parameters in all, of the parts between encoders and language model)."""
+    language = LANGUAGE[size] + (0 if version == "v2" else 2 * width)  # one row more, and its head
+    if version == "v1":
+        between = 1024 * width + width + sampler(1024, width)
+        return CLIP + language + between, between
+    if version == "ui":
+        between = mlp(1024, width) + sampler(1024, width)
+        return CLIP + language + between, between
+    if stage == "caption":
+        return CLIP + language + mlp(1024, width), mlp(1024, width)
+    between = 2 * mlp(1024, width) + sampler(width, width)
+    return CLIP + DINOV2 + language + between, between
+
+
+@pytest.mark.parametrize(("version", "stage", "size"), FULL)
+def test_full_sizes_build_with_the_published_shape(version, stage, size):
+    config = ferret.get_config(f"stage={stage},size={size},version={version}")
+    system = build(config.system, config.model.to_dict())
+    sizes = pipeline.batch_sizes(config, system.cfg)
+    p = plan(config, 100, system=system, mesh=make_mesh(1, 8, 1), sizes=sizes)
+    whole, between = expected(version, stage, size, config.model.lm.width)
+    learned = count(p.state.params)
+    assert learned + count(p.frozen) == whole
+    if stage == "instruction":
+        assert learned == (whole if version == "v2" else whole - CLIP)
+    else:
+        assert learned == between
+    length = p.example["tokens"].shape[1]
+    assert length <= config.model.lm.max_positions
+    tokens, text = {"v2": (4032, 576), "v1": (576, 1472), "ui": (2880, 1216)}[version]
+    assert length == (576 if stage == "caption" else tokens) + text
+    assert ("tiles" in p.example) == (version != "v1" and stage != "caption")
+
+
+def test_hyperparameters():
+    """v1's and Ferret-UI's are published; v2 has v1's."""
+    for version, stage, size in FULL:
+        c = ferret.get_config(f"stage={stage},size={size},version={version}")
+        assert (c.batch_size, c.optim.lr, c.optim.schedule) == (128, 2e-5, "cosine")
+        assert (c.optim.warmup_ratio, c.optim.weight_decay) == (0.03, 0.0)
+        assert c.train.epochs == (3 if stage == "instruction" else 1)
+        assert c.points == 0.5
+    v1 = ferret.get_config("stage=instruction,size=7b,version=v1").model
+    assert (v1.lm.vocab, v1.region_token, v1.transpose_sampling) == (32001, 32000, True)
+    v2 = ferret.get_config("stage=instruction,size=7b").model
+    assert (v2.lm.vocab, v2.region_token, v2.transpose_sampling) == (32000, None, False)
+    assert v2.lm.rope_scaling.factor == 1.125 and v2.lm.max_positions == 4608
+
+
+@pytest.mark.parametrize(
+    ("arg", "message"),
+    [
+        ("stage=caption,size=7b,version=v1", "version=v1 has the stage instruction alone"),
+        ("stage=instruction,size=8b", "size=8b is Llama-3-8B, which only version=ui has"),
+        ("size=2b", "size is one of tiny, 7b, 13b, 8b"),
+        ("stage=dens", "did you mean dense"),
+    ],
+)
+def test_wrong_arguments_are_named(arg, message):
+    with pytest.raises(UserError, match=message):
+        ferret.get_config(arg)
+
+
+@pytest.mark.parametrize("version", ferret.CHOICES["version"])
+def test_tiny_is_small_enough_to_ship(version):
+    config = ferret.get_config(f"stage=instruction,size=tiny,version={version}")
+    p = plan(config, 100, mesh=make_mesh(8, 1, 1))
+    assert count(p.state.params) < 5_000_000
+    sources, _ = pipeline.open_mixture(config.data)
+    grids = {}
+    for source, (tiles, shapes) in zip(sources, ferret.SCENES.items(), strict=True):
+        assert len(source.sizes) == len(shapes)
+        for i in range(40):
+            width, height = source.size_of(i)
+            grids.setdefault(tiles, set()).add(round(max(width, height) / min(width, height)))
+    assert max(grids[6]) >= 6 and grids[1] == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__lm__max_positions": 600}, "leaves 572 .* for text"),
+        ({"model__lm__max_positions": 900, "codec__text_tokens": 900}, "lower the one"),
+        ({"model__grids": ((1, 1), (20, 20))}, "a picture of 400 tiles is 1,604 tokens"),
+    ],
+)
+def test_context_is_checked(change, message):
+    config = micro_config(**change)
+    with pytest.raises(UserError, match=message):
+        cfg = build(config.system, config.model.to_dict()).cfg
+        pipeline.open_samples(config, cfg)
+
+
+def test_stages_in_a_row(tmp_path, capsys):
+    with pytest.raises(UserError, match="stage=dense starts from a checkpoint of stage caption"):
+        run(micro_config("dense"), str(tmp_path / "x"))
+    assert run(micro_config("caption"), str(tmp_path / "a")) == 0
+    for stage, before in (("dense", "a"), ("instruction", "dense"), ("instruction", "a")):
+        name = f"{stage}-{before}"
+        folder = tmp_path / ("dense" if stage == "dense" else name)
+        assert run(micro_config(stage, init_from=str(tmp_path / before)), str(folder)) == 0
+    release = tmp_path / "instruction-dense" / "release"
+    config, params, words = checkpoint.load_release(release, "ferret")
+    assert config["preprocess"] == "clip_squash" and config["codec"]["template"] == "ferret_short"
+    assert words is not None and {"low", "tile", "sampler", "tile_projector"} <= set(params)
+    capsys.readouterr()
+    for task, data in (("rec", "scenes:seed=700000,n=4,size=40|120x40"),
+                       ("regions", "scenes:seed=700000,n=4,tasks=mask,size=40"),
+                       ("grounded_caption", "scenes:seed=700000,n=2,size=40")):  # fmt: skip
+        evaluate(["--checkpoint", str(release), "--task", task, "--data", data, "--json",
+                  "--batch-size", "4", "--max-new-tokens", "6"])  # fmt: skip
+    assert capsys.readouterr().out.count('"task"') >= 3
