@@ -79,6 +79,7 @@ def get_config() -> ConfigDict:
     c.codec.too_long = "error"  # or "skip": an example with more text or regions than fit
     c.codec.refer_slots = 8
     c.codec.ground_slots = 32
+    c.codec.object_slots = 8  # object images of a conversation
 
     c.optim = ConfigDict()
     c.optim.lr = 1e-4

@@ -19,14 +19,22 @@ Hyper-parameters: v1's and Ferret-UI's are published (spec 8). Of v2 the paper's
 of each stage and what trains, but no learning rate, batch size or number of epochs: they are v1's
 here in every stage, one epoch for the first two.
 
-Context: a picture of six tiles is 4,032 tokens of Vicuna's 4,096 positions. v2's rotary positions
-are slowed down by an eighth (4,608 of them, 576 for text; model.lm.rope_scaling); pooling
-(--config.model.tile_pool=2) or grids of fewer tiles need no such change. v1 has 2,048 positions,
-1,472 of them for text, and Ferret-UI 4,096, 1,216 for text. --config.model.grids="()" with
---config.model.low_size=448 is direct upsampling.
+Context: a picture of six tiles is 4,032 tokens of Vicuna's 4,096 positions. Of v2, context=slow
+slows rotary positions down by an eighth (4,608 of them, 576 for text; model.lm.rope_scaling),
+context=pool averages 2x2 of a tile's tokens into one (1,440 tokens, 2,048 for text), and
+context=fewer has no grids of six tiles (3,456 tokens, 640 for text); the latter two leave the
+language model as it is. v1 has 2,048 positions, 1,472 of them for text, and Ferret-UI 4,096, 1,216
+for text. --config.model.tile_size=224 makes tiles of 1,536 tokens in all, 448 needs context=pool.
+
+Ablations of the paper, of v2 (docs/ferret.md has the commands): arm=fixed sees the whole picture
+alone; arm=direct too, in a size that CLIP's positions are interpolated for (448 px), and arm=any in
+up to four tiles of half that side by the same encoder; arm=ground reads regions from the whole
+picture alone; arm=clip lets CLIP see the tiles. encoder=frozen keeps the encoders as they are in
+the last stage.
 """
 
 import dataclasses
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -38,20 +46,30 @@ from mg_jax.lm import LMConfig
 from mg_jax.models import ferret
 from mg_jax.models.ferret import FerretConfig
 from mg_jax.models.sampler import SamplerConfig
+from mg_jax.vision.anyres import GRIDS_V2, up_to
 from mg_jax.vision.vit import ViTConfig
 
 CHOICES = {
     "stage": ("caption", "dense", "instruction"),
     "size": ("tiny", "7b", "13b", "8b"),
     "version": ("v2", "v1", "ui"),
+    "context": ("slow", "pool", "fewer"),
+    "arm": ("full", "fixed", "direct", "any", "ground", "clip"),
+    "encoder": ("trained", "frozen"),
 }
-# positions of the language model, and of these for text
-CONTEXT = {"v2": (4608, 576), "v1": (2048, 1472), "ui": (4096, 1216)}
+# positions of the language model, and of these for text; of v2 by context
+CONTEXT = {
+    "v1": (2048, 1472), "ui": (4096, 1216), "slow": (4608, 576), "pool": (4096, 2048),
+    "fewer": (4096, 640),
+}  # fmt: skip
 TEMPLATES = {"v2": "ferret_v1", "v1": "ferret_v1", "ui": "ferret_vicuna_v1"}
-# What Ferret v1 and Ferret-UI train in their one stage: all but the encoder
+# What Ferret v1, Ferret-UI and encoder=frozen train in the last stage: all but the encoders
 TRAINED = (*ferret.TRAINABLE["dense"], "lm/.*")
 
+UPSAMPLED = 448  # pixels of the whole picture, directly upsampled
 SIDE = 112  # pixels of the tiny model's tiles
+# Regions of all kinds, and Ferret's own question about them, which "all" leaves out
+TASKS = "all+point*2+scribble*2+mask*2+read*2+which_box+which_point+which_free"
 SCENES = {  # by count of tiles: width x height in tiles
     1: ((1, 1),),
     2: ((2, 1), (1, 2)),
@@ -70,9 +88,17 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     if size == "8b" and version != "ui":
         raise UserError("size=8b is Llama-3-8B, which only version=ui has: write size=7b or 13b")
+    if version != "v2":
+        for key in ("context", "arm", "encoder"):
+            if choice[key] != CHOICES[key][0]:
+                raise UserError(f"{key}={choice[key]} is of version=v2: leave version out")
     c = base.get_config()
     c.system, c.stage, c.size = "ferret", stage, size
-    model = tiny_model(version) if size == "tiny" else full_model(size, version)
+    context = choice["context"] if version == "v2" else version
+    model = tiny_model(version) if size == "tiny" else full_model(size, version, context)
+    if version == "v2":
+        fields = context_fields(context) | arm_fields(choice["arm"], model)
+        model = dataclasses.replace(model, **fields)
     c.image_size = model.low_size
     c.model = ConfigDict(to_dict(model))
     c.model.low_size = c.get_ref("image_size")
@@ -89,7 +115,15 @@ def get_config(arg: str = "") -> ConfigDict:
     if size == "tiny":
         tiny(c, version)
     else:
-        full(c, version)
+        full(c, version, context)
+    if choice["encoder"] == "frozen" and stage != "caption":
+        if size == "tiny" and model.tile:
+            raise UserError(
+                "encoder=frozen: size=tiny has no pretrained encoder of tiles to freeze: take "
+                "arm=clip, arm=fixed or arm=direct"
+            )
+        if stage == "instruction" or size == "tiny":
+            c.trainable = TRAINED
     return c.lock()
 
 
@@ -132,10 +166,10 @@ def instruction(c: ConfigDict, version: str) -> None:
         c.trainable = TRAINED
 
 
-def full(c: ConfigDict, version: str) -> None:
+def full(c: ConfigDict, version: str, context: str) -> None:
     """What all published sizes share."""
-    c.codec.text_tokens = CONTEXT[version][1]
-    c.codec.buckets = (128, 256, 384) if version == "v2" else (256, 512, 1024)  # of text alone
+    text = c.codec.text_tokens = CONTEXT[context][1]
+    c.codec.buckets = (128, 256, 384) if text < 1024 else (256, 512, 1024)  # of text alone
     if c.size == "8b":
         c.codec.template = "ferret_llama_3"
     if c.stage == "caption":
@@ -145,7 +179,7 @@ def full(c: ConfigDict, version: str) -> None:
 # -- models --------------------------------------------------------------------------------------
 
 
-def full_model(size: str, version: str) -> FerretConfig:
+def full_model(size: str, version: str, context: str) -> FerretConfig:
     """The version's vision, and Vicuna-7B or 13B or Llama-3-8B."""
     compute = {"dtype": "bfloat16", "remat": "full"}
     shapes = {
@@ -153,11 +187,11 @@ def full_model(size: str, version: str) -> FerretConfig:
         "13b": dict(width=5120, mlp=13824, layers=40, heads=40, kv_heads=40),
         "8b": dict(vocab=128257, mlp=14336, kv_heads=8, rope_theta=500000.0),
     }
-    lm = LMConfig(**shapes[size], max_positions=CONTEXT[version][0], **compute)
+    lm = LMConfig(**shapes[size], max_positions=CONTEXT[context][0], **compute)
     fields = ferret.version(version)
-    if version == "v2":
+    if context == "slow":
         lm = dataclasses.replace(lm, rope_scaling=RopeScaling("linear", 1.125))
-    else:  # the vocabularies of their releases end with <region_fea>
+    if version != "v2":  # the vocabularies of their releases end with <region_fea>
         lm = dataclasses.replace(lm, vocab=128257 if size == "8b" else 32001)
         fields["region_token"] = lm.vocab - 1
     plain = FerretConfig()
@@ -165,6 +199,33 @@ def full_model(size: str, version: str) -> FerretConfig:
     if version == "v2":
         fields["tile"] = dataclasses.replace(plain.tile, **compute)
     return FerretConfig(lm=lm, **fields)
+
+
+def context_fields(context: str) -> dict[str, Any]:
+    """Of FerretConfig: by what means a picture of six tiles leaves room for text."""
+    fields: dict[str, dict[str, Any]] = {
+        "pool": {"tile_pool": 2}, "fewer": {"grids": up_to(GRIDS_V2, 5)},
+    }  # fmt: skip
+    return fields.get(context, {})
+
+
+def arm_fields(arm: str, model: FerretConfig) -> dict[str, Any]:
+    """Of FerretConfig: what an arm of the paper's ablations has otherwise.
+
+    "direct" and "any" are as in its section 3.2: 448 px are 1,024 tokens, at most four tiles of
+    224 px and the whole picture 1,280; at tiny size 256 and 320.
+    """
+    alone = {"tile": None, "tile_projector": "shared"}
+    whole = alone | {"grids": ()}
+    side = SIDE if model.tile_size == SIDE else UPSAMPLED // 2
+    return {
+        "full": {},
+        "fixed": whole,
+        "direct": whole | {"low_size": 2 * side},
+        "any": alone | {"grids": up_to(GRIDS_V2, 4), "low_size": side, "tile_size": side},
+        "ground": {"region_map": "global"},
+        "clip": {"tile": None},
+    }[arm]
 
 
 def tiny_model(version: str) -> FerretConfig:
@@ -214,7 +275,7 @@ def tiny(c: ConfigDict, version: str) -> None:
     else:
         c.init_required = ("low/.*", "lm/.*", "projector/.*") if version == "v2" else ()
         c.init_stages = (*c.init_stages, "instruction") if version == "v2" else ("instruction",)
-        c.data = scenes(8, "all+point*2+scribble*2+mask*2+read*2,turns=3")
+        c.data = scenes(8, f"{TASKS},turns=3")
         c.codec.refer_slots = 4
         c.optim.lr, c.train.steps = 4e-4, 4000
 

@@ -26,6 +26,7 @@ from conversion.tables import (
     owlv2,
     phi3,
     qwen2,
+    tiny_grounding_gpt,
 )
 from conversion.tables.spellings import spelling_of
 from mg_jax.errors import UserError
@@ -39,7 +40,8 @@ PARTS = {
     "proposer": ("mg_jax.models.detr:DetrConfig", "proposer"),
 }
 
-NAMED = ("mg_llava", "ferret")  # systems whose releases name their architecture
+# Systems whose releases name their architecture
+NAMED = ("mg_llava", "ferret")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Architecture:
     @property
     def speaks(self) -> bool:
         """Whether a language model is part of it."""
-        return self.part == "lm" or self.name == "groma" or self.system in NAMED
+        whole = self.system in (*NAMED, "tiny_grounding_gpt")
+        return self.part == "lm" or self.name == "groma" or whole
 
     def is_of(self, raw: Mapping[str, Any]) -> bool:
         """Whether a config.json is of this class."""
@@ -220,6 +223,13 @@ ARCHITECTURES = {
         _mg_llava("mg_llava_phi3", "phi3", phi3.table),
         _ferret("ferret", hf_config.V1),
         _ferret("ferret_ui", hf_config.UI),
+        Architecture(
+            "tiny_grounding_gpt", "", ("tiny_grounding_gpt",), "TinyGroundingGPT",
+            hf_config.read_tiny_grounding_gpt, hf_config.write_tiny_grounding_gpt,
+            tiny_grounding_gpt.table,
+            "mg_jax.models.tiny_grounding_gpt:TinyGroundingGPTConfig", "tiny_grounding_gpt",
+            ("global", "local", "llm", "projector"),
+        ),
         Architecture(
             "llama", "lm", ("llama",), "LlamaForCausalLM", hf_config.read_llama,
             hf_config.write_llama, _one(llama.table),

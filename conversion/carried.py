@@ -28,7 +28,10 @@ LMS = ("llm_cfg", "llm")  # where the config of a whole system keeps its languag
 GROMA_TEXT = 2046
 # Text and picture of MG-LLaVA's training in tokens; boxes are not counted (spec 3)
 MG_LLAVA_CONTEXT = 2048
-# Its template by the size of a vocabulary of Llama's kind; Vicuna's else (spec 7)
+# Text of TinyGroundingGPT in tokens, and object images of a conversation (its spec 3 says 2,048
+# of its predecessor's, picture included; the second number is ours)
+GROUNDING_TEXT, OBJECT_SLOTS = 1472, 8
+# MG-LLaVA's template by the size of a vocabulary of Llama's kind; Vicuna's else (spec 7)
 MG_LLAVA_TEMPLATES = {128256: "llama3_chat", 64000: "qwen_chat"}
 LLAMA_3 = 128256  # rows of its vocabulary
 
@@ -136,6 +139,24 @@ def ferret_settings(cfg: Any) -> dict[str, Any]:
     }
 
 
+def tiny_grounding_gpt_settings(cfg: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """What a release of TinyGroundingGPT says of pictures and text; its config.json may name a
+    template."""
+    slots = OBJECT_SLOTS * cfg.object_tokens
+    room = cfg.lm.max_positions - cfg.image_tokens
+    return {
+        "preprocess": "clip_pad",
+        "codec": {
+            "template": raw.get("template", "qwen_chat"),
+            "image_tokens": cfg.image_tokens,
+            "object_tokens": cfg.object_tokens,
+            "object_slots": OBJECT_SLOTS if slots < room // 2 else 0,
+            "text_tokens": max(1, min(GROUNDING_TEXT, room // 2)),
+            "vocab": cfg.lm.vocab,
+        },
+    }
+
+
 def has_tokenizer(folder: Path) -> bool:
     """Whether a tokenizer can be loaded from a folder."""
     return bool(matching(folder, TOKENIZER[:2]))
@@ -147,7 +168,9 @@ def check_tokenizer(folder: Path, name: str, cfg: Any) -> None:
     `name`: of the architecture; parts and detectors take any. A folder without a tokenizer passes:
     its release sees, but cannot chat.
     """
-    systems = ("groma", "mg_llava", "mg_llava_phi3", "ferret", "ferret_ui")
+    systems = (
+        "groma", "mg_llava", "mg_llava_phi3", "ferret", "ferret_ui", "tiny_grounding_gpt",
+    )  # fmt: skip
     if name not in systems or not has_tokenizer(folder):
         return
     from mg_jax.text.bpe import load_tokenizer

@@ -75,6 +75,8 @@ class Opened:
             out |= carried.mg_llava_settings(self.cfg, self.raw)
         elif self.entry.system == "ferret":
             out |= carried.ferret_settings(self.cfg)
+        elif self.entry.system == "tiny_grounding_gpt":
+            out |= carried.tiny_grounding_gpt_settings(self.cfg, self.raw)
         if self.entry.speaks:
             out["token_ids"] = carried.token_ids(self.raw)
         return out
@@ -232,4 +234,6 @@ def _entry_of(config: Mapping[str, Any], shapes: Mapping[str, Any], given: str) 
         # a release of the trainer does not name it; of one resolution is v1 alone
         model = GROUP.check(config["model"], f"{given}: config.json: model")
         return get(config.get("architecture") or ("ferret_ui" if model.get("grids") else "ferret"))
+    if config["system"] == "tiny_grounding_gpt":
+        return get("tiny_grounding_gpt")
     raise UserError(f"{given}: system {config['system']!r} has no layout of PyTorch's")

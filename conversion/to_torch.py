@@ -72,7 +72,7 @@ class ToTorch(Job):
         ids = release.config.get("token_ids", {})
         self.raw = carried.with_token_ids(entry.write_config(self.cfg), ids)
         template = release.config.get("codec", {}).get("template")
-        if entry.system == "mg_llava" and template is not None:
+        if entry.system in ("mg_llava", "tiny_grounding_gpt") and template is not None:
             self.raw["template"] = template
         # the pair holds the whole of what is trained, whatever the stage
         self.stage = "sft" if format == "split" else release.config.get("stage", "")

@@ -2,6 +2,8 @@
 
     python -m launch.ablate --start runs/alignment --workdir runs/ablations
     python -m launch.ablate --start runs/labels --workdir runs/ablations
+    python -m launch.ablate --start runs/caption --workdir runs/ablations
+    python -m launch.ablate --start runs/llm --workdir runs/ablations
 
 of Groma, from stage=alignment:
   lm          the language model learns in the last stage, or stays as it is (paper, table 7)
@@ -11,6 +13,14 @@ of MG-LLaVA, from stage=labels, whose towers stay as they are; all else starts a
   resolution  low resolution alone, with boxes, with boxes and Conv-Gate (paper, table 4)
   fusion      how the high resolution gets into the tokens of the low one (table 5a)
   merging     how boxes and image meet (table 5b)
+of Ferret-v2, from stage=caption:
+  upsampling  direct upsampling or any resolution, each with the encoder frozen or trained (3.2)
+  referring   fixed resolution, any resolution for grounding, for referring too (table 5)
+  tiles       CLIP sees the tiles, or an encoder of their own, which starts afresh
+  dense       without or with stage II (table 6), half of the steps each
+of TinyGroundingGPT, from stage=llm, two thirds of the steps in local, the others in global:
+  objects     without or with the object images of both, as the paper without its 256K
+  dialogues   without or with the grounded conversations and descriptions, its 72K
 
 All arms of an ablation get the same start (a release or workdir of that stage), the same steps,
 batches and seeds. Runs that are done are not repeated, one that was stopped goes on; an arm that
@@ -47,6 +57,13 @@ NAMED = (
     "tasks=attribute*4+count*2+relation*4+presence*3+read*6,turns=4,named=1",
 )
 LOW = (*NAMED, "--config.model.fusion=none")
+FERRET = "configs/ferret.py:stage=instruction,size=tiny"
+GROUNDING = "configs/tiny_grounding_gpt.py:stage={},llm=tiny"
+# from squares to 1x6, in tiles of 112 px
+SHAPES = (
+    "112x112|224x112|112x224|224x224|336x112|112x336|448x112|112x448|336x224|224x336|560x112|"
+    "112x560|672x112|112x672"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +94,45 @@ _REGIONS = {"rec": ("acc@0.5",), "regions": ("accuracy",), "presence": ("accurac
 _GROMA: Mapping[str, Any] = {
     "config": GROMA, "measured": _REGIONS, "data": "scenes:seed=700001", "steps": 400
 }  # fmt: skip
+_FERRET: Mapping[str, Any] = {
+    "config": FERRET,
+    "measured": {
+        "which_box": ("accuracy", "small"), "which_point": ("accuracy",), "reading": ("accuracy",),
+        "rec": ("acc@0.5",),
+    },
+    "data": f"scenes:seed=700001,size={SHAPES},vary=0.2",
+}  # fmt: skip
+_GROUNDING: Mapping[str, Any] = {
+    "config": GROUNDING.format("global"),
+    "measured": {
+        "rec": ("acc@0.5",), "regions": ("accuracy",), "presence": ("accuracy",),
+        "vqa": ("accuracy",), "grounded_caption": ("phrase_recall",),
+    },
+    "data": "scenes:seed=700001",
+    "steps": 400,
+}  # fmt: skip
+
+
+def _grounding(*without: str) -> Sequence[tuple[str, float]]:
+    """Stages local and global of TinyGroundingGPT, each without something or with all."""
+    parts = (f",without={text}" if text else "" for text in without)
+    stages = (("local", 2 / 3), ("global", 1 / 3))
+    return tuple((GROUNDING.format(s) + p, n) for (s, n), p in zip(stages, parts, strict=True))
+
+
+# run -> its stages, each with its share of the steps, where they are not the study's config alone
+STAGES: Mapping[str, Sequence[tuple[str, float]]] = {
+    **{name: ((f"{FERRET},arm={name}", 1.0),) for name in ("fixed", "ground", "clip")},
+    **{
+        f"{name}-{encoder}": ((f"{FERRET},arm={name},encoder={encoder}", 1.0),)
+        for name in ("direct", "any")
+        for encoder in ("frozen", "trained")
+    },
+    "dense": (("configs/ferret.py:stage=dense,size=tiny", 0.5), (FERRET, 0.5)),
+    "all-data": _grounding("", ""),
+    "no-objects": _grounding("objects", "objects"),
+    "no-dialogues": _grounding("", "dialogues"),
+}
 # run -> flags of launch.train
 RUNS: Mapping[str, Sequence[str]] = {
     "lm-trained": (),
@@ -97,6 +153,8 @@ RUNS: Mapping[str, Sequence[str]] = {
     "patch_info": (*NAMED, "--config.model.fusion=patch_info"),
     "f2b": (*NAMED, "--config.model.objects=f2b"),
     "b2f": (*NAMED, "--config.model.objects=b2f"),
+    "v2": (),
+    **dict.fromkeys(STAGES, ()),
 }  # fmt: skip
 STUDIES: Mapping[str, Study] = {
     "lm": Study({"trained": "lm-trained", "frozen": "lm-frozen"}, **_GROMA),
@@ -111,6 +169,20 @@ STUDIES: Mapping[str, Study] = {
         }
     ),
     "merging": Study({"f2b": "f2b", "b2f": "b2f", "append": "published"}),
+    "upsampling": Study(
+        {
+            "direct, frozen": "direct-frozen", "any resolution, frozen": "any-frozen",
+            "direct, trained": "direct-trained", "any resolution, trained": "any-trained",
+        },
+        **_FERRET,
+    ),
+    "referring": Study(
+        {"fixed": "fixed", "+ grounding": "ground", "+ referring": "v2"}, **_FERRET
+    ),
+    "tiles": Study({"CLIP": "clip", "its own": "v2"}, **_FERRET),
+    "dense": Study({"without": "v2", "with": "dense"}, **_FERRET),
+    "objects": Study({"without": "no-objects", "with": "all-data"}, **_GROUNDING),
+    "dialogues": Study({"without": "no-dialogues", "with": "all-data"}, **_GROUNDING),
 }  # fmt: skip
 
 
@@ -124,8 +196,8 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--start", required=True, help="release or workdir of the stage before")
     p.add_argument("--workdir", required=True, type=Path, help="folder of all runs")
     p.add_argument("--only", choices=list(STUDIES), help="one (default: all of the start's system)")
-    p.add_argument("--steps", type=int, metavar="N", help="of every run; default 400, of MG-LLaVA "
-                   f"{STUDIES['fusion'].steps}")  # fmt: skip
+    p.add_argument("--steps", type=int, metavar="N", help="of every run; by default 400 to 800, as "
+                   "the ablation needs")  # fmt: skip
     p.add_argument("--seeds", type=int, default=3, help="runs of an arm (default %(default)s)")
     p.add_argument("--questions", type=int, default=300, help="scenes a task (default %(default)s)")
     return p
@@ -133,19 +205,34 @@ def arguments() -> argparse.ArgumentParser:
 
 def train(folder: Path, study: Study, start: str, steps: int, seed: int, run: str) -> float:
     """Train one run to its end; returns the processor seconds of this call."""
-    command = [
-        sys.executable, "-m", "launch.train", "--config", study.config, f"--workdir={folder}",
-        f"--config.init_from={start}", f"--config.train.steps={steps}", f"--config.seed={seed}",
-        f"--config.optim.warmup_steps={max(steps // 10, 1)}", *RUNS[run],
-    ]  # fmt: skip
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    code = subprocess.run(command, check=False).returncode
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        raise UserError(f"{folder}: training ended with exit code {code}; see above")
+    for command in commands(folder, study, start, steps, seed, run):
+        code = subprocess.run(command, check=False).returncode
+        if code == 130:
+            raise KeyboardInterrupt
+        if code:
+            raise UserError(f"{folder}: training ended with exit code {code}; see above")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def commands(
+    folder: Path, study: Study, start: str, steps: int, seed: int, run: str
+) -> list[list[str]]:
+    """The command of each stage of a run; what comes before the last is in folder/stage0, ..."""
+    stages = STAGES.get(run, ((study.config, 1.0),))
+    out = []
+    for n, (config, share) in enumerate(stages):
+        place = folder if n + 1 == len(stages) else folder / f"stage{n}"
+        count = max(round(steps * share), 1)
+        out.append(
+            [sys.executable, "-m", "launch.train", "--config", config, f"--workdir={place}",
+             f"--config.init_from={start}", f"--config.train.steps={count}",
+             f"--config.seed={seed}", f"--config.optim.warmup_steps={max(count // 10, 1)}",
+             *RUNS[run]]
+        )  # fmt: skip
+        start = str(place)
+    return out
 
 
 def measure(study: Study, release: Path, questions: int) -> dict[str, float]:

@@ -3,12 +3,16 @@
     python -m launch.chat --checkpoint groma-tiny --image photo.jpg \\
         --prompt "[grounding] Describe the picture." --out answer.png
     python -m launch.chat --checkpoint mg-llava-tiny --video film.mp4 --prompt "What moves?"
+    python -m launch.chat --checkpoint RELEASE --image photo.jpg --object 40,30,120,90 \\
+        --prompt "Where is the object <object:0> in the image?"
 
 Regions are given in the picture's own pixels (of a video, its first frame) and are named <r:0>,
-<r:1>, ... in the prompt, in the order boxes, points, polygons, scribbles, masks; one that the
-prompt does not name is appended. Without --prompt questions are read line by line, as one
-conversation. MG-LLaVA is given detected boxes: those of --boxes, else what --detector finds, by
-default the one that its release names; where there is none, the answer says so.
+<r:1>, ... in the prompt, in the order boxes, points, polygons, scribbles, masks, objects; one that
+the prompt does not name is appended. An object is shown as an image of its own, a crop, to systems
+that take one (TinyGroundingGPT): <object:K> in the prompt. Without --prompt questions are read line
+by line, as one conversation. MG-LLaVA is given detected boxes: those of --boxes, else what
+--detector finds, by default the one that its release names; where there is none, the answer says
+so.
 """
 
 import argparse
@@ -32,6 +36,18 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--image", metavar="FILE", help="picture file, any size and mode")
     p.add_argument("--video", metavar="FILE", help="video file, GIF or folder of frames")
     p.add_argument("--prompt", help="the question; without it a conversation starts")
+    add_regions(p)
+    detecting.add_flags(p)
+    p.add_argument("--out", help="write the picture with the answer's boxes here (PNG or JPEG)")
+    p.add_argument("--json", action="store_true", help="print the answer as one JSON line")
+    p.add_argument("--max-new-tokens", type=int, default=128)
+    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) is deterministic")
+    p.add_argument("--seed", type=int, default=0, help="of sampling, with --temperature")
+    return p
+
+
+def add_regions(p: argparse.ArgumentParser) -> None:
+    """The flags that `regions` reads."""
     p.add_argument("--box", action="append", default=[], metavar="X1,Y1,X2,Y2")
     p.add_argument("--point", action="append", default=[], metavar="X,Y")
     p.add_argument("--polygon", action="append", default=[], metavar="X,Y,X,Y,X,Y,...")
@@ -42,13 +58,10 @@ def arguments() -> argparse.ArgumentParser:
         "--mask", action="append", default=[], metavar="FILE",
         help="picture of the same size, non-zero where the region is",
     )  # fmt: skip
-    detecting.add_flags(p)
-    p.add_argument("--out", help="write the picture with the answer's boxes here (PNG or JPEG)")
-    p.add_argument("--json", action="store_true", help="print the answer as one JSON line")
-    p.add_argument("--max-new-tokens", type=int, default=128)
-    p.add_argument("--temperature", type=float, default=0.0, help="0 (default) is deterministic")
-    p.add_argument("--seed", type=int, default=0, help="of sampling, with --temperature")
-    return p
+    p.add_argument(
+        "--object", action="append", default=[], metavar="X1,Y1,X2,Y2",
+        help="box whose crop is shown to the model",
+    )  # fmt: skip
 
 
 def numbers(text: str, flag: str, count: int | None = None) -> list[float]:
@@ -95,12 +108,14 @@ def regions(args: argparse.Namespace, width: int, height: int) -> list:
     def scaled(values):
         return [v / (width, height)[i % 2] for i, v in enumerate(values)]
 
-    found = []
-    for text in args.box:
-        box = numbers(text, "--box", 4)
-        with named(f"--box {text}"):
-            check_boxes(box, width, height)
-        found.append(Region.from_box(tuple(scaled(box))))
+    def boxes(texts, flag):
+        for text in texts:
+            box = numbers(text, flag, 4)
+            with named(f"{flag} {text}"):
+                check_boxes(box, width, height)
+            yield Region.from_box(tuple(scaled(box)))
+
+    found = list(boxes(args.box, "--box"))
     for text in args.point:
         inside(values := numbers(text, "--point", 2), f"--point {text}", width, height)
         found.append(Region.from_point(*scaled(values)))
@@ -120,7 +135,17 @@ def regions(args: argparse.Namespace, width: int, height: int) -> list:
             raise UserError(f"--mask {file}: {columns}x{rows}, but the picture is {width}x{height}")
         with named(f"--mask {file}"):
             found.append(Region.from_mask(mask))
-    return found
+    return [*found, *boxes(args.object, "--object")]
+
+
+def with_objects(prompt: str, count: int, objects: int) -> str:
+    """The prompt, showing the last `objects` of `count` regions as images where it does not name
+    them."""
+    from mg_jax.text import markup
+
+    there = markup.regions_of(prompt)
+    missing = [k for k in range(count - objects, count) if k not in there]
+    return prompt + "".join(f" <object:{k}>" for k in missing)
 
 
 def show(answer, args: argparse.Namespace, picture) -> None:
@@ -196,7 +221,9 @@ def main() -> None:
     from mg_jax.generate import Sampling
 
     picture = look(args)
-    placed = args.box or args.point or args.polygon or args.scribble or args.mask
+    placed = (
+        args.box or args.point or args.polygon or args.scribble or args.mask or args.object
+    )  # fmt: skip
     if picture is None and (placed or args.out):
         raise UserError("regions and --out are of a picture: give --image or --video")
     given = regions(args, picture.shape[1], picture.shape[0]) if picture is not None else []
@@ -211,10 +238,12 @@ def main() -> None:
     }
     image = None if args.video else picture
     if args.prompt is not None:
-        show(assistant.chat(image, args.prompt, given, **options), args, picture)
+        prompt = with_objects(args.prompt, len(given), len(args.object))
+        show(assistant.chat(image, prompt, given, **options), args, picture)
         return
     print("Ask about the picture; an empty line ends.", file=sys.stderr)
     while prompt := ask():
+        prompt = with_objects(prompt, len(given), len(args.object) if given else 0)
         show(assistant.chat(image, prompt, given, **options), args, picture)
         given = []
 

@@ -42,8 +42,9 @@ def arguments() -> argparse.ArgumentParser:
                    help="what delta weights are added to, by Ferret v1's rule; org/name@revision "
                    "pins one on the hub")  # fmt: skip
     p.add_argument("--with", dest="parts", metavar="SRC", action="append", default=[],
-                   help="what files of MG-LLaVA's or Ferret's leave out, once for each: the folder "
-                   "of a language model, of CLIP, of the ConvNeXt")  # fmt: skip
+                   help="what files of MG-LLaVA's, Ferret's or TinyGroundingGPT's leave out, once "
+                   "for each: the folder of a language model, of CLIP, of the ConvNeXt or "
+                   "DINOv2")  # fmt: skip
     p.add_argument("--format", default="safetensors",
                    choices=("safetensors", "bin", "pth", "split"),
                    help="for PyTorch: default safetensors; the others need PyTorch. pth, split: "

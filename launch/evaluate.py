@@ -7,6 +7,8 @@ tasks, with their first metric:
   rec               locate one thing: acc@0.5 (IoU > 0.5); on as many absent ones absent_accuracy
   regions           name the thing in a box: accuracy (colour and shape both right)
   presence          is it there, yes or no: accuracy
+  pope              the same as POPE asks it: f1, and of the random, popular and adversarial kind,
+                    with accuracy, precision, recall, yes_ratio
   all_instances     locate all of a class: as_many_ar (k boxes for k targets, IoU .5:.95)
   proposals         the detector alone: ar@100 (IoU .5:.95), ap50, recall of each class
   grounded_caption  describe with boxes: phrase_recall, and invented phrases
@@ -14,6 +16,11 @@ tasks, with their first metric:
   which_box         is the object in a box this or that: accuracy
   which_point       the same of a point: accuracy
   which_free        the same of a free form (of annotations: masks): accuracy
+of systems that take object images, as TinyGroundingGPT does:
+  object_match      locate the thing whose image is shown: acc@0.5 (IoU > 0.5)
+  object_choice     which of four object images is at coordinates, or shows what a text names:
+                    accuracy
+  object_relation   how things relate that are shown as images: accuracy
 of scenes alone:
   vqa               colour of a thing, number, relation of two: accuracy, and of each kind
   reading           the word printed on a thing: accuracy, and by the size of the thing
@@ -88,6 +95,10 @@ def main(argv: list[str] | None = None) -> None:
     import mg_jax
 
     assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
+    if task.needs == "object images" and task.needs not in assistant.adapter.can:
+        raise UserError(
+            f"--task {task.name}: {assistant.system.name} takes no {task.needs}; choose another"
+        )
     length = args.max_new_tokens or task.max_new_tokens
 
     def predict(queries):

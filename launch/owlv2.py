@@ -50,19 +50,25 @@ class Detector:
     A picture without tags is looked through for "a photo of ", as upstream does; its label is "".
     """
 
-    def __init__(self, folder: str | Path, device: str = "auto", threshold: float = THRESHOLD):
+    def __init__(
+        self,
+        folder: str | Path,
+        device: str = "auto",
+        threshold: float = THRESHOLD,
+        flag: str = "--model",
+    ):
         if not 0 <= threshold < 1:
             raise UserError(f"--threshold {threshold}: give a number from 0 to below 1")
         try:
             import torch
         except ImportError:
             raise UserError(
-                "launch.boxes runs OWLv2 in PyTorch, which is not installed: make setup "
-                "EXTRAS=torch (or pip install 'mg_jax[torch]')"
+                "OWLv2 runs in PyTorch, which is not installed: make setup EXTRAS=torch (or pip "
+                "install 'mg_jax[torch]')"
             ) from None
         self.threshold = threshold
-        self.device = _device(device)
-        self.model, self.tokenizer = _load(folder)
+        self.device = find_device(device)
+        self.model, self.tokenizer = _load(folder, flag)
         self.model = self.model.to(self.device).eval()
         self.size = int(self.model.config.vision_config.image_size)
         self._length = int(self.model.config.text_config.max_position_embeddings)
@@ -137,7 +143,8 @@ class Detector:
             self._known.update(zip(part, out / out.norm(dim=-1, keepdim=True), strict=True))
 
 
-def _device(name: str) -> Any:
+def find_device(name: str) -> Any:
+    """The device of PyTorch by that name. Raises UserError for one that is not there."""
     import torch
 
     try:
@@ -151,8 +158,11 @@ def _device(name: str) -> Any:
         raise UserError(f"--device {name}: {reason}: choose auto, cpu or cuda") from None
 
 
-def _load(folder: str | Path) -> tuple[Any, Any]:
-    """(model, tokenizer). Raises UserError for a folder without an OWLv2."""
+def _load(folder: str | Path, flag: str) -> tuple[Any, Any]:
+    """(model, tokenizer). flag: what names the folder, for errors.
+
+    Raises UserError for a folder without an OWLv2.
+    """
     import transformers
 
     path = Path(folder).expanduser()
@@ -161,13 +171,13 @@ def _load(folder: str | Path) -> tuple[Any, Any]:
             kind = json.loads((path / "config.json").read_text(encoding="utf-8"))["model_type"]
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"--model {folder}: holds no config.json of a model: give a folder of transformers "
+                f"{flag} {folder}: holds no config.json of a model: give a folder of transformers "
                 "such as a copy of google/owlv2-large-patch14-ensemble"
             ) from None
         if kind != "owlv2":
-            raise UserError(f"--model {folder}: is of kind {kind!r}, expected owlv2")
+            raise UserError(f"{flag} {folder}: is of kind {kind!r}, expected owlv2")
     elif str(folder).count("/") != 1 or str(folder).startswith((".", "/", "~")):
-        raise UserError(f"--model {folder}: no such folder, and no name on the hub (org/name)")
+        raise UserError(f"{flag} {folder}: no such folder, and no name on the hub (org/name)")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = str(path) if path.is_dir() else str(folder)
@@ -177,11 +187,11 @@ def _load(folder: str | Path) -> tuple[Any, Any]:
         )
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, local_files_only=path.is_dir())
     except (OSError, ValueError, RuntimeError) as e:
-        raise UserError(f"--model {folder}: cannot be loaded: {_first_line(e)}") from e
+        raise UserError(f"{flag} {folder}: cannot be loaded: {_first_line(e)}") from e
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
-            f"--model {folder}: its weights lack {missing[0]} (and {len(missing) - 1} more): is "
+            f"{flag} {folder}: its weights lack {missing[0]} (and {len(missing) - 1} more): is "
             "the file whole?"
         )
     return model, tokenizer

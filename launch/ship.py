@@ -43,13 +43,29 @@ SHOWN: dict[str, tuple[str, ...]] = {
     "reading": ("accuracy", "small", "medium", "large"),
     "moved": ("accuracy",),
     "direction": ("accuracy",),
+    "which_box": ("accuracy", "small"),
+    "which_point": ("accuracy", "small"),
+    "which_free": ("accuracy", "small"),
+    "object_match": ("acc@0.5",),
+    "object_choice": ("accuracy",),
+    "object_relation": ("accuracy",),
+    "pope": ("f1", "f1/random", "f1/popular", "f1/adversarial", "yes_ratio"),
 }
 # those that the card of a system tells, where no others are asked for
 TOLD: dict[str, tuple[str, ...]] = {
     "groma": ("rec", "regions", "presence", "absent", "all_instances", "proposals",
               "grounded_caption"),
     "mg_llava": ("vqa", "regions", "presence", "reading", "moved", "direction"),
+    "ferret": ("rec", "presence", "absent", "grounded_caption", "which_box", "which_point",
+               "which_free", "reading"),
+    "tiny_grounding_gpt": ("rec", "regions", "presence", "absent", "all_instances",
+                           "grounded_caption", "object_match", "object_choice", "object_relation",
+                           "pope"),
 }  # fmt: skip
+SCENES = "scenes:seed=700000,n=500"
+# what a system is measured on where no other data are named
+DATA = {"ferret": f"{SCENES},size=112|224x112|112x224|224|448x112|112x448|336x224|672x112|112x672,"
+        "vary=0.2"}  # fmt: skip
 # as SHOWN, of tasks that are for photos alone
 PHOTOS: dict[str, tuple[str, ...]] = {
     "naming": ("accuracy", "class_accuracy"),
@@ -68,7 +84,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     p.add_argument("runs", nargs="+", type=Path, help="workdirs of the stages, in order")
     p.add_argument("--out", required=True, type=Path, help="folder of the release")
-    p.add_argument("--data", default="scenes:seed=700000,n=500", help="default %(default)s")
+    p.add_argument("--data", help=f"default {SCENES}, of Ferret in many shapes")
     p.add_argument("--measure", action="append", default=[], metavar="TASK=DATA",
                    help="what the card tells, in place of every task on --data")  # fmt: skip
     return p
@@ -94,7 +110,8 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
     import mg_jax
     from mg_jax.evals import report, tasks
 
-    steps = read_json(release / "config.json")["provenance"]["steps"]
+    about = read_json(release / "config.json")
+    steps = about["provenance"]["steps"]
     rows = []
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
         with contextlib.suppress(ValueError):  # torn, when a call was killed
@@ -238,8 +255,11 @@ def _bytes(release: Path) -> int:
 
 
 def _side(model: Mapping[str, Any]) -> int:
-    """Side of the largest picture that a model sees, pixels."""
-    return int(model["image_size"] if "image_size" in model else model["high"]["image_size"])
+    """Side of the largest picture that a model sees at once, pixels."""
+    if "image_size" in model:
+        return int(model["image_size"])
+    towers = (model.get(name) for name in ("high", "low", "clip"))
+    return int(next(tower for tower in towers if tower)["image_size"])
 
 
 def renamed(text: str, names: dict[str, str]) -> str:
@@ -288,7 +308,8 @@ def main(argv: list[str] | None = None) -> None:
     lines, commands, names = stage_rows(args.runs)
     release = args.runs[-1] / "release"
     system = read_json(release / "config.json")["system"]
-    tasks_on = wanted(args.measure, args.data, system)
+    data = args.data or DATA.get(system, SCENES)
+    tasks_on = wanted(args.measure, data, system)
     rows = measured(release, tasks_on, args.runs[-1] / "measured.jsonl")
     args.out.parent.mkdir(parents=True, exist_ok=True)
 
@@ -326,7 +347,7 @@ def main(argv: list[str] | None = None) -> None:
         "## What it reaches",
         "",
         f"`python -m launch.evaluate --checkpoint {args.out.name} --task TASK --data "
-        f"{args.data if not args.measure else 'DATA'}`; none of these pictures is trained on. "
+        f"{data if not args.measure else 'DATA'}`; none of these pictures is trained on. "
         "*Noise for pictures* is the same with `--blind`; *constant answer* is the best that can "
         "be done without looking.",
         "",

@@ -38,7 +38,8 @@ class Answer:
     phrases: those that have boxes, in order of the text. absent: the answer says that the thing
     asked for is not there, and gives no box. notes: what the user should know (a polygon passed as
     its tightest box, malformed marks). markup: the answer in neutral markup, region k being the
-    k-th box of all phrases.
+    k-th box of all phrases. written: of a system that writes coordinates as text, what it wrote,
+    which published scores are made of; else "".
     """
 
     text: str
@@ -48,6 +49,7 @@ class Answer:
     width: int = 0
     height: int = 0
     markup: str = ""
+    written: str = ""
 
     def regions(self) -> tuple[Region, ...]:
         """All boxes in order as regions in [0, 1], with phrase and score."""

@@ -12,10 +12,10 @@ import numpy as np
 
 from mg_jax import assistants, checkpoint
 from mg_jax.answer import Answer
-from mg_jax.assistants.base import Detect, Proposals
+from mg_jax.assistants.base import Detect, Proposals, Row
 from mg_jax.errors import UserError
 from mg_jax.example import Query, Region, Turn
-from mg_jax.generate import Sampling, decode_loop
+from mg_jax.generate import Generated, Sampling, decode_loop
 from mg_jax.models import System, build
 from mg_jax.text import codecs, markup
 from mg_jax.text.bpe import load_tokenizer
@@ -224,6 +224,21 @@ class Assistant:
         return self.adapter.propose(self.params, images)
 
     def _answer_chunk(self, queries, max_new_tokens, sampling, key):
+        rows, _, out, kept = self.generate(queries, max_new_tokens, sampling, key)
+        answers = []
+        for i, row in enumerate(rows):
+            end = out.length[i]
+            mine = jax.tree.map(lambda x, i=i: x[i], kept)
+            answers.append(
+                self.adapter.answer(row, out.tokens[i][:end], out.logprobs[i][:end], mine)
+            )
+        return answers
+
+    def generate(
+        self, queries: Sequence[Query], max_new_tokens: int, sampling: Sampling, key: jax.Array
+    ) -> tuple[list[Row], dict[str, np.ndarray], Generated, Any]:
+        """(questions as read, their batch, generated ids, what the adapter keeps); rows of the
+        latter three are padded. Raises UserError as `answer`."""
         rows = [self.adapter.read(q) for q in queries]
         limit = self.system.cfg.lm.max_positions
         batch = self.adapter.collate(rows, limit - max_new_tokens)
@@ -238,14 +253,7 @@ class Assistant:
         out, kept = jax.device_get(
             self._generate(self.params, batch, key, max_new_tokens, sampling)
         )
-        answers = []
-        for i, row in enumerate(rows):
-            end = out.length[i]
-            mine = jax.tree.map(lambda x, i=i: x[i], kept)
-            answers.append(
-                self.adapter.answer(row, out.tokens[i][:end], out.logprobs[i][:end], mine)
-            )
-        return answers
+        return rows, batch, out, kept
 
     @functools.cached_property
     def _generate(self):

@@ -120,6 +120,16 @@ def attention_map(
     return jax.nn.log_softmax(jnp.where(mask, logits.astype(jnp.float32), NEG), axis=-1)
 
 
+def mean_attention(
+    q: Float[Array, "B T N H"], k: Float[Array, "B S K H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T S"]:
+    """Probabilities, float32, with which `attend` reads each key, the mean over its heads."""
+    scaled = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    q = scaled.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    logits = jnp.einsum("btkgh,bskh->bkgts", q, k).astype(jnp.float32)
+    return jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEG), axis=-1).mean((1, 2))
+
+
 class KVCache(flax.struct.PyTreeNode):
     """Keys and values of all layers. Rows are filled from slot 0, each at its own `length`.
 

@@ -59,6 +59,35 @@ def draw_boxes(
     return canvas
 
 
+def heat(image: "Image.Image | np.ndarray | str", values: np.ndarray) -> Image.Image:
+    """The picture under a map of values, dark where they are low, yellow where they are highest.
+
+    values: float [H, W] of the picture's size, 0 and more. Pictures are enlarged as by
+    `draw_boxes`.
+    """
+    canvas = _open(image)
+    factor = max(1, -(-SMALLEST_SIDE // max(canvas.size)))
+    canvas = canvas.resize((canvas.width * factor, canvas.height * factor))
+    share = values / max(float(values.max()), 1e-12)
+    level = Image.fromarray(np.uint8(np.rint(255 * share))).resize(
+        canvas.size, Image.Resampling.BILINEAR
+    )
+    v = np.asarray(level, np.float64)[..., None] / 255
+    colour = np.concatenate([np.clip(2 * v, 0, 1), np.clip(2 * v - 0.6, 0, 1), 0.2 * (1 - v)], -1)
+    mixed = np.asarray(canvas) * 0.45 + 255 * colour * 0.55
+    return Image.fromarray(np.uint8(np.rint(mixed)))
+
+
+def titled(picture: Image.Image, text: str) -> Image.Image:
+    """The picture under a line of text on white."""
+    size = max(15, round(max(picture.size) / 30))
+    out = Image.new("RGB", (picture.width, picture.height + 2 * size), "white")
+    out.paste(picture, (0, 2 * size))
+    font = ImageFont.load_default(size=size)
+    ImageDraw.Draw(out).text((size // 2, size // 3), text, fill="black", font=font)
+    return out
+
+
 def grid(pictures: Sequence[Image.Image], columns: int = 4, cell: int = 360) -> Image.Image:
     """The pictures side by side in rows, each made to fit a square of `cell` px on white."""
     rows = max(1, -(-len(pictures) // columns))

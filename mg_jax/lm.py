@@ -19,6 +19,7 @@ from mg_jax.attention import (
     attend,
     attention_map,
     attention_mask,
+    mean_attention,
     rope,
     rope_frequencies,
     write_rows,
@@ -63,7 +64,7 @@ class Attention(nn.Module):
     """Causal self-attention with rope and grouped keys; writes the cache where there is one.
 
     With a mutable collection "intermediates" it leaves there, as "attention", the log-probabilities
-    [B,T,S] of its first head.
+    [B,T,S] of its first head; in "heads" the mean probabilities of all of them.
     """
 
     cfg: LMConfig
@@ -87,6 +88,8 @@ class Attention(nn.Module):
             k, v = k.astype(dtype), v.astype(dtype)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", attention_map(q[:, :, 0], k[:, :, 0], mask))
+        if self.is_mutable_collection("heads"):
+            self.sow("heads", "attention", mean_attention(q, k, mask))
         out = attend(q, k, v, mask)
         shape, axes = (c.heads, c.head, c.width), ("heads", "head", "embed")
         out = Linear(shape, axes, 1, False, dtype, residual_init(2, c), name="o")(out)

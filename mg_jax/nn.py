@@ -283,7 +283,7 @@ def stack(block: type[nn.Module], layers: int, broadcast: int = 0, remat: str = 
         block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return nn.scan(
         block,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "heads": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * broadcast),
         length=layers,

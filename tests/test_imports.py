@@ -32,9 +32,10 @@ DEVICE = (
     {"train"},
     {"assistants"},
     {"assistant"},
+    {"explain"},
 )
 # These join pixels and text to a model
-MEETS_HOST = {"generate", "train", "assistants", "assistant"}
+MEETS_HOST = {"generate", "train", "assistants", "assistant", "explain"}
 ROOMS = BASE | HOST | set().union(*DEVICE)
 # Libraries that cost seconds or are optional: inside functions only. Others are never imported.
 LAZY = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "gradio", "libtpu"}

@@ -31,6 +31,10 @@ from conversion.hf_config.sections import (
     read_section,
     write_section,
 )
+from conversion.hf_config.tiny_grounding_gpt import (
+    read_tiny_grounding_gpt,
+    write_tiny_grounding_gpt,
+)
 from conversion.hf_config.vision import (
     read_clip,
     read_dinov2,
@@ -62,6 +66,8 @@ __all__ = [
     "language_of",
     "read_mg_llava",
     "write_mg_llava",
+    "read_tiny_grounding_gpt",
+    "write_tiny_grounding_gpt",
     "read_proposer",
     "read_llama",
     "read_qwen2",

@@ -226,8 +226,11 @@ def write_ferret(cfg: Any) -> dict[str, Any]:
 
 
 def _check(mine: Any, theirs: Any, path: str, cfg: Any) -> None:
-    if not cfg.grids and path in ("tile_size", "merge", "tile_pool", "region_map", "upsampling"):
+    tiles = ("tile_size", "tile_pixels", "merge", "tile_pool", "region_map", "upsampling")
+    if not cfg.grids and path in tiles:
         return  # of no meaning at one resolution
+    if path == "tile_pixels":
+        mine, theirs = cfg.tile_mean_std, "clip"
     if mine != theirs and path not in NOT_WRITTEN:
         raise UserError(
             f"{path}: {mine!r} has no place in Ferret's layout; the published code computes "

@@ -12,7 +12,7 @@ infinities must stand at the same places with the same sign, and a NaN is a miss
 
 import dataclasses
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,11 @@ def open_case(folder: Path) -> Case:
         from conversion.verify import mg_llava
 
         return mg_llava.case(folder)
-    from conversion.verify import mg_llava_data
+    from conversion.verify import groundinggpt_tables, mg_llava_data
 
+    tables = [c for c in (_ferret_tables(folder), groundinggpt_tables.check(folder)) if c]
+    if tables:
+        return _together(tables)
     if case := mg_llava_data.find(folder):
         return case
     if (folder / "outputs.npz").exists():
@@ -104,14 +107,13 @@ def open_case(folder: Path) -> Case:
         ("ops.npz", parts.ops_case),
         ("preprocess.npz", parts.preprocess_case),
         ("tokenization.json", parts.tokenizer_case),
-        ("select_best_resolution.json", _ferret_tables),
-        ("parsed_answers.json", _ferret_tables),
     ):
         if (folder / mark).exists():
             return make(folder)
     raise UserError(
         f"{folder}: holds none of outputs.npz, golden.json, ops.npz, preprocess.npz, "
-        "tokenization.json, select_best_resolution.json, parsed_answers.json"
+        "tokenization.json, select_best_resolution.json, parsed_answers.json, "
+        "groundinggpt_postprocess.json, groundinggpt_prompts.json"
     )
 
 
@@ -129,10 +131,35 @@ def _whole(folder: Path) -> Case:
     return groma.case(folder)
 
 
-def _ferret_tables(folder: Path) -> Case:
+def _ferret_tables(folder: Path) -> Case | None:
+    """Ferret's tables, None where there are none."""
+    marks = ("select_best_resolution.json", "parsed_answers.json")
+    if not any((folder / mark).exists() for mark in marks):
+        return None
     from conversion.verify import ferret_tables
 
     return ferret_tables.case(folder)
+
+
+def _together(cases: Sequence[Case]) -> Case:
+    """Cases of one folder, whose arrays have different names, as one."""
+    owner = {name: case for case in cases for name in case.required}
+
+    def produce() -> tuple[dict[str, Any], list[str]]:
+        ours: dict[str, Any] = {}
+        failures: list[str] = []
+        for case in cases:
+            made, failed = case.produce()
+            ours, failures = ours | made, failures + failed
+        return ours, failures
+
+    return Case(
+        " and ".join(case.kind for case in cases),
+        tuple(owner),
+        {name: how for case in cases for name, how in case.given.items()},
+        produce,
+        lambda name: owner[name].recorded(name),
+    )
 
 
 def compare(name: str, ours: Any, recorded: Any, tolerance: float = TOLERANCE) -> Line:

@@ -23,6 +23,7 @@ from mg_jax.config import build
 from mg_jax.disk import read_json
 from mg_jax.lm import LMConfig
 from mg_jax.models.ferret import Ferret, FerretConfig
+from mg_jax.models.sampler import SamplerConfig
 
 FED = ("sampled_points", "stage0_fps_idx", "stage0_knn_idx", "stage1_fps_idx", "stage1_knn_idx")
 SHORT = {"raw": "raw", "projected": "proj"}
@@ -60,8 +61,13 @@ class Sketch:
             "grids": [self.inputs["grid_wh"].tolist()],
             "low_layer": raw.get("clip_select_layer", -2), "transpose_sampling": True,
         }  # fmt: skip
+        found = SamplerConfig(
+            fed["sampled_points"].shape[-2],
+            tuple(fed[f"stage{i}_fps_idx"].shape[-1] for i in range(2)),
+            tuple(fed[f"stage{i}_knn_idx"].shape[-1] for i in range(2)),
+        )
         self.cfg: FerretConfig = dataclasses.replace(
-            build(FerretConfig, values), lm=LMConfig(width=width, vocab=1)
+            build(FerretConfig, values), lm=LMConfig(width=width, vocab=1), sampler=found
         )
         self.batch = {
             "low": nhwc(self.inputs["global_pixel_values"]),
@@ -123,10 +129,11 @@ class Sketch:
     def reading(self, fusion: str, upsampling: str) -> dict[str, Any]:
         """The fused map and the region's vector in one reading."""
         cfg = dataclasses.replace(self.cfg, fusion=fusion, upsampling=upsampling)
-        points = self.fed["sampled_points"][None, None]
+        points = self.fed["sampled_points"]
+        points = points.reshape(1, -1, *points.shape[-2:])
         regions = {
             "points": points.astype(np.float32),
-            "point_count": np.full((1, 1), points.shape[2], np.int32),
+            "point_count": np.full(points.shape[:2], points.shape[2], np.int32),
         }
         for i in range(len(cfg.sampler.anchors)):
             for name in ("fps", "knn"):

@@ -32,6 +32,8 @@ POPE = dict(
     zip(("Accuracy", "Precision", "Recall", "F1 score", "Yes ratio"), pope.NAMES, strict=True)
 )
 
+REFCOCO = ("refcoco", "refcoco+", "refcocog")
+
 Table = dict[str, Any]
 # of a table: what was given (pattern of names), and what we make of it
 Maker = tuple[str, Callable[[Any], Table]]
@@ -152,6 +154,8 @@ def _refexp(table: Any) -> Table:
     answers = {row["image_id"]: row["text"] for row in table["predictions"]}
     found = ferret_scores.referring(ferret_scores.read_refcoco(table["gt"], answers))
     ways = ferret_scores.WAYS
+    # upstream's has a row for each of its data sets, of zeros where there are no expressions
+    found = dict.fromkeys(REFCOCO, dict.fromkeys(ways, 0.0)) | found
     return {
         "per_k": {way: {name: found[name][way] for name in found} for way in ways},
         "upstream_results_sorted_ascending": {

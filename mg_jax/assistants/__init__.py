@@ -5,7 +5,12 @@ from importlib import import_module
 from mg_jax.assistants.base import Adapter
 from mg_jax.errors import UserError
 
-SYSTEMS = {"groma": "GromaAdapter", "mg_llava": "MGLLaVAAdapter", "ferret": "FerretAdapter"}
+SYSTEMS = {
+    "groma": "GromaAdapter",
+    "mg_llava": "MGLLaVAAdapter",
+    "ferret": "FerretAdapter",
+    "tiny_grounding_gpt": "TinyGroundingGPTAdapter",
+}
 
 
 def get(system: str) -> type[Adapter]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mg_jax.answer import Answer
+from mg_jax.boxes import BoxSpace
 from mg_jax.errors import UserError
 from mg_jax.example import Query, Region, Turn
 from mg_jax.models import System
@@ -20,6 +21,9 @@ from mg_jax.vision import preprocess
 Proposals = list[tuple[np.ndarray, np.ndarray]]
 # pictures uint8 RGB [H,W,3] -> of each {"boxes": [[x0,y0,x1,y1]] in pixels, "scores", "labels"}
 Detect = Callable[[Sequence[np.ndarray]], Sequence[Mapping[str, Any]]]
+
+
+CAN = ("object images", "videos", "proposals")  # what only some systems have a part for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +38,33 @@ class Row:
     notes: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A picture as its visual vectors see it.
+
+    pixels: uint8 RGB [H,W,3]. token: id of their placeholders, of which the one numbered `first`
+    in the prompt is the first of this picture. boxes: [n,4], xyxy in [0, 1] of the picture, what
+    each vector is of; without area where it is of nothing.
+    """
+
+    name: str
+    pixels: np.ndarray
+    token: int
+    first: int
+    boxes: np.ndarray
+
+
 class Adapter:
     """A system with its codec (None for a detector alone) as an Assistant uses it.
 
     settings: the release's config.json. detect: what finds boxes, for a system that is given them.
     preprocessing: what a release without that field means. text_alone: whether there may be a
-    question without picture.
+    question without picture. can: what of CAN it has a part for.
     """
 
     preprocessing = "groma_pil"
     text_alone = False
+    can: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -65,6 +86,11 @@ class Adapter:
         """The id that fills the rows after their ends."""
         raise NotImplementedError
 
+    @property
+    def visual(self) -> tuple[int, ...]:
+        """Ids of the placeholders that a picture has in a prompt."""
+        raise NotImplementedError
+
     def read(self, query: Query) -> Row:
         """A question. Raises UserError for what the system cannot take."""
         raise NotImplementedError
@@ -80,6 +106,11 @@ class Adapter:
 
     def answer(self, row: Row, ids: np.ndarray, logprobs: np.ndarray, kept: Any) -> Answer:
         """What generated ids [n] with log-probabilities [n] mean; `kept`: this row's of `keep`."""
+        raise NotImplementedError
+
+    def views(self, row: Row) -> list[View]:
+        """The pictures of a question with the places of their visual vectors, the whole picture
+        first; none for text alone. Raises UserError for a video."""
         raise NotImplementedError
 
     def propose(self, params: Any, images: Sequence[Any]) -> Proposals:
@@ -110,6 +141,20 @@ def text_lengths(codec: Any) -> list[int]:
     text = codec.text_tokens
     fixed = codec.length - text
     return [fixed + size for size in (text // 4, text // 2, text)]
+
+
+def cells(rows: int, columns: int) -> np.ndarray:
+    """[rows*columns, 4] xyxy in [0, 1] of the equal cells of a picture, row by row."""
+    y, x = (n.ravel() for n in np.mgrid[:rows, :columns])
+    corners = np.stack([x, y, x + 1, y + 1], -1)
+    return corners / np.array([columns, rows, columns, rows], np.float64)
+
+
+def padded_cells(side: int, width: int, height: int) -> np.ndarray:
+    """As `cells` of the padded square of a picture of width x height px, in [0, 1] of the picture;
+    those of padding have no area."""
+    space = BoxSpace.pad(width, height, max(width, height))
+    return np.clip(space.to_original(cells(side, side)), 0.0, 1.0)
 
 
 def slots(count: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mg_jax.answer import Answer
-from mg_jax.assistants.base import Adapter, Row, boxed_notes, picture, slots, turns
+from mg_jax.assistants.base import Adapter, Row, View, boxed_notes, cells, picture, slots, turns
 from mg_jax.data.regions import rasterise, sample
 from mg_jax.data.samples.ferret import Picture, arrays, normalised
 from mg_jax.errors import UserError
@@ -35,6 +35,10 @@ class FerretAdapter(Adapter):
     @property
     def pad_id(self) -> int:
         return int(self.codec.pad_id)
+
+    @property
+    def visual(self) -> tuple[int, ...]:
+        return (self.codec.image_id,)
 
     def read(self, query: Query) -> Row:
         if query.video is not None:
@@ -81,6 +85,25 @@ class FerretAdapter(Adapter):
         batch = self.codec.collate(samples, [length])
         count = slots(regions) if regions else 0
         return normalised(batch | arrays(samples, cfg, tiles, count, names), cfg)
+
+    def views(self, row: Row) -> list[View]:
+        """The picture, seen whole and, over that, in tiles."""
+        if row.query.image is None:
+            return []
+        cfg = self.system.cfg
+        seen = Picture(row.width, row.height, cfg, self.tiled)
+        places = cells(cfg.low_side, cfg.low_side)
+        if seen.tiles:
+            columns, rows = (n * cfg.token_side for n in cfg.grids[seen.grid])
+            merged = cells(rows, columns)
+            if seen.window:
+                top, left, down, across = seen.window
+                merged = merged.reshape(rows, columns, 4)
+                merged = merged[top : top + down, left : left + across]
+                ends = np.zeros((down, 1, 4))  # of rows: vectors that are of no place
+                merged = np.concatenate([merged, ends], 1).reshape(-1, 4)
+            places = np.concatenate([places, merged])
+        return [View("picture", picture(row.query.image), self.codec.image_id, 0, places)]
 
     def answer(self, row: Row, ids: np.ndarray, logprobs: np.ndarray, kept: Any) -> Answer:
         answer: Answer = self.codec.decode(

@@ -1,6 +1,7 @@
 """Groma: one squashed picture; regions are its own proposals and the user's boxes."""
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from mg_jax.assistants.base import (
     Adapter,
     Proposals,
     Row,
+    View,
     boxed_notes,
+    cells,
     picture,
     slots,
     text_lengths,
@@ -26,6 +29,8 @@ from mg_jax.example import Query
 class GromaAdapter(Adapter):
     """Without a codec it proposes regions alone."""
 
+    can = frozenset({"proposals"})
+
     @property
     def end_id(self) -> int:
         return int(self.codec.tokenizer.eos_id)
@@ -33,6 +38,10 @@ class GromaAdapter(Adapter):
     @property
     def pad_id(self) -> int:
         return int(self.codec.tokenizer.pad_id)
+
+    @property
+    def visual(self) -> tuple[int, ...]:
+        return self.codec.ids["<image>"], self.codec.ids["<region>"]
 
     def read(self, query: Query) -> Row:
         if query.video is not None:
@@ -64,6 +73,11 @@ class GromaAdapter(Adapter):
             notes=row.notes,
         )
         return answer
+
+    def views(self, row: Row) -> list[View]:
+        side = math.isqrt(self.codec.image_tokens)
+        token = self.codec.ids["<image>"]
+        return [View("picture", picture(row.query.image), token, 0, cells(side, side))]
 
     def propose(self, params: Any, images: Sequence[Any]) -> Proposals:
         found = []

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from mg_jax.answer import Answer
-from mg_jax.assistants.base import Adapter, Proposals, Row, boxed_notes, picture, slots, turns
+from mg_jax.assistants.base import (
+    Adapter,
+    Proposals,
+    Row,
+    View,
+    boxed_notes,
+    padded_cells,
+    picture,
+    slots,
+    turns,
+)
 from mg_jax.data.detections import Found, as_found, to_canvas
 from mg_jax.data.samples.mg_llava import batch, nothing, pixels, prepared
 from mg_jax.data.video import frame_numbers, read_frames
@@ -23,6 +33,7 @@ class MGLLaVAAdapter(Adapter):
 
     preprocessing = "clip_pad"
     text_alone = True
+    can = frozenset({"videos"})
     # The last picture and video looked at and what was found: a conversation stays with them.
     _looked: tuple[Any, Any, Any] = (None, None, None)
 
@@ -33,6 +44,10 @@ class MGLLaVAAdapter(Adapter):
     @property
     def pad_id(self) -> int:
         return int(self.codec.pad_id)
+
+    @property
+    def visual(self) -> tuple[int, ...]:
+        return self.codec.image_id, self.codec.box_id
 
     def read(self, query: Query) -> Row:
         cfg, notes = self.system.cfg, boxed_notes(query.regions)
@@ -117,6 +132,14 @@ class MGLLaVAAdapter(Adapter):
             ids, logprobs, row.width, row.height, question=row.query.prompt, notes=row.notes
         )
         return answer
+
+    def views(self, row: Row) -> list[View]:
+        if row.query.video is not None:
+            raise UserError("attention is drawn on one picture, not on a video: pass an image")
+        if row.query.image is None:
+            return []
+        places = padded_cells(self.system.cfg.low.grid, row.width, row.height)
+        return [View("picture", picture(row.query.image), self.codec.image_id, 0, places)]
 
     def propose(self, params: Any, images: Sequence[Any]) -> Proposals:
         if self.detect is None:

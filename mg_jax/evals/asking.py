@@ -2,7 +2,7 @@
 
 Each function takes an Example and gives it the questions of one kind as turns, with the annotated
 answers, or None where it affords none. Wording: the first of Groma's published questions of the
-kind, ours for presence. What is drawn depends on the example's id alone.
+kind, ours for presence and object images. What is drawn depends on the example's id alone.
 """
 
 import re
@@ -13,7 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from mg_jax.data.tasks.base import Talk, absent_names, classes, draw, named, present_names
+from mg_jax.data.tasks.filters import Filters
 from mg_jax.data.tasks.locating import expressions
+from mg_jax.data.tasks.objects import OBJECT_TASKS, OPTIONS, image
 from mg_jax.example import Example
 from mg_jax.text import instructions, markup, words
 
@@ -21,6 +23,7 @@ BOXES = 10  # boxes of a picture whose name is asked for, a draw where it has mo
 NAMES = 3  # names of a picture that are there, and as many that are not, in a draw of each
 
 _WORDING = instructions.get("groma")
+_OBJECTS = instructions.get("tiny_grounding_gpt")
 
 
 def rec(example: Example) -> Example | None:
@@ -70,9 +73,51 @@ def presence(example: Example) -> Example | None:
     talk = Talk(example)
     there, missing = _drawn(example, present_names(example))
     for name, absent in [(n, False) for n in there] + [(n, True) for n in missing]:
-        text = _WORDING.texts["presence"][0].replace("{}", words.a(name))
-        answer = _WORDING.texts["presence_no" if absent else "presence_yes"][0]
-        talk.say("presence", text, answer.replace("{}", name if absent else words.a(name)), absent)
+        talk.say("presence", *is_there(name, not absent), absent)
+    return talk.done()
+
+
+def is_there(name: str, there: bool) -> tuple[str, str]:
+    """The question whether a thing of that name is in the picture, and the answer."""
+    answer = _WORDING.texts["presence_yes" if there else "presence_no"][0]
+    return (
+        _WORDING.texts["presence"][0].replace("{}", words.a(name)),
+        answer.replace("{}", words.a(name) if there else name),
+    )
+
+
+def object_match(example: Example) -> Example | None:
+    """Where is it, for the images of up to BOXES things, in their order."""
+    talk = Talk(example)
+    regions = Filters().shown((*example.objects, *example.regions))
+    for k in sorted(_rng(example).permutation(len(regions))[:BOXES]):
+        region = replace(regions[k], label=None)  # the name must not travel with the box
+        user = _OBJECTS.texts["object_match"][0].replace("{}", image(talk, region))
+        talk.say("object_match", user, talk.mark(region))
+    return talk.done()
+
+
+def object_choice(example: Example) -> Example | None:
+    """One question of each kind, where there are four options."""
+    return _several(example, ("place_choice", "name_choice"), OPTIONS)
+
+
+def object_relation(example: Example) -> Example | None:
+    """Up to NAMES questions about relations."""
+    return _several(example, ("object_relation",) * NAMES)
+
+
+def _several(example: Example, tasks: Iterable[str], options: int = 0) -> Example | None:
+    """A question of each task, those without so many options left out where a number is given."""
+    talk, rng = Talk(example), _rng(example)
+    for task in tasks:
+        made = OBJECT_TASKS[task](example, rng, _OBJECTS)
+        if made is None or (options and made.meta["turns"][0].get("options") != options):
+            continue
+        for turn, record in zip(made.turns, made.meta["turns"], strict=True):
+            user, answer = talk.move(turn.user, made.regions), turn.assistant or ""
+            if talk.say(task, user, answer) and "options" in record:
+                talk.records[-1]["options"] = record["options"]
     return talk.done()
 
 

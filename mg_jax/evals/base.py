@@ -56,7 +56,9 @@ class Task:
     """One kind of question.
 
     headline: the metric that the strategies compete in. rule: the strategies in words.
-    scenes: options of the procedural scenes; None for a task that is for annotated pictures alone.
+    needs: what a system must have a part for ("object images", "videos", "proposals"), "" for what
+    all have. scenes: options of the procedural scenes; None for a task that is for annotated
+    pictures alone.
     asks: False where pictures are given to `propose`. max_new_tokens: enough for a right answer.
     A prediction is what `read` makes of an answer.
     """
@@ -66,6 +68,7 @@ class Task:
     rule: str
     scenes: Mapping[str, Any] | None
     asks = True
+    needs = ""
     max_new_tokens = 48
 
     def items(

@@ -23,7 +23,7 @@ OBJECTS = 10  # of a picture that are asked about, a draw where it has more
 class WhichBox(Task):
     """Is the object in a box a <name> or a <name>? accuracy: the answer names its class by the
     published reading (`ferret_text.names_class`), so one that names both is right too; both: share
-    of answers that do.
+    of answers that do. Of scenes also the accuracy of small, medium and large things.
 
     Of annotations: up to OBJECTS labelled objects a picture. The other name is drawn from those
     that the data set says are absent, else from the picture's other labels.
@@ -88,6 +88,9 @@ class WhichBox(Task):
         ]
         yield "accuracy", float(np.mean(right))
         yield "both", float(np.mean(both))
+        sizes = [_size(item) for item in items]
+        for size in sorted(set(filter(None, sizes))):
+            yield size, float(np.mean([r for r, s in zip(right, sizes, strict=True) if s == size]))
 
     def strategies(self, items: Sequence[Item]) -> Iterator[list[Any]]:
         yield [_choices(item)[0] for item in items]
@@ -141,6 +144,14 @@ def _choices(item: Item) -> tuple[str, str]:
     text = item.example.turns[item.turn or 0].user
     first, _, second = text.partition(" of the image a ")[2].rstrip("?").partition(" or a ")
     return first, second
+
+
+def _size(item: Item) -> str:
+    """How large the thing is that a question is about, "" where the source does not say."""
+    known, number = item.example.meta.get("objects"), item.record.get("object")
+    if not isinstance(known, list) or not isinstance(number, int):
+        return ""
+    return str(known[number].get("size", ""))
 
 
 def _other(item: Item) -> str:

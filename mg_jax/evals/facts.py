@@ -116,7 +116,7 @@ class Reading(Fact):
 class Moved(Fact):
     """What moves in a video: all that does and nothing else, colours and shapes."""
 
-    name = "moved"
+    name, needs = "moved", "videos"
     scenes = {"tasks": "moved", "frames": 8}
     max_new_tokens = 48
 
@@ -131,7 +131,7 @@ class Moved(Fact):
 class Direction(Fact):
     """Where a thing of a video moves to, or that it does not."""
 
-    name = "direction"
+    name, needs = "direction", "videos"
     scenes = {"tasks": "direction", "frames": 8}
 
     def kind(self, item: Item) -> str:

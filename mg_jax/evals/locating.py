@@ -18,7 +18,7 @@ from mg_jax.text import markup
 from mg_jax.text.words import noun
 
 
-def _objects(item: Item) -> np.ndarray:
+def largest_first(item: Item) -> np.ndarray:
     """All annotated boxes in pixels, largest first; the whole picture where there are none."""
     boxes = item.pixel_boxes(item.example.objects)
     if not len(boxes):
@@ -26,8 +26,9 @@ def _objects(item: Item) -> np.ndarray:
     return boxes[np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable")]
 
 
-def _central(item: Item) -> np.ndarray:
-    boxes = _objects(item)
+def central(item: Item) -> np.ndarray:
+    """The box [1, 4] of the object nearest to the middle of the picture, in pixels."""
+    boxes = largest_first(item)
     middle = np.asarray([item.example.width, item.example.height]) / 2
     offset = (boxes[:, :2] + boxes[:, 2:]) / 2 - middle
     return boxes[[int((offset**2).sum(1).argmin())]]
@@ -123,8 +124,8 @@ class Rec(Task):
         yield "n_absent", sum(i.absent for i in items)
 
     def strategies(self, items: Sequence[Item]) -> Iterator[list[Located]]:
-        yield [place(_objects(item)[:1]) for item in items]
-        yield [place(_central(item)) for item in items]
+        yield [place(largest_first(item)[:1]) for item in items]
+        yield [place(central(item)) for item in items]
 
 
 def _referring(task: Task, pairs: Sequence[tuple[Item, Located]]) -> dict[str, float]:
@@ -237,7 +238,7 @@ class AllInstances(Task):
         yield "targets", float(np.mean([len(d.targets) for d in found]))
 
     def strategies(self, items: Sequence[Item]) -> Iterator[list[Located]]:
-        yield [place(_objects(item)[: len(item.targets)]) for item in items]
+        yield [place(largest_first(item)[: len(item.targets)]) for item in items]
 
 
 class Proposals(Task):
@@ -248,7 +249,7 @@ class Proposals(Task):
     by COCO's matching to that class alone; class_recall@0.5: its mean.
     """
 
-    name, headline, asks = "proposals", "ar@100", False
+    name, headline, asks, needs = "proposals", "ar@100", False, "proposals"
     rule = "100 boxes of the data set's median size on a 10x10 grid"
     scenes = {"tasks": "none"}
 

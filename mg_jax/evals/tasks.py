@@ -13,12 +13,15 @@ from mg_jax.evals.choosing import WhichBox, WhichFree, WhichPoint
 from mg_jax.evals.classes import Detection, Naming
 from mg_jax.evals.facts import Direction, Moved, Reading, Vqa
 from mg_jax.evals.locating import Absent, AllInstances, Proposals, Rec
+from mg_jax.evals.objects import ObjectChoice, ObjectMatch, ObjectRelation
+from mg_jax.evals.probing import Pope
 from mg_jax.evals.questions import Item, is_scenes
 from mg_jax.evals.wording import GroundedCaption, Presence, Regions
 
 _ALL = (
     Rec, Regions, Presence, AllInstances, Proposals, GroundedCaption, Absent, WhichBox, WhichPoint,
-    WhichFree, Vqa, Reading, Moved, Direction, Naming, Detection,
+    WhichFree, ObjectMatch, ObjectChoice, ObjectRelation, Pope, Vqa, Reading, Moved, Direction,
+    Naming, Detection,
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,13 @@ import jax.numpy as jnp
 from mg_jax import config
 from mg_jax.errors import UserError
 
+# name: the class of its config
+SYSTEMS = {
+    "groma": "GromaConfig",
+    "mg_llava": "MGLLaVAConfig",
+    "ferret": "FerretConfig",
+    "tiny_grounding_gpt": "TinyGroundingGPTConfig",
+}
 Loss = Callable[[Any, dict, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -63,19 +71,10 @@ def build(name: str, model: Mapping[str, Any] | Any) -> System:
 
     Raises UserError for an unknown system or config key.
     """
-    if name == "groma":
-        from mg_jax.models import groma
-
-        cfg = model if isinstance(model, groma.GromaConfig) else None
-        return groma.system(cfg or config.build(groma.GromaConfig, model, "config.model"))
-    if name == "mg_llava":
-        from mg_jax.models import mg_llava
-
-        cfg = model if isinstance(model, mg_llava.MGLLaVAConfig) else None
-        return mg_llava.system(cfg or config.build(mg_llava.MGLLaVAConfig, model, "config.model"))
-    if name == "ferret":
-        from mg_jax.models import ferret
-
-        cfg = model if isinstance(model, ferret.FerretConfig) else None
-        return ferret.system(cfg or config.build(ferret.FerretConfig, model, "config.model"))
-    raise UserError(f"system {name!r} is not known; known: groma, mg_llava, ferret")
+    if name not in SYSTEMS:
+        raise UserError(f"system {name!r} is not known; known: {', '.join(SYSTEMS)}")
+    module = import_module(f"mg_jax.models.{name}")
+    kind = getattr(module, SYSTEMS[name])
+    cfg = model if isinstance(model, kind) else config.build(kind, model, "config.model")
+    found: System = module.system(cfg)
+    return found

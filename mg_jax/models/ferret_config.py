@@ -27,6 +27,8 @@ class FerretConfig:
     of `tile_size` px; None: `low` does, as in Ferret-UI. `grids`: (columns, rows) to choose from.
     `low_layer`, `tile_layer`: hidden state that is read; None is the last one, normed, which
     DINOv2's own heads were trained on (the paper does not say). Without a `tile`, low_layer's.
+    `tile_pixels`: whose mean and deviation tiles are normalised with, those of the encoder that
+    sees them ("own"), CLIP's or ImageNet's (DINOv2's); Ferret-UI's code gives all crops CLIP's.
     `tile_projector`: one of its own, begun with the global one's values, or that one.
     `region_map`: what regions are read from, both maps' sum or the whole picture's alone.
     `fusion`: the sum is of "projected" maps (paper's equations 2 to 4) or of "raw" ones
@@ -51,6 +53,7 @@ class FerretConfig:
     grids: tuple[Grid, ...] = GRIDS_V2
     low_layer: int = -2
     tile_layer: int | None = None
+    tile_pixels: Literal["own", "clip", "imagenet"] = "own"
     projector: Literal["linear", "mlp"] = "mlp"
     tile_projector: Literal["own", "shared"] = "own"
     region_map: Literal["fused", "global"] = "fused"
@@ -88,6 +91,8 @@ class FerretConfig:
     @property
     def tile_mean_std(self) -> str:
         """Whose mean and deviation tiles are normalised with: "clip" or "imagenet" (DINOv2's)."""
+        if self.tile_pixels != "own":
+            return self.tile_pixels
         return "imagenet" if self.tile and self.tile.kind == "dinov2" else "clip"
 
     @property

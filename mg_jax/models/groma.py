@@ -25,7 +25,7 @@ from mg_jax.models.detr import DetrConfig, Proposer
 from mg_jax.models.groma_batch import example_batch
 from mg_jax.models.pointing import pointing_loss, region_slots
 from mg_jax.models.regions import RegionConfig, RegionEncoder
-from mg_jax.models.vlm import NewTokens, occurrence, scatter, take, unit
+from mg_jax.models.vlm import NewTokens, occurrence, read_prompt, scatter, take, unit
 from mg_jax.nn import MLP, Linear, over_batch
 from mg_jax.vision.vit import ViT, ViTConfig
 
@@ -288,12 +288,10 @@ class Groma(nn.Module):
         """Read the prompt into the cache; logits after the last valid token of each row."""
         aux = self.encode(batch, order)
         joined = self.embed(batch, aux)
-        hidden, grown = self.lm(joined["embeddings"], joined["valid"], cache)
-        slots = jnp.arange(joined["valid"].shape[1])[None]
-        last = jnp.where(joined["valid"], slots, 0).max(1)
-        hidden = take(hidden, last[:, None])
-        cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
-        return self.logits(hidden)[:, 0], cache, {**aux, **joined}
+        logits, cache = read_prompt(
+            self.lm, joined["embeddings"], joined["valid"], cache, self.logits
+        )
+        return logits, cache, {**aux, **joined}
 
     def decode(
         self, tokens: Int[Array, "B 1"], cache: KVCache

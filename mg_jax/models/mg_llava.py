@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mg_jax import losses
 from mg_jax.attention import KVCache
@@ -20,7 +20,8 @@ from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
 from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
-from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, unit
+from mg_jax.models.pointing import gaze_shapes, looking_loss
+from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
 from mg_jax.ops.resize import resize_linear
@@ -222,11 +223,6 @@ class MGLLaVA(nn.Module):
         return next_token(self.lm, tokens, cache)
 
 
-def true_first(vectors: Float[Array, "B R D"], mask: Bool[Array, "B R"]) -> Float[Array, "B R D"]:
-    """The vectors of each row with those in `mask` first, in order."""
-    return take(vectors, jnp.argsort(~mask, axis=1, stable=True))
-
-
 def example_batch(
     cfg: MGLLaVAConfig,
     stage: str,
@@ -255,7 +251,6 @@ def example_batch(
             "labels": array(targets, LABELS, dtype=jnp.int32),
         }
     given = {"refer_boxes": array(refer, 4), "refer_mask": array(refer, dtype=bool)}
-    looks = {"gaze": array(gaze, 2, dtype=jnp.int32), "gaze_weight": array(gaze)}
     return {
         "high": array(frames, s, s, 3),
         "boxes": array(frames, r, 4),
@@ -264,7 +259,7 @@ def example_batch(
         "valid": array(t, dtype=bool),
         "loss_mask": array(t, dtype=bool),
         **(given if cfg.refer else {}),
-        **(looks if cfg.pointing_weight else {}),
+        **(gaze_shapes(b, gaze) if cfg.pointing_weight else {}),
     }
 
 
@@ -321,12 +316,8 @@ def system(cfg: MGLLaVAConfig) -> System:
         count = batch["box_mask"].sum((1, 2)).astype(jnp.float32)
         metrics = {**metrics, "boxes": count.mean()}
         if cfg.pointing_weight:
-            (maps,) = maps["intermediates"]["lm"]["blocks"]["attn"]["attention"]
-            at, target = jnp.moveaxis(batch["gaze"], -1, 0)
-            look, pointed = losses.pointing_loss(
-                maps[cfg.pointing_layer], at, target, batch["gaze_weight"]
-            )
-            metrics |= {"pointing": look, "pointed": pointed, "language": loss}
+            look, found = looking_loss(maps, cfg.pointing_layer, batch)
+            metrics |= {**found, "language": loss}
             loss = loss + cfg.pointing_weight * look
         return loss, metrics
 

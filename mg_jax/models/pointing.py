@@ -1,7 +1,10 @@
 """A loss on attention: it brings along what a pretrained language model would know.
 
-`GromaConfig.pointing_weight` is its share. It trains the parameters that are there and adds none.
+`pointing_weight` of a config is its share. It trains the parameters that are there and adds none.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,27 @@ from mg_jax.models.vlm import take
 def region_slots(tokens: Int[Array, "B T"], region: int, count: int) -> Int[Array, "B R"]:
     """Positions of the `count` tokens `region`, each after its `<r_k>`, in every row."""
     return jnp.argmax(tokens == region, axis=1)[:, None] + 2 * jnp.arange(count)[None]
+
+
+def looking_loss(
+    kept: Any, layer: int, batch: Mapping[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, metrics) of the first head of a layer that reads what `gaze` of a batch says.
+
+    kept: the language model's mutable collections after a forward pass with "intermediates".
+    """
+    (maps,) = kept["intermediates"]["lm"]["blocks"]["attn"]["attention"]
+    at, target = jnp.moveaxis(batch["gaze"], -1, 0)
+    look, pointed = losses.pointing_loss(maps[layer], at, target, batch["gaze_weight"])
+    return look, {"pointing": look, "pointed": pointed}
+
+
+def gaze_shapes(rows: int, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of what `looking_loss` takes of a batch."""
+    return {
+        "gaze": jax.ShapeDtypeStruct((rows, count, 2), jnp.int32),
+        "gaze_weight": jax.ShapeDtypeStruct((rows, count), jnp.float32),
+    }
 
 
 def pointing_loss(

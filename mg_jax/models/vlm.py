@@ -1,5 +1,6 @@
 """What the systems share: visual vectors into the prompt, and a second vocabulary table."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -50,14 +51,26 @@ def unit(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
     return x * jax.lax.rsqrt(square + 1e-6).astype(x.dtype)
 
 
+def true_first(vectors: Float[Array, "B R D"], mask: Bool[Array, "B R"]) -> Float[Array, "B R D"]:
+    """The vectors of each row with those in `mask` first, in order."""
+    return take(vectors, jnp.argsort(~mask, axis=1, stable=True))
+
+
 def read_prompt(
-    lm: Any, embeddings: Float[Array, "B T D"], valid: Bool[Array, "B T"], cache: KVCache
+    lm: Any,
+    embeddings: Float[Array, "B T D"],
+    valid: Bool[Array, "B T"],
+    cache: KVCache,
+    logits: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """A joined prompt into the cache; logits after the last valid token of each row."""
+    """A joined prompt into the cache; logits after the last valid token of each row.
+
+    logits: of hidden states, where they are not the language model's own.
+    """
     hidden, grown = lm(embeddings, valid, cache)
     last = jnp.where(valid, jnp.arange(valid.shape[1])[None], 0).max(1)
     cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
-    return lm.logits(take(hidden, last[:, None]))[:, 0], cache
+    return (logits or lm.logits)(take(hidden, last[:, None]))[:, 0], cache
 
 
 def next_token(

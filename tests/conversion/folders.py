@@ -15,6 +15,7 @@ from mg_jax.models.ferret import FerretConfig, version
 from mg_jax.models.groma import GromaConfig
 from mg_jax.models.mg_llava import MGLLaVAConfig
 from mg_jax.models.regions import RegionConfig
+from mg_jax.models.tiny_grounding_gpt import TinyGroundingGPTConfig
 from mg_jax.vision.convnext import ConvNeXtConfig
 from mg_jax.vision.vit import ViTConfig
 
@@ -64,6 +65,12 @@ CONFIGS: dict[str, Any] = {
     ),
     "ferret": FERRET,
     "ferret_ui": FERRET_UI,
+    "tiny_grounding_gpt": TinyGroundingGPTConfig(
+        clip=CLIP,
+        dino=ViTConfig(**{**vars(VISION), "image_size": 70}),
+        lm=LMConfig(**{**vars(LM), "qkv_bias": True}),
+        object_tokens=4,
+    ),
     "convnext": ConvNeXtConfig(depths=(1, 2, 1, 1), widths=(8, 16, 24, 32)),
 }
 

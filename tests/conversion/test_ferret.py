@@ -152,7 +152,7 @@ def test_what_lacks_the_tower_is_told_where_it_is(tmp_path, name, whole):
     with pytest.raises(UserError, match=r"lack CLIP's tower.*--with openai/clip-vit-large"):
         conversion.prepare(tmp_path / "a", tmp_path / "b")
     write_folder(tmp_path / "lm", "llama")
-    with pytest.raises(UserError, match="Ferret's files lack CLIP's tower alone"):
+    with pytest.raises(UserError, match="is none of what Ferret's files leave out: CLIP's tower"):
         conversion.prepare(tmp_path / "a", tmp_path / "b", parts=[tmp_path / "lm"])
     write_folder(tmp_path / "clip", "clip", cfg=dataclasses.replace(CLIP, width=8))
     with pytest.raises(UserError, match="mm_hidden_size: 16, but CLIP's tower has 8"):

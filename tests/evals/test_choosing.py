@@ -34,10 +34,11 @@ def test_scenes(name):
     assert {asked(i.example, i.turn)[1][0].kind for i in items} == KINDS[name]
     assert all(len(asked(i.example, i.turn)[1]) == 1 for i in items)
     right = answered(name, data, lambda i: i.reference)
-    assert right.metrics == {"accuracy": 1.0, "both": 0.0} and right.invalid == 0
+    sizes = dict.fromkeys(("large", "medium", "small"), 1.0)
+    assert right.metrics == {"accuracy": 1.0, "both": 0.0} | sizes and right.invalid == 0
     assert 0.3 < right.majority["accuracy"] < 0.75  # the true name is first about half of the time
     both = answered(name, data, lambda i: i.example.turns[0].user)
-    assert both.metrics == {"accuracy": 1.0, "both": 1.0}
+    assert both.metrics == {"accuracy": 1.0, "both": 1.0} | sizes
     denied = answered(name, data, lambda i: f"It is not {i.reference}")
     assert denied.metrics["accuracy"] == 0.0
     assert SCENE_TASKS[name][1] == 0.0  # never drawn unless it is named

@@ -15,7 +15,8 @@ from mg_jax.errors import UserError
 @pytest.fixture
 def config_of(monkeypatch):
     def parse(study, run):
-        argv = ["x", f"--config={ablate.STUDIES[study].config}", *ablate.RUNS[run]]
+        config = ablate.STAGES.get(run, ((ablate.STUDIES[study].config, 1.0),))[-1][0]
+        argv = ["x", f"--config={config}", *ablate.RUNS[run]]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
         values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", flag_values=values)
@@ -57,6 +58,64 @@ def test_arms_of_mg_llava_build(study, config_of):
         learned[arm] = {path: x.shape for path, x in p.state.params.items()}
     shapes = [tuple(sorted(x.items())) for x in learned.values()]
     assert len(set(shapes)) == len(shapes) or study == "merging"  # f2b and b2f have one shape
+
+
+FERRETS = {  # run: (most image tokens, parts, what stays frozen)
+    "direct-frozen": (256, {"low"}, {"low"}),
+    "direct-trained": (256, {"low"}, set()),
+    "any-frozen": (320, {"low"}, {"low"}),
+    "any-trained": (320, {"low"}, set()),
+    "fixed": (64, {"low"}, set()),
+    "ground": (448, {"low", "tile", "tile_projector"}, set()),
+    "clip": (448, {"low", "tile_projector"}, set()),
+    "v2": (448, {"low", "tile", "tile_projector"}, set()),
+    "dense": (448, {"low", "tile", "tile_projector"}, set()),
+}
+
+
+@pytest.mark.parametrize("study", ["upsampling", "referring", "tiles", "dense"])
+def test_arms_of_ferret_build(study, config_of):
+    for run in ablate.STUDIES[study].arms.values():
+        cfg, p = built(config_of(study, run))
+        tokens, parts, frozen = FERRETS[run]
+        assert cfg.largest == tokens
+        found = {path.split("/")[0] for path in (*p.state.params, *p.frozen)}
+        assert found == parts | {"lm", "projector", "sampler"}
+        assert {path.split("/")[0] for path in p.frozen} == frozen
+        assert cfg.region_map == ("global" if run == "ground" else "fused")
+
+
+@pytest.mark.parametrize("study", ["objects", "dialogues"])
+def test_arms_of_tiny_grounding_gpt_build(study, config_of):
+    arms = {arm: config_of(study, run) for arm, run in ablate.STUDIES[study].arms.items()}
+    shapes = []
+    for config in arms.values():
+        _, p = built(config)
+        assert config.stage == "global" and not p.frozen
+        shapes.append({path: x.shape for path, x in p.state.params.items()})
+    assert shapes[0] == shapes[1]
+    mark = "object_match" if study == "objects" else "grounding_dialogue"
+    assert [mark in config.data for config in arms.values()] == [False, True]
+    for run in ablate.STUDIES[study].arms.values():
+        (local, most), (last, rest) = ablate.STAGES[run]
+        assert "stage=local" in local and "stage=global" in last and most + rest == 1
+        assert ("without=objects" in local) == (run == "no-objects")
+
+
+def test_stages_of_a_run_follow_each_other(tmp_path):
+    study = ablate.STUDIES["dense"]
+    first, second = ablate.commands(tmp_path / "r", study, "runs/caption", 90, 2, "dense")
+    assert "configs/ferret.py:stage=dense,size=tiny" in first and ablate.FERRET in second
+    assert (
+        f"--workdir={tmp_path / 'r' / 'stage0'}" in first
+        and f"--workdir={tmp_path / 'r'}" in second
+    )
+    assert "--config.init_from=runs/caption" in first
+    assert f"--config.init_from={tmp_path / 'r' / 'stage0'}" in second
+    for command in (first, second):
+        assert {"--config.train.steps=45", "--config.seed=2"} <= set(command)
+    (alone,) = ablate.commands(tmp_path, ablate.STUDIES["lm"], "a", 9, 0, "lm-frozen")
+    assert alone[4] == ablate.GROMA and alone[-1] == ablate.RUNS["lm-frozen"][0]
 
 
 def test_table():

@@ -73,6 +73,15 @@ def test_token_counts():
     assert unpad.largest == 576 + 6 * 24 * 25
 
 
+def test_whose_pixels_tiles_have():
+    """DINOv2's own by default, CLIP's where CLIP sees them, or as Ferret-UI's code gives all."""
+    assert FerretConfig().tile_mean_std == "imagenet"
+    assert FerretConfig(tile_pixels="clip").tile_mean_std == "clip"
+    assert FerretConfig(**version("ui")).tile_mean_std == "clip"
+    with pytest.raises(UserError, match="tile_pixels: 'dino'"):
+        build("ferret", {**TINY, "tile_pixels": "dino"})
+
+
 def test_direct_upsampling_interpolates_clips_positions():
     """The same weights see a larger picture as more cells."""
     small = build("ferret", {**TINY, "grids": [], "tile": None, "tile_projector": "shared"})

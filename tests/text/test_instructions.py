@@ -13,6 +13,7 @@ SYSTEMS = ("groma", "mg_llava", "ferret", "tiny_grounding_gpt", "llava")
 # What a text of a key may hold at `{}` and at names
 PARTS = {
     "relation": {"", "other"}, "related": {"", "predicate"},
+    "relation_yes_no": {"", "predicate", "other"}, "grounded_description": set(),
     "caption": set(), "detailed_caption": set(), "grounded_caption": set(),
     "dense_detection": set(),
 }  # fmt: skip

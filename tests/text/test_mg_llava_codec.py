@@ -65,7 +65,7 @@ def answers(codec, encoded):
 
 def test_get():
     assert codecs.get("mg_llava") is MGLLaVACodec
-    with pytest.raises(UserError, match="choose groma, mg_llava or ferret"):
+    with pytest.raises(UserError, match="choose groma, mg_llava, ferret"):
         codecs.get("llava")
 
 

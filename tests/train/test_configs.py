@@ -1,6 +1,6 @@
 """Every config at every size builds, with the published shapes; typos are refused.
 
-Those of MG-LLaVA and Ferret: test_mg_llava_config.py, test_ferret_config.py.
+Those of MG-LLaVA, Ferret and TinyGroundingGPT have files of their own, test_<system>_config.py.
 """
 
 import math
@@ -133,5 +133,5 @@ def test_a_misspelt_key_is_refused():
 
 def test_every_file_of_configs_is_covered_here():
     files = {f.stem for f in Path(groma.__file__).parent.glob("*.py")}
-    assert files == {"__init__", "base", "ferret", "groma", "mg_llava"}
+    assert files == {"__init__", "base", "ferret", "groma", "mg_llava", "tiny_grounding_gpt"}
     assert base.get_config().optim.betas == (0.9, 0.999)

@@ -74,6 +74,47 @@ def test_full_sizes_build_with_the_published_shape(version, stage, size):
     assert ("tiles" in p.example) == (version != "v1" and stage != "caption")
 
 
+@pytest.mark.parametrize(
+    ("arg", "tokens", "text"),
+    [
+        ("context=pool", 576 + 6 * 144, 2048),
+        ("context=fewer", 576 + 5 * 576, 640),
+        ("arm=fixed", 576, 576),
+        ("arm=direct", 1024, 576),
+        ("arm=any", 256 + 4 * 256, 576),
+        ("arm=ground", 4032, 576),
+        ("arm=clip,encoder=frozen", 4032, 576),
+    ],
+)
+def test_contexts_and_arms_build_at_full_size(arg, tokens, text):
+    """Spec 7.2: 1,024 tokens of direct upsampling against at most 1,280 of tiles."""
+    config = ferret.get_config(f"stage=instruction,size=7b,{arg}")
+    system = build(config.system, config.model.to_dict())
+    sizes = pipeline.batch_sizes(config, system.cfg)
+    p = plan(config, 100, system=system, mesh=make_mesh(1, 8, 1), sizes=sizes)
+    assert p.example["tokens"].shape[1] == tokens + text <= config.model.lm.max_positions
+    assert ("tiles" in p.example) == (arg not in ("arm=fixed", "arm=direct"))
+    parts = {path.split("/")[0] for path in (*p.state.params, *p.frozen)}
+    assert ("tile" in parts) == (arg.startswith("context") or arg == "arm=ground")
+    encoders = {path.split("/")[0] for path in p.frozen}
+    assert encoders == ({"low"} if "frozen" in arg else set())
+    assert (config.model.lm.rope_scaling is None) == arg.startswith("context")
+    tiny = ferret.get_config(f"stage=instruction,size=tiny,{arg}")
+    assert build(tiny.system, tiny.model.to_dict()).cfg.largest < 600
+
+
+@pytest.mark.parametrize(("side", "pool", "tokens"), [(224, 1, 256), (448, 2, 256)])
+def test_other_sides_of_a_tile(side, pool, tokens):
+    config = ferret.get_config("stage=instruction,size=7b")
+    config.model.tile_size, config.model.tile_pool = side, pool
+    cfg = build(config.system, config.model.to_dict()).cfg
+    assert cfg.largest == 576 + 6 * tokens
+    if side == 448:
+        config.model.tile_pool = 1
+        with pytest.raises(UserError, match="6 tiles is 6,720 tokens"):
+            build(config.system, config.model.to_dict())
+
+
 def test_hyperparameters():
     """v1's and Ferret-UI's are published; v2 has v1's."""
     for version, stage, size in FULL:
@@ -96,6 +137,9 @@ def test_hyperparameters():
         ("stage=instruction,size=8b", "size=8b is Llama-3-8B, which only version=ui has"),
         ("size=2b", "size is one of tiny, 7b, 13b, 8b"),
         ("stage=dens", "did you mean dense"),
+        ("arm=fixed,version=ui,stage=instruction", "arm=fixed is of version=v2"),
+        ("context=pool,version=v1,stage=instruction", "context=pool is of version=v2"),
+        ("encoder=frozen,stage=instruction", "no pretrained encoder of tiles to freeze"),
     ],
 )
 def test_wrong_arguments_are_named(arg, message):

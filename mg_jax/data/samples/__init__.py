@@ -14,7 +14,7 @@ from typing import Any
 
 from mg_jax.errors import UserError
 
-SYSTEMS = ("groma", "mg_llava", "ferret")
+SYSTEMS = ("groma", "mg_llava", "ferret", "tiny_grounding_gpt")
 
 
 def get(system: str) -> Any:

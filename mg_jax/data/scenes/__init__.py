@@ -6,6 +6,7 @@ world         what stands where and how much of it is seen; `make_world`, `rende
 language      noun phrases, positions, relations; `describe_matches` reads an answer back
 expressions   referring expressions, unique or fitting nothing
 tasks, talks  questions and answers by task
+objects       those with object images
 film          videos of scenes, and questions about what moves
 detect        what a detector would say of a scene
 conversation  `scene_example`: one scene with a conversation

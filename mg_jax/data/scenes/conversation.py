@@ -3,11 +3,12 @@
 import random
 from collections.abc import Callable, Mapping
 
-from mg_jax.data.scenes import talks, tasks
+from mg_jax.data.scenes import objects, talks, tasks
 from mg_jax.data.scenes.detect import detections
 from mg_jax.data.scenes.film import FILM_TASKS, FilmTalk, make_film
 from mg_jax.data.scenes.tasks import Talk, Task
 from mg_jax.data.scenes.world import World, make_world, render
+from mg_jax.data.tasks.objects import OBJECT_TASKS
 from mg_jax.data.weights import parse_weights
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region
@@ -36,16 +37,20 @@ TASKS: dict[str, tuple[Task, float]] = {
     "which_point": (tasks.which_point, 0.0),
     "which_free": (tasks.which_free, 0.0),
     "object_match": (tasks.object_match, 0.0),
+    **{name: (objects.task(name), 0.0) for name in OBJECT_TASKS if name != "object_match"},
 }
-_ONCE = ("caption", "grounded_caption", "dialogue", "moved")
+_ONCE = (
+    "caption", "grounded_caption", "dialogue", "moved", "grounding_dialogue",
+    "grounded_description",
+)  # fmt: skip
 
 
 def parse_tasks(text: str, video: bool = False) -> dict[str, float]:
     """Weights of "rec+presence", "rec*2+presence" or "all"; later parts add to earlier ones.
 
-    "all" is every task with the weights of TASKS (those without one have to be named), of videos
-    those of FILM_TASKS. Raises UserError for an unknown name, a task of the other kind, or a weight
-    that is none.
+    "all" is every task with the weights of TASKS (those without one, as most of
+    `mg_jax.data.tasks.objects`, have to be named), of videos those of FILM_TASKS. Raises UserError
+    for an unknown name, a task of the other kind, or a weight that is none.
     """
     known, other = (FILM_TASKS, TASKS) if video else (TASKS, FILM_TASKS)
     for part in text.split("+"):

@@ -92,7 +92,7 @@ def relation(example: Example, rng: np.random.Generator, wording: Instructions) 
     As annotated; where nothing is, by the side of the one on which the other lies (see `side`).
     """
     talk = Talk(example)
-    links = _Links(example, rng)
+    links = Links(example, rng)
     for one, predicate, other in shuffled(links.all, rng)[:1]:
         links.ask(talk, rng, wording, "relation", one, predicate, other)
     return talk.done()
@@ -103,7 +103,7 @@ def dialogue(example: Example, rng: np.random.Generator, wording: Instructions) 
     it, where is one like that; every question points at a region or names a class, and answers
     point at the next region. None where there are less than two rounds in it."""
     talk = Talk(example)
-    things, links = named(example), _Links(example, rng)
+    things, links = named(example), Links(example, rng)
     if len(things) < 2:
         return None
     name, here = things[rng.integers(len(things))]
@@ -138,7 +138,7 @@ def dialogue(example: Example, rng: np.random.Generator, wording: Instructions) 
     return talk.done() if len(talk.turns) > 1 else None
 
 
-class _Links:
+class Links:
     """The relations of a picture. all: (one, predicate, other) of regions."""
 
     def __init__(self, example: Example, rng: np.random.Generator):

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from mg_jax.data.tasks import asking, describing, locating
-from mg_jax.data.tasks.base import Talk, Task, draw
+from mg_jax.data.tasks.base import Talk, Task, draw, named
+from mg_jax.data.tasks.objects import NAMED, OBJECT_TASKS
 from mg_jax.data.weights import parse_weights
+from mg_jax.errors import BadRecord
 from mg_jax.example import Example
 from mg_jax.text.instructions import Instructions
 
@@ -44,16 +46,21 @@ AUTO: dict[str, float] = {
     "dialogue": 1.0,
 }
 # These ask for something else when drawn again; the others stand in a conversation once.
-_AGAIN = ("rec", "all_instances", "region_description", "presence", "relation")
+_AGAIN = (
+    "rec", "all_instances", "region_description", "presence", "relation", "object_match",
+    "place_choice", "name_choice", "object_relation",
+)  # fmt: skip
+_KNOWN = {**TASKS, **OBJECT_TASKS}
 _TRIES = 4  # draws a round until a conversation that repeats itself is left as it is
 
 
 def parse_tasks(text: str, where: str = "data") -> dict[str, float]:
     """Weights of "rec*2+presence" or "auto"; later parts add to earlier ones.
 
+    Tasks with object images, which not every system takes, have to be named.
     Raises UserError, beginning with `where`, for an unknown name or a weight that is none.
     """
-    return parse_weights(text, {name: AUTO[name] for name in TASKS}, "auto", where)
+    return parse_weights(text, AUTO | dict.fromkeys(OBJECT_TASKS, 0.0), "auto", where)
 
 
 def converse(
@@ -67,14 +74,15 @@ def converse(
 
     Tasks are drawn by weight among those that fit, until the conversation has `turns` rounds (a
     task of several rounds is not cut) or the example affords no further question. The regions are
-    those that the conversation points at. Determined by the state of `rng`.
+    those that the conversation points at. Determined by the state of `rng`. Raises BadRecord where
+    every task needs names and no box has one.
     """
     talk, left = Talk(example), dict(tasks)
     for _ in range(_TRIES * turns):
         made = None
         while left and made is None:
             name = draw(left, rng)
-            made = TASKS[name](example, rng, instructions)
+            made = _KNOWN[name](example, rng, instructions)
             if made is None or name not in _AGAIN:
                 del left[name]
         if made is None:
@@ -85,4 +93,9 @@ def converse(
             talk.say(record["task"], user, answer, record["absent"])
         if len(talk.turns) >= turns:
             break
+    if not talk.turns and set(tasks) <= set(NAMED) and example.objects and not named(example):
+        raise BadRecord(
+            f"example {example.id!r} of {example.source}: none of its {len(example.objects)} boxes "
+            f"has a name, which {', '.join(tasks)} must have: give labels, or choose other tasks"
+        )
     return talk.done()

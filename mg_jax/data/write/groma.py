@@ -107,23 +107,27 @@ def write_groma_instruct(
     """Write the turns as FOLDER/groma_instruct.json and FOLDER/images/, "[grounding]" taken out of
     the questions. Returns the two paths, as `groma_instruct:FILE,IMAGES` takes them."""
     folder = Path(folder)
-    rows = []
-    for example in examples:
-        boxes = [pixel_box(r, example) for r in example.regions]
-        messages = []
-        for turn in example.turns:
-            asked = turn.user.removeprefix(GROUNDING).strip()
-            messages += [_message(asked, "refer_box"), _message(turn.assistant or "", "ground_box")]
-        rows.append(
-            {
-                "file_name": save_picture(example, folder / "images", suffix),
-                "width": example.width,
-                "height": example.height,
-                "boxes": [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes],
-                "conversation": messages,
-            }
-        )
+    rows = [
+        groma_instruct_row(example, save_picture(example, folder / "images", suffix))
+        for example in examples
+    ]
     return write_json(folder / "groma_instruct.json", rows), folder / "images"
+
+
+def groma_instruct_row(example: Example, file_name: str) -> dict[str, Any]:
+    """The turns of an example as an entry of that file."""
+    boxes = [pixel_box(r, example) for r in example.regions]
+    messages = []
+    for turn in example.turns:
+        asked = turn.user.removeprefix(GROUNDING).strip()
+        messages += [_message(asked, "refer_box"), _message(turn.assistant or "", "ground_box")]
+    return {
+        "file_name": file_name,
+        "width": example.width,
+        "height": example.height,
+        "boxes": [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes],
+        "conversation": messages,
+    }
 
 
 def _message(text: str, mark: str) -> dict[str, Any]:

@@ -11,7 +11,6 @@ boxes, becomes Ferret's own request for coordinates at its end.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,18 @@ from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.added import AddedTokens
+from mg_jax.text.codecs.chat import (
+    Encoded,
+    Parts,
+    TextCodec,
+    check_answered,
+    pictured_turn,
+    stripped,
+    to_answer,
+)
 from mg_jax.text.codecs.ferret_decode import REGION, decode_answer
 from mg_jax.text.codecs.ferret_places import coordinates, format_place
-from mg_jax.text.codecs.marked import Piece, encode_marked, pictured_turn, stripped
+from mg_jax.text.codecs.marked import Piece, encode_marked
 from mg_jax.text.codecs.rows import pad_rows
 from mg_jax.text.instructions import GROUNDING
 from mg_jax.text.instructions.ferret import COORDINATES
@@ -30,10 +38,9 @@ from mg_jax.text.instructions.ferret import COORDINATES
 # How a question points at a region: as published, without the vector, or by the vector alone
 REFER = ("hybrid", "coordinates", "feature")
 Size = tuple[int, int]
-Encoded = dict[str, np.ndarray]
 
 
-class FerretCodec:
+class FerretCodec(TextCodec):
     """Conversations to ids and generated ids to answers, for one tokenizer and template.
 
     template: one of `templates.DIALOGUES`. image_tokens: visual vectors of the largest picture, for
@@ -55,15 +62,9 @@ class FerretCodec:
     ):
         if refer not in REFER:
             raise UserError(f"refer is {refer!r}: choose {', '.join(REFER)}")
-        self.vocab = tokenizer.size if vocab is None else vocab
-        if self.vocab < tokenizer.size:
-            raise UserError(
-                f"vocab is {vocab}, but the tokenizer has {tokenizer.size} ids: "
-                "the tokenizer and the language model do not belong together"
-            )
-        self.tokenizer: Any = tokenizer
+        super().__init__(tokenizer, text_tokens, vocab)
         self.template = templates.get_dialogue(template)
-        self.image_tokens, self.text_tokens, self.refer = image_tokens, text_tokens, refer
+        self.image_tokens, self.refer = image_tokens, refer
         self.image_id = self.vocab
         self.region_id = self.vocab + 1 if region_token is None else region_token
 
@@ -76,20 +77,7 @@ class FerretCodec:
     def end_id(self) -> int:
         """The id that ends an answer. Raises UserError when the tokenizer has none for it."""
         stop = next(iter(self.template.stops), "")
-        if stop in ("</s>", "\n", ""):
-            return int(self.tokenizer.eos_id)
-        try:
-            return int(self.tokenizer.id(stop))
-        except KeyError:
-            raise UserError(
-                f"template {self.template.name} ends answers with {stop}, which is no token of "
-                "this tokenizer: choose the template of its language model"
-            ) from None
-
-    @property
-    def pad_id(self) -> int:
-        """The id of positions without text; 0 for a tokenizer that names none."""
-        return int(self.tokenizer.pad_id or 0)
+        return self.ending(self.template.name, "" if stop in ("</s>", "\n") else stop)
 
     # -- to ids ----------------------------------------------------------------------------
 
@@ -109,9 +97,7 @@ class FerretCodec:
         too many or missing, or a turn without answer.
         """
         where = f"example {example.id!r}"
-        for n, turn in enumerate(example.turns):
-            if turn.assistant is None:
-                raise UserError(f"{where}: turn {n} has no answer to train on")
+        check_answered(example, where)
         size = example.width, example.height
         return self._write(example.turns, example.regions, size, image_tokens, where)
 
@@ -128,10 +114,7 @@ class FerretCodec:
 
         size: (width, height) of the picture in pixels. Raises UserError as `encode`.
         """
-        if not turns:
-            raise UserError(f"{where}: there is no question")
-        turns = [*turns[:-1], Turn(turns[-1].user, None)]
-        encoded = self._write(turns, regions, size, image_tokens, where)
+        encoded = self._write(to_answer(turns, where), regions, size, image_tokens, where)
         del encoded["loss_mask"]
         return encoded
 
@@ -165,11 +148,7 @@ class FerretCodec:
             tokens += [self.image_id] * (end - side)
             loss += [False] * (end - side)
             pieces = pieces[end:]
-        if (count := len(tokens) - image_tokens) > self.text_tokens:
-            raise UserError(
-                f"{where}: {count} tokens of text, but text_tokens is {self.text_tokens}: "
-                "shorten the conversation or raise text_tokens"
-            )
+        self.check_length(len(tokens) - image_tokens, where)
         return {
             "tokens": np.asarray(tokens, np.int32),
             "loss_mask": np.asarray(loss, bool),
@@ -216,12 +195,12 @@ class FerretCodec:
 
     def _question(
         self, text: str, regions: Sequence[Region], size: Size, refer: list[int]
-    ) -> list[str | int]:
+    ) -> Parts:
         """A question; `refer` gets the numbers of its regions with a vector."""
         if GROUNDING in text:
             text = text.replace(GROUNDING, "").strip()
             text += "" if COORDINATES in text else f" {COORDINATES}"
-        parts: list[str | int] = []
+        parts: Parts = []
         for s in markup.parse(text):
             if s.text:
                 parts.append(s.text)

@@ -10,6 +10,7 @@ out of the text, counted, and named in the answer's notes.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,12 @@ def decode_answer(
     tokens, logs = until_end(tokenizer, stops, ids, logprobs, faults)
     asked = [s.text.strip() for s in markup.parse(question or "") if s.kind == "phrase"]
     reader = Reader(faults, [phrase for phrase in asked if phrase])
-    reader.read(text_of(tokenizer, stops, tokens))
+    written = text_of(tokenizer, stops, tokens)
+    reader.read(written)
     scores = span_scores(tokenizer, tokens, logs, reader.spans)
     pixels = np.asarray(reader.boxes, np.float64).reshape(-1, 4) * [width, height, width, height]
-    return compose(reader.pieces, faults, pixels, scores, question, notes, width, height)
+    answer = compose(reader.pieces, faults, pixels, scores, question, notes, width, height)
+    return replace(answer, written=written.strip())
 
 
 def phrase_start(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Pieces of a conversation on their way to ids: where the picture goes, and what is a target.
+"""Pieces of a conversation on their way to ids, and which of those are targets.
 
 Upstream Ferret tokenises a whole conversation and then looks for the answers in it. So an answer
 is not tokenised by itself: what stands before it decides how its first piece looks.
@@ -6,10 +6,6 @@ is not tokenised by itself: what stands before it decides how its first piece lo
 
 from collections.abc import Sequence
 from typing import Any
-
-from mg_jax.errors import UserError
-from mg_jax.example import Turn
-from mg_jax.text import markup
 
 Piece = tuple[str | int, bool]  # a literal text or an id, and whether it is a target
 
@@ -77,31 +73,3 @@ def _common(a: list[int], b: list[int]) -> int:
     return next(
         (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )
-
-
-def pictured_turn(turns: Sequence[Turn], visual: bool, where: str, system: str) -> int | None:
-    """The turn whose question the picture precedes: the one with `<image>`, else the first; None
-    for text alone.
-
-    Raises UserError for two such marks, or one without a picture.
-    """
-    marks = [n for n, turn in enumerate(turns) for s in markup.parse(turn.user)
-             if s.kind == "image"]  # fmt: skip
-    if len(marks) > 1:
-        raise UserError(f"{where}: {len(marks)} <image> marks, but {system} takes one picture")
-    if marks and not visual:
-        raise UserError(f"{where}: turn {marks[0]} has an <image> mark, but there is no picture")
-    return (marks[0] if marks else 0) if visual else None
-
-
-def stripped(parts: list[str | int]) -> list[str | int]:
-    """The parts without white space at both ends."""
-    out = list(parts)
-    for end, strip in ((0, str.lstrip), (-1, str.rstrip)):
-        while out and isinstance(out[end], str):
-            text = strip(str(out[end]))
-            if text:
-                out[end] = text
-                break
-            del out[end]
-    return out

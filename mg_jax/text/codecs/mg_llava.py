@@ -17,19 +17,17 @@ import numpy as np
 from mg_jax.answer import Answer
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
-from mg_jax.text import markup, templates
+from mg_jax.text import markup
 from mg_jax.text.added import AddedTokens
-from mg_jax.text.codecs.marked import pictured_turn, stripped
+from mg_jax.text.codecs.chat import ChatCodec, Encoded, Parts, check_answered, to_answer
 from mg_jax.text.codecs.mg_llava_decode import decode_answer, format_box
 from mg_jax.text.codecs.rows import pad_rows
 
 REFER = ("text", "token")
 IMAGE, BOX, REGION = range(3)  # placeholder ids, counted from the vocabulary's end
 
-Encoded = dict[str, np.ndarray]
 
-
-class MGLLaVACodec:
+class MGLLaVACodec(ChatCodec):
     """Conversations to ids and generated ids to answers, for one tokenizer and template.
 
     template: one of `templates.FORMATS`. image_tokens: visual vectors of one picture (576 as
@@ -39,6 +37,8 @@ class MGLLaVACodec:
     (None: the tokenizer's size). frames, max_boxes: most frames of an example and most boxes of
     one picture or frame, for `length` alone.
     """
+
+    system = "MG-LLaVA"
 
     def __init__(
         self,
@@ -54,42 +54,18 @@ class MGLLaVACodec:
     ):
         if refer not in REFER:
             raise UserError(f"refer is {refer!r}: choose {' or '.join(REFER)}")
-        self.vocab = tokenizer.size if vocab is None else vocab
-        if self.vocab < tokenizer.size:
-            raise UserError(
-                f"vocab is {vocab}, but the tokenizer has {tokenizer.size} ids: "
-                "the tokenizer and the language model do not belong together"
-            )
-        self.tokenizer: Any = tokenizer
-        self.template = templates.get_format(template)
-        self.image_tokens, self.text_tokens, self.refer = image_tokens, text_tokens, refer
+        super().__init__(tokenizer, template, text_tokens, vocab)
+        self.image_tokens, self.refer = image_tokens, refer
         self.frame_tokens = image_tokens if frame_tokens is None else frame_tokens
         self.frames, self.max_boxes = frames, max_boxes
         self.image_id, self.box_id, self.refer_id = (self.vocab + n for n in (IMAGE, BOX, REGION))
+        self.not_text = (self.image_id, self.box_id)
 
     @property
     def length(self) -> int:
         """Positions of the longest sequence `encode` lets through."""
         video = self.frames * (self.frame_tokens + self.max_boxes) if self.frames > 1 else 0
         return self.text_tokens + max(self.image_tokens + self.max_boxes, video)
-
-    @property
-    def end_id(self) -> int:
-        """The id that ends an answer. Raises UserError when the tokenizer has none for it."""
-        if not self.template.suffix:
-            return int(self.tokenizer.eos_id)
-        try:
-            return int(self.tokenizer.id(self.template.suffix))
-        except KeyError:
-            raise UserError(
-                f"template {self.template.name} ends answers with {self.template.suffix}, which is "
-                "no token of this tokenizer: choose the template of its language model"
-            ) from None
-
-    @property
-    def pad_id(self) -> int:
-        """The id of positions without text; 0 for a tokenizer that names none."""
-        return int(self.tokenizer.pad_id or 0)
 
     # -- to ids ----------------------------------------------------------------------------
 
@@ -109,10 +85,8 @@ class MGLLaVACodec:
         region, pictures that do not fit `box_counts`, or a turn without answer.
         """
         where = f"example {example.id!r}"
-        for n, turn in enumerate(example.turns):
-            if turn.assistant is None:
-                raise UserError(f"{where}: turn {n} has no answer to train on")
-        return self._write(example.turns, example.regions, self.visual(box_counts), where)
+        check_answered(example, where)
+        return self._encoded(example.turns, example.regions, self.visual(box_counts), where)
 
     def encode_prompt(
         self,
@@ -126,10 +100,8 @@ class MGLLaVACodec:
 
         Earlier answers are written as in training. Raises UserError as `encode`.
         """
-        if not turns:
-            raise UserError(f"{where}: there is no question")
-        turns = [*turns[:-1], Turn(turns[-1].user, None)]
-        encoded = self._write(turns, regions, self.visual(box_counts), where)
+        turns = to_answer(turns, where)
+        encoded = self._encoded(turns, regions, self.visual(box_counts), where)
         del encoded["loss_mask"]
         return encoded
 
@@ -141,7 +113,7 @@ class MGLLaVACodec:
         image_id stands for the picture (None: text alone); labels are -100 where untrained.
         """
         visual = [] if image_id is None else [image_id]
-        encoded = self._write(turns, regions, visual, "conversation")
+        encoded = self._encoded(turns, regions, visual, "conversation")
         ids, loss = encoded["tokens"].tolist(), encoded["loss_mask"].tolist()
         return ids, [i if target else -100 for i, target in zip(ids, loss, strict=True)]
 
@@ -152,71 +124,33 @@ class MGLLaVACodec:
             i for count in box_counts for i in [self.image_id] * vectors + [self.box_id] * count
         ]
 
-    def _write(
+    def _encoded(
         self, turns: Sequence[Turn], regions: Sequence[Region], visual: list[int], where: str
     ) -> Encoded:
-        encode, t = self.tokenizer.encode_parts, self.template
-        pictured = pictured_turn(turns, bool(visual), where, "MG-LLaVA")
-        start = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        tokens: list[int] = []
-        loss: list[bool] = []
         refer: list[Any] = []
-
-        def add(ids: Iterable[int], target: bool = False) -> None:
-            tokens.extend(ids)
-            loss.extend([target] * (len(tokens) - len(loss)))
-
-        for n, turn in enumerate(turns):
-            for text in (turn.user, turn.assistant or ""):
-                markup.check(text, len(regions), f"{where}, turn {n}")
-            before, after = (self.tokenizer.split(text) for text in (t.before, t.after))
-            if n == 0 or not t.suffix:
-                add(start)
-            question = self._parts(turn.user, regions, refer)
-            if n == pictured:
-                # Each side of the picture is tokenised by itself
-                add(encode(before, bos=False))
-                add(visual)
-                question = stripped(question)
-                before = ["\n"] if question else []
-            add(encode([*before, *question, *after], bos=False))
-            if turn.assistant is None:
-                if n + 1 < len(turns):
-                    raise UserError(f"{where}: turn {n} of {len(turns)} has no answer")
-                continue
-            answer = [*self._parts(turn.assistant, regions), *self.tokenizer.split(t.suffix)]
-            add(encode(answer, bos=False), target=True)
-            if not t.suffix:
-                add([self.tokenizer.eos_id], target=True)
-            add(encode(self.tokenizer.split(t.sep), bos=False))
-        if (count := len(tokens) - len(visual)) > self.text_tokens:
-            raise UserError(
-                f"{where}: {count} tokens of text, but text_tokens is {self.text_tokens}: "
-                "shorten the conversation or raise text_tokens"
-            )
+        context = (regions, refer)
+        tokens, loss = self._write(turns, len(regions), visual, where, context)
         return {
             "tokens": np.asarray(tokens, np.int32),
             "loss_mask": np.asarray(loss, bool),
             "refer_boxes": np.asarray(refer, np.float32).reshape(-1, 4),
         }
 
-    def _parts(
-        self, text: str, regions: Sequence[Region], refer: list[Any] | None = None
-    ) -> list[str | int]:
-        """A question (with `refer`, which gets the boxes of its region tokens) or an answer."""
-        parts: list[str | int] = []
+    def _parts(self, text: str, question: bool, context: Any) -> Parts:
+        """context: the regions, and a list that gets the boxes of a question's region tokens."""
+        regions, refer = context
+        parts: Parts = []
         for s in markup.parse(text):
-            grounded = refer is None and s.kind == "phrase" and s.regions
-            if grounded:
+            if not question and s.kind == "phrase" and s.regions:
                 parts += [*self.tokenizer.split("<p>"), s.text, *self.tokenizer.split("</p>")]
             elif s.text:
                 parts.append(s.text)
             for k in s.regions:
-                if refer is not None and self.refer == "token":
+                if question and self.refer == "token":
                     parts.append(self.refer_id)
                     refer.append(regions[k].box)
                     continue
-                apart = refer is not None and s.kind == "phrase"
+                apart = question and s.kind == "phrase"
                 parts.append((" " if apart else "") + format_box(regions[k].box))
         return parts
 

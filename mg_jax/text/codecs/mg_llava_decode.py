@@ -8,7 +8,7 @@ ordinary text.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,23 +66,30 @@ def decode_answer(
     height: int,
     question: str | None,
     notes: tuple[str, ...],
+    parse: Callable[[str], tuple[float, ...] | str] = parse_box,
+    arrange: Callable[[list[Piece]], list[Piece]] = list,
 ) -> Answer:
-    """`MGLLaVACodec.decode`, which see; stops: texts that end an answer."""
+    """`MGLLaVACodec.decode`, which see; stops: texts that end an answer.
+
+    parse: as `parse_box`, for boxes of another space. arrange: changes the pieces before they are
+    put together.
+    """
     faults: Counter[str] = Counter()
     tokens, logs = until_end(tokenizer, stops, ids, logprobs, faults)
-    reader = _Reader(faults)
+    reader = _Reader(faults, parse)
     reader.read(text_of(tokenizer, stops, tokens))
     scores = span_scores(tokenizer, tokens, logs, reader.spans)
     pixels = np.asarray(reader.boxes, np.float64).reshape(-1, 4) * [width, height, width, height]
-    return compose(reader.pieces, faults, pixels, scores, question, notes, width, height)
+    pieces = arrange(reader.pieces)
+    return compose(pieces, faults, pixels, scores, question, notes, width, height)
 
 
 class _Reader:
     """Collects `pieces` (see `compose.Piece`), `boxes` xyxy in [0, 1] with the `spans` of their
     characters, and counts `faults` by name."""
 
-    def __init__(self, faults: Counter[str]):
-        self.faults = faults
+    def __init__(self, faults: Counter[str], parse: Callable[[str], tuple[float, ...] | str]):
+        self.faults, self.parse = faults, parse
         self.pieces: list[Piece] = []
         self.boxes: list[tuple[float, ...]] = []
         self.spans: list[tuple[int, int]] = []
@@ -151,7 +158,7 @@ class _Reader:
             self.faults["unclosed <p>"] += 1
             self.in_phrase = False
             self.awaits = bool(self.pieces) and self.pieces[-1][0] == "phrase"
-        box = parse_box(text)
+        box = self.parse(text)
         if isinstance(box, str):
             self.faults[box] += 1
             return

@@ -7,10 +7,14 @@ Keys are the tasks of `mg_jax.data.tasks`; a text takes at `{}`
     region_caption, region_description       <r:k>, and so nearest
     relation                                 <r:k>, and at {other} the second one
     related                                  <r:k>, and at {predicate} the relation
+    relation_yes_no                          <r:k> or <object:k>, {predicate} and {other}
+    object_match                             <object:k>
+    place_choice                             <r:k>
+    name_choice                              a phrase
     presence, presence_yes                   a noun with its article; presence_no without
     dense_referring, dense_referring_answer, dense_detection_answer     "1: ..., 2: ..."
     vqa, choice                              the question
-    caption, detailed_caption, grounded_caption, dense_detection        nothing
+    caption, detailed_caption, grounded_caption, dense_detection, grounded_description  nothing
 
 Files say what is published and what is ours. `GROUNDING`, `INSTRUCTIONS` and `fill` are Groma's.
 """

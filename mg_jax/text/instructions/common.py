@@ -65,6 +65,27 @@ TEXTS: dict[str, tuple[str, ...]] = {
         'Which object stands in the relation "{predicate}" to {}?',
         'Find the object whose relation to {} is "{predicate}".',
     ),
+    "relation_yes_no": (
+        "Is {} {predicate} {other}?",
+        "Is it true that {} is {predicate} {other}?",
+    ),
+    "object_match": (
+        "Where is the object {} in the image?",
+        "Find the object {} in the picture.",
+        "Output the coordinate of the object {}",
+    ),
+    "place_choice": (
+        "Which of these object images shows what is at {}?",
+        "Which object is at {}?",
+    ),
+    "name_choice": (
+        "Which of these object images shows {}?",
+        "Choose the object image of {}.",
+    ),
+    "grounded_description": (
+        "Describe the picture in detail, and give the coordinates of everything that you name.",
+        "What is in the picture, and where? Go into the details.",
+    ),
     "nearest": (
         "Which object is nearest to {}?",
         "What is closest to {}?",

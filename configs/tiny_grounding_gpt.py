@@ -1,0 +1,202 @@
+"""TinyGroundingGPT in four stages, each from the checkpoint of the one before:
+
+    python -m launch.train --config configs/tiny_grounding_gpt.py:stage=projector,llm=tiny \\
+        --workdir runs/a
+    python -m launch.train --config configs/tiny_grounding_gpt.py:stage=llm,llm=tiny \\
+        --workdir runs/b --config.init_from=runs/a
+    python -m launch.train --config configs/tiny_grounding_gpt.py:stage=local,llm=tiny \\
+        --workdir runs/c --config.init_from=runs/b
+    python -m launch.train --config configs/tiny_grounding_gpt.py:stage=global,llm=tiny \\
+        --workdir runs/d --config.init_from=runs/c
+
+llm=tiny trains on procedural scenes on a CPU. llm=qwen1.5b|qwen3b|qwen7b (or 1.5b|3b|7b) has the
+shape of that Qwen2.5 and the paper's hyper-parameters (spec 3; 8 devices of 80 GB), and needs
+--config.data=... and --config.codec.tokenizer=FOLDER; stage=projector also CLIP, DINOv2 and Qwen2.5
+as converted releases, --config.init_from=FOLDER,FOLDER,FOLDER. The paper's batch sizes are those of
+its table, read as rows of all devices; where it meant rows of each of its eight,
+--config.batch_size=256 is its recipe. Annotated pictures (refcoco:, vg:, coco:, flickr30k:;
+docs/readers.md) are asked what the paper asks of them in that stage (config.tasks).
+
+without=objects and without=dialogues are the paper's two ablations: stage 2 without the 256K
+of object images, stage 3 without the 72K of grounded conversations and descriptions; of scenes,
+without=objects holds for both stages.
+
+--config.model.object_tokens=576|144|36 is how closely an object image is looked at. Context: a
+sequence is at most text_tokens of text, 576 vectors of the picture, and codec.object_slots times
+object_tokens; Qwen2.5 has room for 32,768, of which 3,200 are used.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import base
+from mg_jax.config import to_dict
+from mg_jax.data.crops import CropAugment
+from mg_jax.lm import LMConfig
+from mg_jax.models.tiny_grounding_gpt import STAGES, TinyGroundingGPTConfig
+from mg_jax.vision.vit import ViTConfig
+
+SIZES = ("tiny", "qwen1.5b", "qwen3b", "qwen7b")
+SHORT = {size.removeprefix("qwen"): size for size in SIZES}
+CHOICES = {
+    "stage": STAGES,
+    "llm": (*SIZES, *(s for s in SHORT if s not in SIZES)),
+    "without": ("nothing", "objects", "dialogues"),
+}
+
+# Stage: rows of a batch, peak learning rate, epochs (spec 3)
+PAPER = {
+    "projector": (32, 1e-3, 1.0),
+    "llm": (32, 2e-5, 1.0),
+    "local": (32, 2e-5, 1.0),
+    "global": (16, 2e-5, 2.0),
+}
+# What is asked of annotated pictures (spec 4); conversations stay as they are
+TASKS = {
+    "projector": "caption",
+    "llm": "auto",
+    "local": "rec*4+all_instances+region_caption*4",
+    "global": "grounded_caption*3+vqa*3+choice*3+caption+rec+presence",
+}
+# stage -> (what `without` leaves out, tasks that are asked unless it does)
+MORE = {
+    "local": ("objects", "object_match*2+place_choice*2+name_choice*2+object_relation"),
+    "global": ("dialogues", "grounding_dialogue*4+grounded_description*3"),
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Config of "stage=...,llm=..."; the docstring of this file is the manual."""
+    choice = base.parse_arg(arg, CHOICES)
+    c = base.get_config()
+    c.system, c.stage = "tiny_grounding_gpt", choice["stage"]
+    c.size = SHORT.get(choice["llm"], choice["llm"])
+    small = c.size == "tiny"
+    model = tiny_model() if small else full_model(c.size)
+    c.image_size = model.image_size
+    c.model = ConfigDict(to_dict(model))
+    c.model.clip.image_size = c.get_ref("image_size")
+    c.crop_augment = ConfigDict(dataclasses.asdict(CropAugment()))
+
+    c.preprocess = "clip_pad"
+    c.optim.warmup_ratio = 0.03
+    c.codec.too_long = "skip"  # counted in the metrics
+    c.tasks, without = TASKS[c.stage], choice["without"]
+    if c.stage in MORE and MORE[c.stage][0] != without:
+        c.tasks += f"+{MORE[c.stage][1]}"
+    c.batch_size, c.optim.lr, c.train.epochs = PAPER[c.stage]
+    before = STAGES[max(STAGES.index(c.stage) - 1, 0)]
+    c.init_stages = (before, c.stage)
+    c.init_required = (".*",)
+    c.trainable = ("projector/.*", "lm/.*")  # the towers never learn
+    if c.stage == "projector":
+        c.init_stages = ("encoder", "language", "projector")
+        c.init_required = ("clip/.*", "dino/.*", "lm/.*")
+        c.init_parts = (("clip", "vision", "clip"), ("dinov2", "vision", "dino"))
+        c.trainable = ("projector/.*",)
+    if small:
+        tiny(c, without)
+    else:
+        c.codec.template = "qwen_chat"
+        c.codec.text_tokens = 1472  # 2,048 with the picture, as its predecessor has
+        c.codec.buckets = (832, 1088, 1600, 2112)  # of whole sequences
+    return c.lock()
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def language_model(size: str) -> LMConfig:
+    """Qwen2.5 of 1.5B, 3B or 7B, whose tables have more rows than its tokenizer has ids."""
+    shapes = {
+        "qwen1.5b": dict(
+            vocab=151936, width=1536, mlp=8960, layers=28, heads=12, kv_heads=2, tied=True
+        ),
+        "qwen3b": dict(
+            vocab=151936, width=2048, mlp=11008, layers=36, heads=16, kv_heads=2, tied=True
+        ),
+        "qwen7b": dict(vocab=152064, width=3584, mlp=18944, layers=28, heads=28, kv_heads=4),
+    }
+    return LMConfig(
+        **shapes[size], eps=1e-6, rope_theta=1e6, max_positions=32768, qkv_bias=True,
+        dtype="bfloat16", remat="full",
+    )  # fmt: skip
+
+
+def full_model(size: str) -> TinyGroundingGPTConfig:
+    """CLIP ViT-L/14 and DINOv2-L/14 at 336 px, and Qwen2.5."""
+    compute = {"dtype": "bfloat16", "remat": "full"}
+    return TinyGroundingGPTConfig(
+        clip=ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5, **compute),
+        dino=ViTConfig(**compute),
+        lm=language_model(size),
+    )
+
+
+def tiny_model() -> TinyGroundingGPTConfig:
+    """Under 4 million parameters: 168 px, 144 image tokens, 9 of an object image."""
+    tower = dict(width=128, layers=4, heads=2, mlp_ratio=3.0, image_size=168)
+    return TinyGroundingGPTConfig(
+        clip=ViTConfig(kind="clip", activation="quick_gelu", eps=1e-5, **tower),
+        dino=ViTConfig(**tower),
+        lm=LMConfig(
+            vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=2, head=48,
+            max_positions=512, tied=True, qkv_bias=True, eps=1e-6,
+        ),
+        select_layer=-1,  # the tower learns here, and what follows that layer would not
+        object_tokens=9,
+        unit_vectors=True,
+    )  # fmt: skip
+
+
+# Tasks of scenes without object images, by stage
+SCENES = {
+    "projector": "all+rec*8+region*4", "llm": "all+rec*8", "local": "all+rec*8+region*4",
+    "global": "all+rec*8",
+}  # fmt: skip
+# Of scenes: conversations without object images, and one question with several a picture
+PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns=4,size=224"
+MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns=4,size=224"
+CHOICE = (
+    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation,turns=1,size=224"
+)
+DIALOGUE = (
+    "scenes:seed={seed}3,n=1000000,tasks=grounding_dialogue+grounded_description,turns=1,size=224"
+)
+
+
+def tiny(c: ConfigDict, without: str) -> None:
+    """What llm=tiny does otherwise than the paper's recipe, and why."""
+    c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
+    c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
+    c.codec.tokenizer = "tokenizer-tiny"
+    c.codec.template = "vicuna"  # the tiny tokenizer has no token of Qwen's template
+    c.codec.text_tokens = 208
+    c.codec.buckets = (304,)
+    c.codec.object_slots = 6
+    c.single_source = True  # batches without object images look at none
+    c.trainable = (".*",)  # no pretrained tower or language model is shipped: they learn here
+    c.batch_size = 16
+    c.optim.warmup_steps = 200
+    c.train.save_minutes = 5.0
+    c.tasks = "auto"
+    c.model.pointing_weight = 1.0  # what a pretrained language model would bring along
+    seed = 6 + STAGES.index(c.stage)
+    mixture = [PLAIN.format(seed=seed, tasks=SCENES[c.stage])]
+    if c.stage in MORE and without != "objects":
+        share = 1.0 if c.stage == "local" else 0.6
+        mixture += [
+            f"{MATCH.format(seed=seed)} * {share / 2}",
+            f"{CHOICE.format(seed=seed)} * {share}",
+        ]
+    if c.stage == "global" and without != "dialogues":
+        mixture.append(f"{DIALOGUE.format(seed=seed)} * 0.3")
+    c.data = " + ".join(mixture)
+    if c.stage == "projector":
+        c.init_stages, c.init_required, c.init_parts = ("projector",), (), ()
+    lr, c.train.steps = {
+        "projector": (6e-4, 3000), "llm": (6e-4, 1000), "local": (6e-4, 3000),
+        "global": (3e-4, 1500),
+    }[c.stage]  # fmt: skip
+    c.optim.lr = lr

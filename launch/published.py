@@ -1,0 +1,115 @@
+"""Ask a model the questions of a published test, from the test's own file, and score the answers.
+
+    python -m launch.published refcoco --file finetune_refcocog_test.json --images train2014 \\
+        --checkpoint runs/ferret --answers answers.jsonl
+    python -m launch.published flickr --file final_flickr_mergedGT_test.json --images flickr30k \\
+        --entities flickr30k_entities --checkpoint runs/ferret --answers answers.jsonl
+    python -m launch.published lvis --file lvis_eval.jsonl --images val2017 --region free_shape \\
+        --checkpoint runs/ferret --answers answers.jsonl
+    python -m launch.published pope --file coco_pope_random.json --images val2014 \\
+        --checkpoint runs/ferret --answers answers.jsonl
+
+Questions, readers and scores are those of Ferret's evaluation (mg_jax/evals/ferret_sets.py). Every
+answer is a line {"key", "text"} of --answers, written as soon as it is there: a second call goes on
+where one was stopped, and scores alone when all are there, without --checkpoint or --images.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import cli
+from mg_jax.errors import UserError
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    from mg_jax.evals.ferret_sets import KINDS, SETS
+
+    p = argparse.ArgumentParser(
+        prog="python -m launch.published",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("set", choices=SETS)
+    p.add_argument("--file", required=True, type=Path, help="its questions")
+    p.add_argument("--answers", required=True, type=Path, metavar="JSONL")
+    p.add_argument("--images", type=Path, metavar="DIR", help="its pictures")
+    p.add_argument("--checkpoint", help="shipped name or release folder")
+    p.add_argument("--entities", type=Path, metavar="DIR", help="of flickr: Flickr30k Entities")
+    p.add_argument("--region", default="box", choices=KINDS, help="of lvis (default %(default)s)")
+    p.add_argument("--limit", type=int, metavar="N", help="ask at most N more questions")
+    p.add_argument("--batch-size", type=int, default=16, metavar="N", help="default %(default)s")
+    p.add_argument("--max-new-tokens", type=int, default=256, metavar="N")
+    return p
+
+
+def read_answers(file: Path) -> dict[str, str]:
+    """Answers by key; a last line that was torn does not count. Raises UserError for another."""
+    found: dict[str, str] = {}
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    for n, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            found[str(row["key"])] = str(row["text"])
+        except (ValueError, TypeError, KeyError) as e:
+            if n < len(lines):
+                raise UserError(f"{file}:{n}: no answer ({type(e).__name__}: {e})") from None
+    return found
+
+
+def ask(args: argparse.Namespace, questions: Sequence[Any]) -> None:
+    """Answer the questions, each as a line of --answers."""
+    if not args.checkpoint or not args.images:
+        raise UserError(
+            f"{args.answers}: {len(questions)} questions have no answer yet: give --checkpoint and "
+            "--images"
+        )
+    import mg_jax
+    from mg_jax.evals.ferret_sets import plain_text
+    from mg_jax.example import Query
+    from mg_jax.vision.preprocess import load_image
+
+    assistant = mg_jax.load(args.checkpoint)
+    args.answers.parent.mkdir(parents=True, exist_ok=True)
+    whole = "".join(
+        json.dumps({"key": k, "text": t}) + "\n" for k, t in read_answers(args.answers).items()
+    )
+    args.answers.write_text(whole, encoding="utf-8")  # without a torn line
+    for start in range(0, len(questions), args.batch_size):
+        chunk = questions[start : start + args.batch_size]
+        queries = [Query(load_image(args.images / q.picture), q.prompt, q.regions) for q in chunk]
+        answers = assistant.answer(
+            queries, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
+        )
+        with open(args.answers, "a", encoding="utf-8") as file:
+            for q, a in zip(chunk, answers, strict=True):
+                file.write(json.dumps({"key": q.key, "text": plain_text(a)}) + "\n")
+        print(f"{start + len(chunk)} of {len(questions)} answered", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = arguments().parse_args(argv)
+    for name in ("limit", "batch_size", "max_new_tokens"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    from mg_jax.evals.ferret_sets import open_set
+
+    test = open_set(args.set, args.file, args.entities, args.region)
+    questions = list(test.questions())
+    known = read_answers(args.answers)
+    left = [q for q in questions if q.key not in known]
+    if left:
+        ask(args, left[: args.limit])
+        known = read_answers(args.answers)
+    answered = sum(q.key in known for q in questions)
+    print(json.dumps({"set": args.set, "questions": len(questions), "answered": answered}
+                     | test.score(known)))  # fmt: skip
+
+
+if __name__ == "__main__":
+    cli.run(main)

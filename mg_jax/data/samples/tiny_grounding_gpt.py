@@ -1,0 +1,132 @@
+"""TinyGroundingGPT: a picture padded to a square, and crops of it as object images."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mg_jax import config as configs
+from mg_jax.data import batch as batching
+from mg_jax.data.crops import CropAugment, check_augment, crop
+from mg_jax.data.samples.base import Conversations, Record
+from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze
+from mg_jax.errors import BadRecord
+from mg_jax.example import Example
+from mg_jax.text import markup
+from mg_jax.text.codecs.rows import GAZE, collate_gaze
+from mg_jax.vision import preprocess
+
+
+def samples(config: Any, cfg: Any, codec: Any) -> "Language":
+    """Those of all stages."""
+    return Language(config, cfg, codec)
+
+
+def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
+    """Options of TinyGroundingGPTCodec."""
+    return {
+        "template": config.codec.template,
+        "image_tokens": cfg.image_tokens,
+        "object_tokens": cfg.object_tokens,
+        "object_slots": config.codec.object_slots,
+        "text_tokens": config.codec.text_tokens,
+        "vocab": cfg.lm.vocab,
+    }
+
+
+def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
+    """Text length, slots of object images, and looks of a sample."""
+    slots = config.codec.object_slots
+    text = cfg.image_tokens + slots * cfg.object_tokens + config.codec.text_tokens
+    return {"tokens": text, "objects": slots, "gaze": GAZE}
+
+
+class Language(Conversations):
+    """All stages. Pixels stay bytes until a batch has left its worker.
+
+    `config.crop_augment`: what training changes of object images (`CropAugment`). A batch has room
+    for none, half of the slots, or all: few shapes, and nothing is looked at in vain.
+    """
+
+    def __init__(self, config: Any, cfg: Any, codec: Any):
+        super().__init__(config, cfg, codec)
+        self.size, self.preprocessing = cfg.image_size, config.preprocess
+        augment = configs.build(CropAugment, config.crop_augment.to_dict(), "config.crop_augment")
+        check_augment(augment)
+        self.augment = augment
+        slots = codec.object_slots
+        self.slots: tuple[int, ...] = (0, -(-slots // 2), slots)
+        self.gaze = Gaze(codec) if cfg.pointing_weight else None
+        if jax.process_count() > 1:  # they do not see each other's rows, and shapes must agree
+            self.slots = (slots,)
+
+    def check_vocabulary(self, name: str, cfg: Any, codec: Any) -> None:
+        """The codec has refused a vocabulary smaller than its tokenizer's."""
+
+    def lengths(self, section: Any) -> list[int]:
+        """Of whole sequences: object images matter as much as how long the text is."""
+        return [size for size in section.buckets if size < self.codec.length]
+
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+        if example.video:
+            raise BadRecord(
+                f"example {example.id!r} of {example.source}: is a video: TinyGroundingGPT takes "
+                "pictures; leave its data set out"
+            )
+        if self.skip and shown(example) > self.codec.object_slots:
+            return None
+        record: Record = self.codec.encode(example, rng)
+        return record | self.gaze(record, example) if self.gaze else record
+
+    def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
+        if example.image is None:
+            return record | {"image": None, "objects": []}
+        picture = example.pixels()
+        made = preprocess.get(self.preprocessing)
+        where = f"{record['name']}: object image"
+        crops = [
+            crop(picture, box, made, self.size, where, self.augment, rng)
+            for box in record["object_boxes"]
+        ]
+        return record | {"image": made.squash(picture, self.size), "objects": crops}
+
+    def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
+        most = max(len(r["object_boxes"]) for r in records)
+        slots = next((n for n in self.slots if n >= most), self.slots[-1])
+        names = [r["name"] for r in records]
+        out: dict[str, np.ndarray] = self.codec.collate(records, self.buckets, slots, names)
+        batching.refuse_empty_loss(out)
+        if self.gaze:
+            out |= collate_gaze(records)
+        return batch(out, records, self.size)
+
+    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return normalized(batch, preprocess.get(self.preprocessing))
+
+
+def shown(example: Example) -> int:
+    """How many object images the questions of an example show."""
+    return sum(s.kind == "object" for turn in example.turns for s in markup.parse(turn.user))
+
+
+def batch(text: dict[str, np.ndarray], records: Sequence[Any], size: int) -> dict[str, np.ndarray]:
+    """The codec's arrays with the pixels of the rows: image uint8 [B,S,S,3], objects
+    [B,O,S,S,3]; black where there is none."""
+    slots = text["object_mask"].shape[1]
+    image = np.zeros((len(records), size, size, 3), np.uint8)
+    objects = np.zeros((len(records), slots, size, size, 3), np.uint8)
+    for n, record in enumerate(records):
+        if record["image"] is not None:
+            image[n] = record["image"]
+        for k, cut in enumerate(record["objects"]):
+            objects[n, k] = cut
+    kept = {k: v for k, v in text.items() if k != "object_boxes"}
+    return kept | {"image": image, "objects": objects}
+
+
+def normalized(
+    batch: dict[str, np.ndarray], preprocessing: preprocess.Preprocessing
+) -> dict[str, np.ndarray]:
+    """The batch with float32 pixels."""
+    return batch | {k: preprocessing.normalize(batch[k]) for k in ("image", "objects")}

@@ -1,0 +1,133 @@
+"""Where in the prompt answers look, for `TinyGroundingGPTConfig.pointing_weight`."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from mg_jax.data.samples.base import Record
+from mg_jax.example import Example, Turn
+from mg_jax.text import markup
+from mg_jax.text.codecs.tiny_grounding_gpt import square
+
+_INSIDE = 1e-6  # the lower right corner is of the token that it ends in
+_LETTER = re.compile(r"([A-Z])\W*")
+
+
+class Gaze:
+    """The looks of encoded examples, for one codec.
+
+    Before an answer begins the model looks at the picture's tokens over the middles of what the
+    answer rests on (`Turn.about`, else the regions of the answer, else of the question), or at the
+    object image of the option that it names; at the first token where it rests on nothing. While it
+    writes coordinates it looks at the corner that they are of. The middle of an object image looks
+    at where it was cut from.
+    """
+
+    def __init__(self, codec: Any):
+        self.codec = codec
+        self.side = math.isqrt(codec.image_tokens)
+        self._texts: dict[int, str] = {}
+
+    def __call__(self, record: Record, example: Example) -> Record:
+        """gaze [P,2] int32 and gaze_weight [P] of an encoded example: (position, position looked
+        at)."""
+        tokens, mask = record["tokens"], record["loss_mask"]
+        rows: list[tuple[int, int, float]] = []
+        images = np.flatnonzero(tokens == self.codec.image_id)
+        if len(images):
+            space = square(example.width, example.height)
+
+            def cell(x: float, y: float) -> int:
+                """The position of the token over a point in [0, 1] of the picture."""
+                seen = space.to_view(np.array([x, y], np.float64)) * self.side
+                column, row = np.clip(seen.astype(int), 0, self.side - 1).tolist()
+                return int(images[row * self.side + column])
+
+            shown = self._middles(tokens)
+            starts = np.flatnonzero(mask[1:] & ~mask[:-1]).tolist()
+            before = 0  # object images of the turns so far
+            for begin, turn in zip(starts, example.turns, strict=True):
+                at = [cell(*_middle(example.regions[k].box)) for k in rests_on(turn)] or [0]
+                if (option := chosen(turn)) is not None:
+                    at = [shown[before + option]]
+                before += len(_objects(turn.user))
+                rows.extend((begin, position, 1 / len(at)) for position in at)
+            for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
+                rows.append((position, cell(*_middle(box)), 1.0))
+            written = (
+                example.regions[k].box
+                for turn in example.turns
+                for k in markup.regions_of(turn.assistant or "")
+            )
+            for box, places in zip(written, self._digits(tokens, mask), strict=False):
+                corners = cell(*box[:2]), cell(box[2] - _INSIDE, box[3] - _INSIDE)
+                rows.extend((at, corners[lower], 1 / len(places)) for at, lower in places)
+        rows = [row for row in rows if row[1] <= row[0]]  # what comes later is not seen as yet
+        return {
+            "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
+            "gaze_weight": np.asarray([row[2] for row in rows], np.float32),
+        }
+
+    def _middles(self, tokens: np.ndarray) -> list[int]:
+        """Of each object image the position of its middle token, which is of no padding."""
+        count = self.codec.object_tokens
+        side = math.isqrt(count)
+        at = np.flatnonzero(tokens == self.codec.object_id).reshape(-1, count)
+        return [int(position) for position in at[:, (side // 2) * side + side // 2]]
+
+    def _digits(self, tokens: np.ndarray, mask: np.ndarray) -> list[list[tuple[int, bool]]]:
+        """Of each box in the answers the positions that its digits behind the point are predicted
+        from, each with whether it is of the lower right corner."""
+        found: list[list[tuple[int, bool]]] = []
+        commas, inside = 0, False
+        for position in np.flatnonzero(mask).tolist():
+            text = self._text(int(tokens[position]))
+            if "[" in text:
+                found.append([])
+                commas, inside = 0, True
+            commas += text.count(",")
+            inside = inside and "]" not in text
+            after = self._text(int(tokens[position + 1])) if inside else ""
+            if text[-1:] not in ("[", ",", "") and any(c.isdigit() for c in after):
+                found[-1].append((position, commas >= 2))
+        return [places for places in found if places]
+
+    def _text(self, token: int) -> str:
+        if token not in self._texts:
+            known = token < self.codec.tokenizer.size
+            self._texts[token] = self.codec.tokenizer.decode([token]) if known else ""
+        return self._texts[token]
+
+
+def rests_on(turn: Turn) -> list[int]:
+    """The regions that an answer rests on, as far as the turn tells."""
+    if turn.about is not None:
+        return list(turn.about)
+    named = markup.regions_of(turn.assistant or "")
+    return list(dict.fromkeys(named or _plain(turn.user)))
+
+
+def chosen(turn: Turn) -> int | None:
+    """Which of the question's object images a letter names, None for another answer."""
+    found = _LETTER.fullmatch(turn.assistant or "")
+    if found is None:
+        return None
+    option = re.search(rf"^{found[1]}\. *<object:\d+>", turn.user, re.M)
+    if option is None:
+        return None
+    return len(_objects(turn.user[: option.start()]))
+
+
+def _objects(text: str) -> list[int]:
+    return [s.regions[0] for s in markup.parse(text) if s.kind == "object"]
+
+
+def _plain(text: str) -> list[int]:
+    """The regions that a text points at by their coordinates."""
+    return [k for s in markup.parse(text) if s.kind != "object" for k in s.regions]
+
+
+def _middle(box: Any) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

@@ -1,0 +1,121 @@
+"""What there is to do: a folder of pictures, or the examples of any data set."""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mg_jax.data.sources.base import Source
+from mg_jax.data.synthesis.filters import Thing
+from mg_jax.data.tasks.base import named
+from mg_jax.data.video import PICTURES
+from mg_jax.errors import BadRecord, UserError
+from mg_jax.example import Example, Region
+from mg_jax.text import markup, words
+from mg_jax.vision.preprocess import image_size
+
+ENDINGS = (*PICTURES, ".gif", ".tif", ".tiff", ".avif")
+_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
+_LOOKED_AT = 200  # examples in which a name is looked for before a data set is refused
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture to work on. key: what the journal knows it by. open: reads its annotations."""
+
+    key: str
+    open: Callable[[], Example]
+
+
+def of_folder(folder: str | Path) -> list[Item]:
+    """Every picture below a folder, by its path in it. Raises UserError where there is none."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    files = [
+        (Path(parent) / name).relative_to(root).as_posix()
+        for parent, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(ENDINGS)
+    ]
+    if not files:
+        raise UserError(f"{folder}: holds no picture ({', '.join(ENDINGS)})")
+    return [Item(file, _Photo(root, file)) for file in sorted(files)]
+
+
+@dataclass(frozen=True)
+class _Photo:
+    root: Path
+    file: str
+
+    def __call__(self) -> Example:
+        path = self.root / self.file
+        try:
+            width, height = image_size(path)
+        except UserError as e:
+            raise BadRecord(str(e)) from e
+        name = self.file[: len(self.file) - len(Path(self.file).suffix)]
+        return Example(str(path), width, height, id=name, meta={"file_name": self.file})
+
+
+def of_source(source: Source, limit: int | None = None) -> list[Item]:
+    """The examples of a data set, by number; read by one thread at a time."""
+    count = min(len(source), limit) if limit else len(source)
+    reading = threading.Lock()
+
+    def at(n: int) -> Callable[[], Example]:
+        def read() -> Example:
+            with reading:
+                return source[n]
+
+        return read
+
+    return [Item(f"{n:08d}", at(n)) for n in range(count)]
+
+
+def check_names(items: Sequence[Item], what: str) -> None:
+    """Raises UserError where no annotation of the first examples has a name."""
+    for item in items[:_LOOKED_AT]:
+        try:
+            if annotated(item.open()):
+                return
+        except BadRecord:
+            continue
+    looked = min(len(items), _LOOKED_AT)
+    raise UserError(
+        f"{what}: none of the first {looked} annotations names anything: labels, expressions or "
+        "captions with places are needed; or give the pictures' folder, with --detector"
+    )
+
+
+def annotated(example: Example) -> list[Thing]:
+    """Everything in a picture that has a name and a place, no place twice: labels, expressions of
+    one region, grounded phrases of captions."""
+    found = [Thing(name, region) for name, region in named(example)]
+    pairs = [(e.text, e.regions) for e in example.expressions if len(e.regions) == 1]
+    pairs += [
+        (s.text, s.regions)
+        for caption in example.captions
+        for s in markup.parse(caption)
+        if s.kind == "phrase"
+    ]
+    for text, regions in pairs:
+        name = words.noun(_ARTICLE.sub("", text.strip(), count=1))
+        found += [Thing(name, example.regions[k]) for k in regions if name]
+    by_box: dict[tuple[float, ...], Thing] = {}
+    for thing in found:
+        by_box.setdefault(thing.box, thing)
+    return list(by_box.values())
+
+
+def descriptions(example: Example, region: Region) -> list[str]:
+    """The expressions that name this region alone."""
+    return [
+        text
+        for e in example.expressions
+        if len(e.regions) == 1
+        and example.regions[e.regions[0]].box == region.box
+        and (text := words.phrase(e.text))
+    ]

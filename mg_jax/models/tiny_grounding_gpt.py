@@ -1,0 +1,265 @@
+"""TinyGroundingGPT: texts, coordinates and object images aligned (arXiv 2411.09691).
+
+CLIP and DINOv2 see the same padded square; their patch tokens are joined channel by channel and
+projected to vectors of the language model. An object image, a crop of the picture, goes the same
+way; its tokens may be averaged to fewer. Boxes are text: the codec alone knows of them. The paper
+leaves much open; docs/tiny_grounding_gpt.md tables what is chosen here.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mg_jax import losses
+from mg_jax.attention import KVCache
+from mg_jax.errors import UserError
+from mg_jax.lm import LM, LMConfig
+from mg_jax.models import System
+from mg_jax.models.pointing import gaze_shapes, looking_loss
+from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, true_first, unit
+from mg_jax.nn import MLP
+from mg_jax.vision import preprocess
+from mg_jax.vision.vit import ViT, ViTConfig
+
+STAGES = ("projector", "llm", "local", "global")
+PLACES = ("image", "object")  # placeholder ids follow the vocabulary in this order
+CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
+QWEN_3B = LMConfig(
+    vocab=151936, width=2048, mlp=11008, layers=36, heads=16, kv_heads=2, eps=1e-6,
+    rope_theta=1e6, max_positions=32768, tied=True, qkv_bias=True,
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyGroundingGPTConfig:
+    """Defaults: the paper's main model, of 3B.
+
+    `clip.image_size`: side of both towers' pictures; positions of `dino` are interpolated to it.
+    `select_layer`: which of CLIP's hidden states is read (negative: from the last); of DINOv2 it
+    is the last one after its norm. `object_tokens`: vectors of an object image, those of the
+    picture or means over squares of them. `dino_pixels`: "imagenet", as DINOv2 was trained, or
+    "clip", the pixels that CLIP gets. `unit_vectors`: visual vectors are brought to unit mean
+    square before they join the text; a language model that learns from nothing beside them needs
+    it. `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of
+    the language model to look at what an answer is about, as a pretrained one would.
+    """
+
+    clip: ViTConfig = CLIP_L
+    dino: ViTConfig = ViTConfig()
+    lm: LMConfig = QWEN_3B
+    select_layer: int = -2
+    object_tokens: int = 144
+    dino_pixels: Literal["imagenet", "clip"] = "imagenet"
+    unit_vectors: bool = False
+    pointing_weight: float = 0.0
+    pointing_layer: int = 2
+
+    @property
+    def image_size(self) -> int:
+        """Side of the padded square, of the picture and of a crop alike, pixels."""
+        return self.clip.image_size
+
+    @property
+    def image_tokens(self) -> int:
+        """Prompt positions of the picture."""
+        return self.clip.grid**2
+
+    @property
+    def object_pool(self) -> int:
+        """Side of the squares of tokens of an object image that are averaged into one."""
+        return self.clip.grid // math.isqrt(self.object_tokens)
+
+    def id(self, name: str) -> int:
+        """Id of a placeholder, "image" or "object"; neither is ever embedded."""
+        return self.lm.vocab + PLACES.index(name)
+
+
+class TinyGroundingGPT(nn.Module):
+    """Parameters: clip, dino, projector, lm."""
+
+    cfg: TinyGroundingGPTConfig
+
+    def setup(self):
+        c = self.cfg
+        self.clip, self.dino = ViT(c.clip), ViT(c.dino)
+        width, dtype = c.lm.width, jnp.dtype(c.lm.dtype)
+        self.projector = MLP(c.clip.width + c.dino.width, width, width, dtype=dtype)
+        self.lm = LM(c.lm)
+
+    def see(self, pixels: Float[Array, "B S S 3"]) -> dict[str, jax.Array]:
+        """Padded squares, normalised for CLIP -> `features` [B,P,C], channels of CLIP first.
+
+        Also `clip_features`, `dino_features` and `clip_states`.
+        """
+        c = self.cfg
+        states, _ = self.clip(pixels)
+        _, normed = self.dino(to_imagenet(pixels) if c.dino_pixels == "imagenet" else pixels)
+        clip, dino = states[c.select_layer][:, 1:], normed[:, 1 + c.dino.registers :]
+        joined = jnp.concatenate([clip.astype(jnp.float32), dino.astype(jnp.float32)], -1)
+        return {
+            "clip_states": states, "clip_features": clip, "dino_features": dino,
+            "features": joined,
+        }  # fmt: skip
+
+    def encode(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """Picture and crops -> `image_tokens` [B,P,D], `object_tokens` [B,O,n,D].
+
+        Also the intermediates of all pictures, whose batch axis is B*(1+O): the picture, then its
+        crops. Without a slot for crops there are no object tokens.
+        """
+        c = self.cfg
+        pixels = jnp.concatenate([batch["image"][:, None], batch["objects"]], axis=1)
+        b, n = pixels.shape[:2]
+        aux: dict[str, Any] = self.see(pixels.reshape(b * n, *pixels.shape[2:]))
+        features = aux["features"].reshape(b, n, *aux["features"].shape[1:])
+        aux["image_tokens"] = self.projector(features[:, 0])
+        if n > 1:
+            crops = features[:, 1:].reshape(b * (n - 1), *features.shape[2:])
+            tokens = self.projector(pool(crops, c.object_pool))
+            aux["object_tokens"] = tokens.reshape(b, n - 1, *tokens.shape[1:])
+        return aux
+
+    def embed(self, batch: dict[str, jax.Array], aux: dict[str, Any]) -> dict[str, Any]:
+        """Join: embeddings of `tokens` with visual vectors in place of placeholders.
+
+        The n-th image slot of a row takes its n-th image vector; object slots take the vectors of
+        the true object images one after the other.
+        """
+        c, tokens = self.cfg, batch["tokens"]
+        x = self.lm.embed(tokens)
+
+        def place(x, name, vectors):
+            vectors = unit(vectors) if c.unit_vectors else vectors
+            return scatter(x, tokens == c.id(name), vectors)
+
+        x = place(x, "image", aux["image_tokens"])
+        if "object_tokens" in aux:
+            b, o, n, d = aux["object_tokens"].shape
+            flat = aux["object_tokens"].reshape(b, o, n * d)
+            vectors = true_first(flat, batch["object_mask"]).reshape(b, o * n, d)
+            x = place(x, "object", vectors)
+        return {"tokens": tokens, "valid": batch["valid"], "embeddings": x}
+
+    def __call__(self, batch: dict[str, jax.Array]) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        """Logits of every position, and every named intermediate."""
+        aux = self.encode(batch)
+        aux |= self.embed(batch, aux)
+        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
+        return self.lm.logits(hidden), {**aux, "last_hidden": hidden}
+
+    def prefill(
+        self, batch: dict[str, jax.Array], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache, dict[str, Any]]:
+        """Read the prompt into the cache; logits after the last valid token of each row."""
+        aux = self.encode(batch)
+        aux |= self.embed(batch, aux)
+        logits, cache = read_prompt(self.lm, aux["embeddings"], aux["valid"], cache)
+        return logits, cache, aux
+
+    def decode(
+        self, tokens: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """One more token a row; logits after it."""
+        return next_token(self.lm, tokens, cache)
+
+
+def to_imagenet(pixels: Float[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:
+    """Pixels normalised with CLIP's constants -> with ImageNet's."""
+    mean, std, new_mean, new_std = (
+        np.asarray(x, np.float64)
+        for x in (
+            preprocess.CLIP_MEAN, preprocess.CLIP_STD, preprocess.IMAGENET_MEAN,
+            preprocess.IMAGENET_STD,
+        )
+    )  # fmt: skip
+    scale, shift = std / new_std, (mean - new_mean) / new_std
+    scale, shift = (x.astype(np.float32).reshape(1, 1, 1, 3) for x in (scale, shift))
+    return pixels * scale + shift
+
+
+def example_batch(
+    cfg: TinyGroundingGPTConfig,
+    stage: str,
+    batch_size: int,
+    *,
+    tokens: int | None = None,
+    objects: int = 1,
+    gaze: int = 8,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a batch: text length, slots of object images, and looks of a sample."""
+    b, s = batch_size, cfg.image_size
+    t = tokens or cfg.image_tokens + objects * cfg.object_tokens + 8
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((b, *shape), dtype)
+
+    return {
+        "image": array(s, s, 3),
+        "objects": array(objects, s, s, 3),
+        "object_mask": array(objects, dtype=bool),
+        "tokens": array(t, dtype=jnp.int32),
+        "valid": array(t, dtype=bool),
+        "loss_mask": array(t, dtype=bool),
+        **(gaze_shapes(b, gaze) if cfg.pointing_weight else {}),
+    }
+
+
+def check(cfg: TinyGroundingGPTConfig) -> None:
+    """Raises UserError when the sizes of a config do not fit each other, naming the key."""
+    clip, dino = cfg.clip, cfg.dino
+    if clip.image_size % clip.patch or clip.image_size != clip.grid * dino.patch:
+        raise UserError(
+            f"config.model: clip.image_size={clip.image_size} must be a multiple of clip.patch="
+            f"{clip.patch} and of an equal dino.patch, which is {dino.patch}"
+        )
+    if not -clip.layers - 1 <= cfg.select_layer <= clip.layers:
+        raise UserError(
+            f"config.model.select_layer: {cfg.select_layer} is not one of the {clip.layers + 1} "
+            "hidden states of CLIP"
+        )
+    if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
+        raise UserError(
+            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
+            "layers of the language model, 0 the first"
+        )
+    allowed = [(clip.grid // n) ** 2 for n in range(1, clip.grid + 1) if clip.grid % n == 0]
+    if cfg.object_tokens not in allowed:
+        raise UserError(
+            f"config.model.object_tokens: {cfg.object_tokens} are no means over squares of the "
+            f"{clip.grid}x{clip.grid} tokens: choose {', '.join(map(str, allowed))}"
+        )
+
+
+def system(cfg: TinyGroundingGPTConfig) -> System:
+    """TinyGroundingGPT with its four stages, all of next-token loss; the config says what each
+    of them trains."""
+    check(cfg)
+    model = TinyGroundingGPT(cfg)
+
+    def language(params, batch, key):
+        kept = ["intermediates"] if cfg.pointing_weight else []
+        out: Any = model.apply({"params": params}, batch, mutable=kept)
+        (logits, aux), maps = out
+        loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
+        count = batch["object_mask"].sum(1).astype(jnp.float32)
+        metrics = {**metrics, "objects": count.mean()}
+        if cfg.pointing_weight:
+            look, found = looking_loss(maps, cfg.pointing_layer, batch)
+            metrics |= {**found, "language": loss}
+            loss = loss + cfg.pointing_weight * look
+        return loss, metrics
+
+    return System(
+        "tiny_grounding_gpt",
+        cfg,
+        model,
+        losses=dict.fromkeys(STAGES, language),
+        entry=dict.fromkeys(STAGES, lambda m, batch: m(batch)),
+        example=example_batch,
+    )

@@ -1,0 +1,315 @@
+"""Tasks with object images: what they ask is recomputed here from the annotations."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mg_jax.boxes import iou
+from mg_jax.data.scenes import scene_example
+from mg_jax.data.tasks import OBJECT_TASKS, Filters, ObjectTasks, converse, parse_tasks
+from mg_jax.data.tasks.asking import side
+from mg_jax.data.tasks.objects import NAMED, OPPOSITE, lettered
+from mg_jax.errors import BadRecord, UserError
+from mg_jax.example import Example, Expression, Region
+from mg_jax.text import instructions, markup
+from tests.data.photos import annotated, box, photo, pointed
+
+WORDING = instructions.get("tiny_grounding_gpt")
+LETTERS = "ABCD"
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [photo(), *map(annotated, range(12))]
+
+
+def made(task, example, count=12, tasks=OBJECT_TASKS):
+    found = [tasks[task](example, np.random.default_rng(k), WORDING) for k in range(count)]
+    return [e for e in found if e is not None]
+
+
+def options(e, turn=0):
+    """(question without options, what each letter stands for) of a choice."""
+    lines = e.turns[turn].user.split("\n")
+    listed = [line for line in lines if re.match(r"[A-Z]\. ", line)]
+    assert [line[0] for line in listed] == list(LETTERS[: len(listed)])
+    return lines[0], [line[3:] for line in listed]
+
+
+def shown(e, text):
+    """The regions that a text shows as images."""
+    return [e.regions[s.regions[0]] for s in markup.parse(text) if s.kind == "object"]
+
+
+def share(region):
+    x0, y0, x1, y1 = region.box
+    return (x1 - x0) * (y1 - y0)
+
+
+@pytest.mark.parametrize("task", OBJECT_TASKS)
+def test_every_task_is_about_regions_that_it_has(task, pictures):
+    found = [e for example in pictures for e in made(task, example)]
+    assert len(found) > 60
+    for e in found:
+        texts = "".join(t.user + t.assistant for t in e.turns)
+        assert "{" not in texts
+        assert set(markup.regions_of(texts)) == set(range(len(e.regions)))
+        for turn, record in zip(e.turns, e.meta["turns"], strict=True):
+            assert record["task"] == task and turn.assistant.strip()
+            assert record["targets"] == list(dict.fromkeys(markup.regions_of(turn.assistant)))
+            assert not shown(e, turn.assistant)
+            assert all(0.005 <= share(r) <= 0.6 for r in shown(e, turn.user))
+    again = [made(task, example) for example in pictures[:3]]
+    assert [e.turns for es in again for e in es] == [
+        e.turns for es in [made(task, example) for example in pictures[:3]] for e in es
+    ]
+
+
+def test_object_match_locates_what_it_shows(pictures):
+    seen = set()
+    for example in pictures:
+        for e in made("object_match", example, 30):
+            (region,) = shown(e, e.turns[0].user)
+            assert pointed(e, e.turns[0].assistant) == [region]
+            assert region in (*example.objects, *example.regions)
+            seen.add((example.id, region.box))
+    assert len(seen) > 30
+
+
+def test_place_choice_offers_what_is_apart(pictures):
+    letters = Counter()
+    for example in pictures:
+        for e in made("place_choice", example, 20):
+            question, listed = options(e)
+            (target,) = [e.regions[s.regions[0]] for s in markup.parse(question)
+                         if s.kind == "region"]  # fmt: skip
+            offered = [shown(e, text)[0] for text in listed]
+            assert 2 <= len(offered) <= 4 and e.meta["turns"][0]["options"] == len(offered)
+            assert offered[LETTERS.index(e.turns[0].assistant)].box == target.box
+            overlap = iou(np.array([r.box for r in offered]), np.array([r.box for r in offered]))
+            assert (overlap - np.eye(len(offered)) < 0.3).all()
+            letters[e.turns[0].assistant] += len(offered) == 4
+            assert e.turns[0].user.endswith("directly.")  # LLaVA's request for a letter
+    assert min(letters[k] for k in LETTERS) > 0.15 * sum(letters.values())
+
+
+def test_name_choice_has_one_right_option(pictures):
+    kinds = Counter()
+    for example in pictures:
+        texts = {}
+        for expression in example.expressions:
+            texts.setdefault(expression.text.casefold(), set()).add(expression.regions)
+        for e in made("name_choice", example, 20):
+            question, listed = options(e)
+            offered = [shown(e, text)[0] for text in listed]
+            right = offered[LETTERS.index(e.turns[0].assistant)]
+            said = [t for t in texts if t in question.casefold() and len(texts[t]) == 1]
+            if said:
+                (place,) = texts[max(said, key=len)]
+                assert [example.regions[k].box for k in place] == [right.box]
+                kinds["expression"] += 1
+                continue
+            names = [r.label.replace("_", " ").lower() for r in offered]
+            name = right.label.replace("_", " ").lower()
+            assert name in question and names.count(name) == 1
+            everything = (*example.objects, *example.regions)
+            assert len({r.box for r in everything
+                        if (r.label or "").replace("_", " ").lower() == name}) == 1  # fmt: skip
+            kinds["name"] += 1
+    assert kinds["expression"] > 10 and kinds["name"] > 10
+
+
+def relation_of(example, one, other):
+    annotated = {(a, b): p for a, p, b in example.relations}
+    if annotated:
+        known = {(example.regions[a].box, example.regions[b].box): p
+                 for (a, b), p in annotated.items()}  # fmt: skip
+        return known.get((one.box, other.box))
+    return side(one, other)
+
+
+def test_relations_are_true_of_what_is_shown(pictures):
+    kinds = Counter()
+    for example in pictures:
+        for e in made("object_relation", example, 30):
+            user, answer = e.turns[0].user, e.turns[0].assistant
+            question, listed = options(e)
+            here = [e.regions[k] for k in markup.regions_of(question)]
+            assert shown(e, user)
+            if listed and shown(e, listed[0]):
+                (other,) = here
+                predicate = re.search(r'"(.*?)"', question)[1]
+                offered = [shown(e, text)[0] for text in listed]
+                holds = [relation_of(example, r, other) == predicate for r in offered]
+                assert holds.index(True) == LETTERS.index(answer) and sum(holds) == 1
+                kinds["which"] += 1
+            elif listed:
+                one, other = here
+                assert listed[LETTERS.index(answer)] == relation_of(example, one, other)
+                assert len(set(listed)) == len(listed)
+                kinds["how"] += 1
+            else:
+                one, other = here
+                asked = next(p for p in sorted(OPPOSITE, key=len, reverse=True) if p in question)
+                assert (answer == "Yes") == (side(one, other) == asked)
+                kinds[answer] += 1
+    assert min(kinds[k] for k in ("which", "how", "Yes", "No")) > 10
+
+
+def test_dialogues_mix_words_coordinates_and_images(pictures):
+    kinds = Counter()
+    for example in pictures:
+        for e in made("grounding_dialogue", example, 20):
+            assert len(e.turns) >= 2
+            asked = [s.kind for t in e.turns for s in markup.parse(t.user)]
+            assert asked.count("object") <= 4
+            kinds.update(asked)
+            kinds["answers with boxes"] += any(markup.regions_of(t.assistant) for t in e.turns)
+    assert min(kinds[k] for k in ("object", "region", "phrase", "answers with boxes")) > 20
+
+
+def test_descriptions_give_a_place_to_everything_they_name(pictures):
+    for example in pictures:
+        for e in made("grounded_description", example, 4):
+            phrases = [s for s in markup.parse(e.turns[0].assistant) if s.kind == "phrase"]
+            assert phrases and all(len(s.regions) == 1 for s in phrases)
+            for s in phrases:
+                (region,) = [e.regions[k] for k in s.regions]
+                assert region.label.replace("_", " ").lower() == s.text
+            links = re.findall(
+                rf"\. The (\S.*?) is ({'|'.join(OPPOSITE)}) the (.*?)(?=\.)", e.turns[0].assistant
+            )
+            assert len(links) == e.turns[0].assistant.count(" is ")
+            for link in links:
+                one, other = (pointed(e, link[k])[0] for k in (0, 2))
+                assert side(one, other) == link[1]
+    text = made("grounded_description", photo(), 1)[0].turns[0].assistant
+    assert "a <p>dog</p>" in text and "another <p>dog</p>" in text
+    first = re.match(r"The image shows a <p>(.*?)</p>", text)
+    assert first and first[1] in ("stop sign", "person")  # the largest, of one size
+
+
+# -- filters -----------------------------------------------------------------------------------
+
+
+def scored(x0, y0, x1, y1, label=None, score=None):
+    return Region.from_box((x0, y0, x1, y1), label, score)
+
+
+CROWDED = Example(
+    "x.jpg", 100, 100, id="crowded",
+    objects=(
+        scored(0, 0, 0.05, 0.05, "dot"), scored(0, 0, 1, 0.9, "wall"),
+        scored(0.1, 0.1, 0.3, 0.3, "cat", 0.2), scored(0.1, 0.6, 0.3, 0.8, "dog", 0.36),
+        *(scored(0.2 * k, 0.4, 0.2 * k + 0.15, 0.55, "cup") for k in range(4)),
+        scored(0.62, 0.4, 0.77, 0.55, "lid"),
+    ),
+)  # fmt: skip
+
+
+def test_thresholds_decide_and_drops_are_counted():
+    tasks = ObjectTasks()
+    found = {e.regions[0].label for e in made("object_match", CROWDED, 60, tasks.tasks)}
+    assert found == {"dog", "cup", "lid"}
+    assert tasks.drops == {"too small": 60, "too large": 60, "low confidence": 60}
+    mild = ObjectTasks(Filters(min_area=0.001, max_area=1.0, min_score=0.1))
+    found = {e.regions[0].label for e in made("object_match", CROWDED, 90, mild.tasks)}
+    assert found == {"dot", "wall", "cat", "dog", "cup", "lid"} and not mild.drops
+
+
+def test_names_with_many_boxes_are_not_asked_for():
+    tasks = ObjectTasks()
+    said = {e.turns[0].user.split("\n")[0] for e in made("name_choice", CROWDED, 40, tasks.tasks)}
+    assert said and not any("cup" in text for text in said)
+    assert tasks.drops["too many boxes"] == 4 * 40
+    many = ObjectTasks(Filters(max_boxes=4))
+    text = made("grounded_description", CROWDED, 1, many.tasks)[0].turns[0].assistant
+    assert "cup" in text and "cat" not in text
+    assert "cup" not in made("grounded_description", CROWDED, 1)[0].turns[0].assistant
+
+
+def test_options_that_overlap_are_not_offered_together():
+    tasks = ObjectTasks()
+    for e in made("place_choice", CROWDED, 60, tasks.tasks):
+        boxes = {r.box for r in shown(e, e.turns[0].user)}
+        assert not {(0.62, 0.4, 0.77, 0.55), CROWDED.objects[7].box} <= boxes
+    assert tasks.drops["overlapping options"] > 5
+
+
+def test_a_lone_object_makes_no_choice():
+    alone = Example("x.jpg", 100, 100, objects=(scored(0.1, 0.1, 0.4, 0.4, "dog"),), id="alone")
+    tasks = ObjectTasks()
+    assert not made("place_choice", alone, 3, tasks.tasks)
+    assert tasks.drops["too few options"] == 3
+    for count in (0, 1, 27):
+        with pytest.raises(BadRecord, match=f"e9: {count} option.*: a choice needs 2 to 26"):
+            lettered(["x"] * count, "e9")
+    assert lettered(["x", "y"]) == "A. x\nB. y"
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"min_area": 0.7}, "min_area=0.7 must be below max_area=0.6"),
+    ({"option_iou": 1.5}, "option_iou=1.5 is no share"),
+    ({"max_boxes": 0}, "max_boxes=0: give at least 1"),
+])  # fmt: skip
+def test_wrong_thresholds_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        Filters(**change)
+
+
+# -- mixtures and scenes -----------------------------------------------------------------------
+
+
+def test_object_tasks_have_to_be_named():
+    assert not set(OBJECT_TASKS) & set(parse_tasks("auto"))
+    weights = parse_tasks("object_match*2+place_choice+rec")
+    assert weights == {"object_match": 2.0, "place_choice": 1.0, "rec": 1.0}
+    e = converse(photo(), np.random.default_rng(0), weights, WORDING, 5)
+    assert len(e.turns) == 5 and {r["task"] for r in e.meta["turns"]} & set(OBJECT_TASKS)
+
+
+def test_boxes_without_names_are_one_clear_line():
+    nameless = Example("x.jpg", 9, 9, objects=(box(0, 0, 0.5, 0.5), box(0.5, 0, 1, 0.5)),
+                       id="e7", source="mine")  # fmt: skip
+    rng = np.random.default_rng(0)
+    for task in NAMED:
+        with pytest.raises(
+            BadRecord, match=f"'e7' of mine: none of its 2 boxes has a name.*{task}"
+        ):
+            converse(nameless, rng, {task: 1.0}, WORDING)
+    assert converse(nameless, rng, {"place_choice": 1.0}, WORDING)  # needs none
+    assert converse(photo(objects=(), regions=(), expressions=(), captions=(), relations=()),
+                    rng, {"name_choice": 1.0}, WORDING) is None  # fmt: skip
+
+
+@pytest.mark.parametrize("task", OBJECT_TASKS)
+def test_scenes_ask_the_same(task):
+    asked = 0
+    for i in range(12):
+        e = scene_example(72, i, tasks={task: 1.0}, width=96, height=96, min_objects=5)
+        again = scene_example(72, i, tasks={task: 1.0}, width=96, height=96, min_objects=5)
+        assert e.turns == again.turns
+        for turn, record in zip(e.turns, e.meta["turns"], strict=True):
+            assert record["task"] == task
+            assert record["targets"] == list(dict.fromkeys(markup.regions_of(turn.assistant)))
+            assert all(k < len(e.regions) for k in markup.regions_of(turn.user))
+            boxes = {r.box for r in e.objects}
+            assert {r.box for r in shown(e, turn.user)} <= boxes
+            if record.get("options") and task != "object_relation":
+                listed = re.findall(r"^[A-D]\. ", turn.user, re.M)
+                assert len(listed) == record["options"] and turn.assistant in LETTERS
+            asked += 1
+    assert asked >= 12
+
+
+def test_expression_of_a_region_that_is_no_object():
+    """Visual Genome's regions have texts of their own."""
+    regions = (box(0, 0, 0.4, 0.4), box(0.5, 0.5, 0.9, 0.9))
+    said = (Expression("a grey roof", (0,)), Expression("grass", (1,)))
+    e = Example("x.jpg", 100, 100, id="vg", regions=regions, expressions=said)
+    for found in made("name_choice", e, 6):
+        question, listed = options(found)
+        right = shown(found, listed[LETTERS.index(found.turns[0].assistant)])[0]
+        assert (right.box == (0.0, 0.0, 0.4, 0.4)) == ("roof" in question)

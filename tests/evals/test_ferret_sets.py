@@ -1,0 +1,167 @@
+"""Ferret's published tests asked from their own files; launch.published."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import published
+from mg_jax.answer import Answer, Phrase
+from mg_jax.data.regions import rasterise
+from mg_jax.errors import UserError
+from mg_jax.evals.ferret_sets import SETS, open_set, plain_text
+from tests.ferret_micro import save_random
+
+XML = (
+    "<annotation><object><name>1</name><bndbox><xmin>10</xmin><ymin>10</ymin><xmax>30</xmax>"
+    "<ymax>20</ymax></bndbox></object><object><name>1</name><bndbox><xmin>30</xmin><ymin>10</ymin>"
+    "<xmax>50</xmax><ymax>40</ymax></bndbox></object></annotation>"
+)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A file of each set about one picture of 100x50 px."""
+    Image.new("RGB", (100, 50), "red").save(tmp_path / "a.jpg")
+    size = {"width": 100, "height": 50, "file_name": "a.jpg"}
+    refcoco = {
+        "images": [
+            {"id": 4, "caption": "a dog, left", "dataset_name": "refcoco", **size},
+            {"id": 2, "caption": "the <p>cat</p>", "dataset_name": "refcocog", **size},
+        ],
+        "annotations": [{"image_id": 4, "bbox": [10, 5, 40, 20]},
+                        {"image_id": 2, "bbox": [0, 0, 50, 50]}],
+    }  # fmt: skip
+    flickr = {"images": [{"original_img_id": 9, "sentence_id": 1, "caption": "Two men run .",
+                          "tokens_positive_eval": [[[0, 7]]], **size}]}  # fmt: skip
+    mask = np.zeros((100, 50), int)
+    mask[10:30, 5:20] = 1
+    rows = [
+        {"id": 0, "image_path": "coco/a.jpg", "width": 100, "height": 50, "name": name,
+         "neg_class": other, "synonyms": [], "sample_point": [50, 20],
+         "bbox_norm": [0.1, 0.1, 0.5, 0.9], "free_shape_bbox_raw": [10, 5, 29, 19],
+         "free_shape_segment_mask": mask.tolist()}
+        for name, other in (("bow_(weapon)", "cat"), ("dog", "cow"))
+    ]  # fmt: skip
+    (tmp_path / "refcoco.json").write_text(json.dumps(refcoco))
+    (tmp_path / "flickr.json").write_text(json.dumps(flickr))
+    (tmp_path / "lvis.json").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    asked = {"image": "a.jpg", "text": "Is there a dog in the image?"}
+    (tmp_path / "pope.json").write_text(
+        "".join(json.dumps({"question_id": n, "label": y, **asked}) + "\n"
+                for n, y in enumerate(("yes", "no")))
+    )  # fmt: skip
+    lines = "x\n[/EN#1/people Two men] run ."
+    for file, text in (("Annotations/9.xml", XML), ("Sentences/9.txt", lines)):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_text(text)
+    return tmp_path
+
+
+def opened(files, name, **options):
+    return open_set(name, files / f"{name}.json", entities=files, **options)
+
+
+def test_refcoco(files):
+    test = opened(files, "refcoco")
+    first, second = test.questions()
+    assert first.prompt == "What is the location of a dog left in the image?"
+    assert (first.key, first.picture, first.regions) == ("4", "a.jpg", ())
+    assert second.prompt == "What is the location of the <p >cat</p > in the image?"
+    found = test.score({"4": "a dog [100, 100, 500, 500]", "2": "a cat [0, 0, x, 9]"})
+    assert found["refcoco acc@0.5 1"] == 1.0 and found["refcocog acc@0.5 1"] == 0.0
+    assert found["unreadable"] == 1.0
+    assert test.score({})["refcoco acc@0.5 upper bound"] == 0.0
+
+
+def test_flickr_has_merged_boxes(files):
+    test = opened(files, "flickr")
+    (question,) = test.questions()
+    assert question.prompt == "What are the locations of two men?"
+    found = test.score({question.key: "two men [100, 200, 500, 800]."})
+    assert found["recall@1 all"] == found["recall@1 people"] == 1.0
+    assert test.score({question.key: "two men [100, 200, 300, 400]."})["recall@1 all"] == 0.0
+    assert test.score({})["unreadable"] == 1.0
+    (files / "Sentences" / "9.txt").unlink()
+    with pytest.raises(UserError, match=r"9.txt: cannot be read"):
+        test.score({})
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "pixels"),
+    [("point", "point", 121), ("box", "box", 41 * 41), ("free_shape", "mask", 300)],
+)
+def test_lvis(files, kind, place, pixels):
+    test = opened(files, "lvis", kind=kind)
+    first, second = test.questions()
+    assert first.prompt == "Is the object <r:0> of the image a bow_(weapon) or a cat?"
+    assert second.prompt == "Is the object <r:0> of the image a cow or a dog?"
+    assert first.regions[0].kind == place and first.key != second.key  # ids may be repeated
+    assert rasterise(first.regions[0], 100, 50).whole().sum() == pixels
+    assert test.score({"0": "a bow (weapon)", "1": "a cow"})["accuracy"] == 0.5
+
+
+def test_pope(files):
+    test = opened(files, "pope")
+    assert [q.key for q in test.questions()] == ["0", "1"]
+    assert test.score({"0": "Yes.", "1": "No."})["accuracy"] == 1.0
+    assert test.score({"0": "Yes."})["accuracy"] == 0.5  # no answer is none
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("refcoco", {"images": []}, "has no list annotations"),
+        ("flickr", [1], "holds no JSON object"),
+        ("lvis", {"image_path": "a.jpg"}, "lvis.json:1: lacks name, neg_class, synonyms"),
+        ("pope", {"text": "?"}, "pope.json:1: no question of POPE"),
+    ],
+)
+def test_wrong_files_are_named(files, name, content, message):
+    (files / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        opened(files, name)
+
+
+def test_what_is_missing_is_named(files):
+    with pytest.raises(UserError, match="unknown set 'gqa': choose refcoco, flickr"):
+        opened(files, "gqa")
+    with pytest.raises(UserError, match="name the folder of Flickr30k Entities"):
+        open_set("flickr", files / "flickr.json")
+    with pytest.raises(UserError, match="'circle': choose point, box"):
+        opened(files, "lvis", kind="circle")
+    (files / "lvis.json").write_text(json.dumps({k: "a" for k in (
+        "image_path", "name", "neg_class", "synonyms")}))  # fmt: skip
+    with pytest.raises(UserError, match=r"question 0 has no point \(KeyError"):
+        list(opened(files, "lvis", kind="point").questions())
+
+
+def test_answers_of_other_systems_are_written_as_ferrets():
+    phrases = (Phrase("a dog", (4, 9), ((10.0, 5.0, 50.0, 25.0), (0.0, 0.0, 100.0, 50.0)), (1, 1)),)
+    answer = Answer("See a dog there.", phrases, width=100, height=50)
+    assert plain_text(answer) == "See a dog [100, 100, 500, 500] [0, 0, 999, 999] there."
+    assert plain_text(Answer("b [1, 2, x]", written="b [1, 2, x] [3")) == "b [1, 2, x] [3"
+
+
+def test_the_command_asks_what_is_left_and_scores(files, tmp_path, capsys):
+    release = save_random(tmp_path / "release")
+    for name in SETS:
+        answers = tmp_path / "answers" / f"{name}.jsonl"
+        flags = [name, "--file", str(files / f"{name}.json"), "--answers", str(answers),
+                 "--entities", str(files)]  # fmt: skip
+        model = ["--checkpoint", str(release), "--images", str(files), "--max-new-tokens", "4"]
+        with pytest.raises(UserError, match="have no answer yet: give --checkpoint"):
+            published.main(flags)
+        published.main([*flags, *model, "--limit", "1"])
+        first = answers.read_text()
+        assert first.count("\n") == 1
+        answers.write_text(first + '{"key": "to')  # killed while it wrote
+        published.main([*flags, *model])
+        assert answers.read_text().startswith(first)
+        published.main(flags)  # nothing left to ask
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert lines[-1] == lines[-2] and lines[-1]["answered"] == lines[-1]["questions"]
+    answers.write_text("?\n{}\n")
+    with pytest.raises(UserError, match="pope.jsonl:1: no answer"):
+        published.main(flags)

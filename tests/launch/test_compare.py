@@ -1,0 +1,98 @@
+"""Systems side by side: operations counted by hand, costs, the page, and what is not repeated."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mg_jax
+from launch import compare, evaluate
+from launch.counting import flops
+from mg_jax.errors import UserError
+from mg_jax.evals import tasks
+from tests import ferret_micro, groma_micro, mg_llava_micro, tiny_grounding_micro
+
+DATA = "scenes:seed=700000,n=2,size=64"
+MICRO = {
+    "groma": groma_micro, "mg_llava": mg_llava_micro, "ferret": ferret_micro,
+    "tiny_grounding_gpt": tiny_grounding_micro,
+}  # fmt: skip
+
+
+def test_operations_are_those_counted_by_hand():
+    a, b = jnp.zeros((3, 4)), jnp.zeros((4, 5))
+    assert flops(jnp.dot, a, b) == 2 * 3 * 4 * 5
+    assert flops(jax.jit(lambda a: jnp.einsum("bij,bjk->bik", a, a)), jnp.zeros((2, 6, 6))) == (
+        2 * 2 * 6**3
+    )
+
+    def scanned(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=7)[0]
+
+    assert flops(scanned, jnp.zeros((4, 4))) == 7 * 2 * 4**3
+    square = jnp.zeros((4, 4))
+
+    def branch(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: y, x)
+
+    assert flops(branch, square) == 2 * 2 * 4**3
+    image, kernel = jnp.zeros((1, 3, 8, 8)), jnp.zeros((5, 3, 2, 2))
+    made = jax.lax.conv_general_dilated(image, kernel, (2, 2), "VALID")
+    assert made.shape == (1, 5, 4, 4)
+    found = flops(lambda x: jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID"), image)
+    assert found == 2 * 5 * 4 * 4 * 3 * 2 * 2
+
+
+@pytest.mark.parametrize("name", MICRO)
+def test_costs(name, tmp_path):
+    assistant = mg_jax.load(MICRO[name].save_random(tmp_path / "release"))
+    items = tasks.questions(tasks.get("presence"), DATA, 2)
+    found = compare.costs(assistant, [item.query() for item in items])
+    assert found["parameters"] == sum(x.size for x in jax.tree.leaves(assistant.params))
+    picture = assistant.adapter.views(assistant.adapter.read(items[0].query()))[0]
+    extra = found["tokens"] - len(picture.boxes)  # proposals with their names, or detected boxes
+    assert (extra > 0) if name in ("groma", "mg_llava") else extra == 0
+    least = 2 * len(picture.boxes) * assistant.system.cfg.lm.width * assistant.system.cfg.lm.mlp
+    assert found["flops"] > least and found["milliseconds"] > 0
+    assert 1 <= found["answer_tokens"] <= 48
+    can = assistant.adapter.can
+    plays = {
+        n for n in ("object_match", "moved", "proposals") if compare.fits(assistant, tasks.get(n))
+    }
+    assert plays == {
+        "groma": {"proposals"}, "mg_llava": {"moved"}, "ferret": set(),
+        "tiny_grounding_gpt": {"object_match"},
+    }[name]  # fmt: skip
+    assert len(can) == len(plays) and compare.fits(assistant, tasks.get("rec"))
+
+
+def test_page(tmp_path, capsys, monkeypatch):
+    folders = {n: str(MICRO[n].save_random(tmp_path / n)) for n in ("ferret", "tiny_grounding_gpt")}
+    out = tmp_path / "page.md"
+    argv = [*folders.values(), "--out", str(out), "--data", DATA]
+    argv += ["--task=presence", "--task=object_match"]
+    compare.main(argv)
+    text = out.read_text()
+    assert "| system | ferret | tiny_grounding_gpt |" in text and str(tmp_path) not in text
+    (line,) = (x for x in text.splitlines() if x.startswith("| object_match, acc@0.5 |"))
+    assert line.split("|")[2].strip() == "" and line.split("|")[3].strip() != ""
+    rows = [json.loads(x) for x in out.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(rows) == 5  # costs and presence of both, object images of one
+    assert all(np.isfinite(r["flops"]) for r in rows if not r["task"])
+
+    with pytest.raises(UserError, match="--task object_match: ferret takes no object images"):
+        evaluate.main(["--checkpoint", folders["ferret"], "--task", "object_match", "--data", DATA])
+
+    def load(*args, **more):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(mg_jax, "load", load)
+    rows_before = out.with_suffix(".jsonl").read_text()
+    compare.main([folders["tiny_grounding_gpt"], *argv[2:]])
+    assert out.with_suffix(".jsonl").read_text() == rows_before
+    with pytest.raises(UserError, match="named twice"):
+        compare.main([folders["ferret"], *argv[:1], *argv[2:]])
+    with pytest.raises(UserError, match="no folder"):
+        compare.main([folders["ferret"], "--out", str(tmp_path / "x" / "y.md")])
