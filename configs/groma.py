@@ -300,3 +300,4 @@ def mini(c: ConfigDict) -> None:
     else:
         c.optim.lr = 4e-4
         c.train.steps = 3000
+    c.init_stages = (*c.init_stages, "encoder")  # which what is shipped leaves to its package

@@ -242,6 +242,12 @@ def test_full_size_has_upstreams_parameter_count():
     assert sum(sizes.values()) == 7_377_311_657
 
 
+@pytest.mark.parametrize("taps", [(0, 1, 2, 5), (-1, 1, 2, 3), (2, 3, 4)])
+def test_hidden_states_that_there_are_not(taps):
+    with pytest.raises(UserError, match="taps is .*: give at least 4 numbers from 0 to 4"):
+        build("groma", {**TINY, "taps": taps})
+
+
 def test_labels_teach_the_encoder_through_the_region_encoder():
     system = build("groma", {**TINY, "label_words": 7})
     params = sharding.unbox(system.init("detection")(jax.random.key(0))["params"])

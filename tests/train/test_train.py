@@ -136,6 +136,7 @@ def test_another_config_is_refused_with_the_keys(tmp_path):
     older = {k: v for k, v in json.loads(file.read_text()).items() if k != "init_mean"}
     file.write_text(json.dumps(older))  # as a version without this key wrote it
     assert run(tmp_path, fake_config(train__steps=2)).code == 0
+    assert run(tmp_path, fake_config(train__steps=2, init_ignore=("x",))).code == 0  # done with
     with pytest.raises(UserError, match=r"holds a run of fake stage=first.*--config.init_from="):
         run(tmp_path, fake_config(stage="second"))
 
