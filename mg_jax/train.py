@@ -104,11 +104,11 @@ class _Run:
         self.data = data
         steps = total_steps(self.settings, data, config.batch_size)
         self.plan = plan(config, steps, system=system, mesh=mesh, sizes=sizes)
+        self.bar: progress.Bar | None = None
+        self.metrics: progress.Metrics | None = None
         self.states = checkpoint.TrainStates(
             workdir / "checkpoints", self.settings.keep, warn=self._say
         )
-        self.bar: progress.Bar | None = None
-        self.metrics: progress.Metrics | None = None
 
     def run(self) -> Outcome:
         try:

@@ -76,7 +76,10 @@ def test_rows_are_what_the_encoder_gives(fake, voc, tmp_path):
     np.testing.assert_allclose(other, source.states, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("stage,taps", [("detection", ""), ("alignment", "1,0,3,2")])
+@pytest.mark.parametrize(
+    "stage,taps",
+    [("detection", ""), pytest.param("alignment", "1,0,3,2", marks=pytest.mark.slow)],
+)
 def test_a_step_on_features_is_a_step_on_pictures(fake, voc, tmp_path, stage, taps):
     """The same loss and gradient norm, to the rounding of float16 (that of the language stages
     could choose other regions, so their rows are made here unrounded)."""

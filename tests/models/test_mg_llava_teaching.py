@@ -61,9 +61,9 @@ def test_both_towers_learn_to_name_boxes():
 
 def test_a_patch_is_where_its_middle_is(monkeypatch):
     """Of a map of the middles of patches the mean over a box is the middle of the box."""
-    low = TINY["low"] | {"image_size": 32}
-    system = build("mg_llava", TINY | {"label_words": WORDS, "low": low})
-    asked = []
+    sides = {name: TINY[name] | {"image_size": side} for name, side in (("low", 32), ("high", 64))}
+    system = build("mg_llava", TINY | sides | {"label_words": WORDS})
+    params, asked = drawn(system, "labels"), []
 
     def middles(maps, boxes, canvas):
         grid = np.indices(maps[0].shape[1:3])[::-1].transpose(1, 2, 0) + 0.5  # x, y
@@ -72,10 +72,9 @@ def test_a_patch_is_where_its_middle_is(monkeypatch):
         return box_mean(maps, boxes, canvas)
 
     monkeypatch.setattr("mg_jax.models.mg_llava.box_mean", middles)
-    batch = labelled()
+    batch = labelled() | {"high": np.zeros((2, 1, 64, 64, 3), np.float32)}
     boxes = np.array([[96, 100, 288, 300], [480, 96, 576, 192], [192, 192, 672, 384]], np.float32)
     batch["label_boxes"][:] = boxes
-    params = drawn(system, "labels")
     system.module.apply({"params": params}, batch, method=system.module.name_boxes)
     expected = (boxes[:, :2] + boxes[:, 2:]) / 2
     np.testing.assert_allclose(asked[0][0], expected, atol=1e-2)

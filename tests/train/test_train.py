@@ -87,14 +87,16 @@ def test_resume_after_sigterm_is_bit_equal(whole, tmp_path):
     assert equal(resumed.state, whole[1].state)
 
 
-def test_resume_after_a_kill_repeats_the_lost_steps(whole, tmp_path):
+def test_resume_after_a_kill_repeats_the_lost_steps(whole, tmp_path, capsys):
     config = fake_config(train__save_steps=4)
     with pytest.raises(Crash):
         run(tmp_path, config, Trap(7, crash))
     assert max(losses(tmp_path)) > 4  # later than the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"step": 7, "lo')  # torn line
+    (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # killed while saving
     resumed = run(tmp_path, config)
+    assert "7.orbax-checkpoint-tmp: half-written" in capsys.readouterr().err
     assert losses(tmp_path) == losses(whole[0])
     assert equal(resumed.state, whole[1].state)
 

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from mg_jax.data.sources.base import MAX_BAD, Source, existing
-from mg_jax.data.sources.views import Views
 from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 from mg_jax.example import Example
@@ -93,6 +92,8 @@ class FeatureSource(Source):
 def digest(source: Source) -> str:
     """What tells the examples of a source from those of another: their number, their names, and
     the boxes where views are cut around them."""
+    from mg_jax.data.sources.views import Views  # late: it needs transforms, which need `base`
+
     origin = source.source if isinstance(source, Views) else source
     sums = hashlib.sha256()
     for i in range(len(origin)):
