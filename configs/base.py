@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
     # (from, to): what init_from lacks under `to`/ begins as a copy of what is under `from`/
     c.init_copy = ()
 
-    # A package's encoder (conversion/trunks.py) that the system stands on, frozen; "" for none.
-    # Its name may stand in init_from, and launch.ship leaves it out of a release.
+    # The encoder that the system stands on, frozen: a package's (conversion/trunks.py), whose name
+    # may stand in init_from, and which launch.ship leaves out; or a release's. "" for none.
     c.trunk = ""
     # Views of every picture of which launch.fit computes its outputs once; 0: at every step anew
     c.views = 0

@@ -241,7 +241,7 @@ def tiny(c: ConfigDict) -> None:
     c.model.unit_vectors = True
     c.model.pointing_weight = 1.0  # as GromaConfig says: what a pretrained one would bring along
     c.trainable = (*BRIDGES, "lm/.*")  # no pretrained language model is shipped: it learns here
-    c.optim.lr = 1e-3 if c.stage == "alignment" else 6e-4
+    c.optim.lr = 1e-3
     c.optim.warmup_steps = 200
     # stage 1 taught it shapes; at the full rate it forgets them before they are asked for
     c.optim.lr_multipliers = (("region_encoder/.*", 0.03),)
@@ -255,7 +255,7 @@ def tiny(c: ConfigDict) -> None:
         c.train.steps = 3000
     else:
         c.data = f"scenes:seed=3,n=1000000,tasks={MIXTURE},turns=4,size=224"
-        c.train.steps = 3000
+        c.train.steps = 4000
 
 
 def mini(c: ConfigDict) -> None:
@@ -300,3 +300,4 @@ def mini(c: ConfigDict) -> None:
     else:
         c.optim.lr = 4e-4
         c.train.steps = 3000
+    c.init_stages = (*c.init_stages, "encoder")  # which what is shipped leaves to its package

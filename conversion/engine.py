@@ -24,6 +24,7 @@ from conversion.patterns import Leaf, leaf_of, names_of
 from mg_jax.errors import UserError, some
 
 LISTED = 40  # names shown per side of an error; the rest is counted
+NAMED = 3  # names shown in one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,8 @@ def plan(manifest: Mapping[str, Any], table: Table, where: str = "checkpoint") -
 
     `manifest` maps names to shapes, or to anything with `.shape` (and `.dtype`). Tied copies and
     dropped tensors may be absent, nothing else. Raises UserError that lists the names only in the
-    checkpoint (+), the names only in the model (-) and the wrong shapes (!).
+    checkpoint (+), the names only in the model (-) and the wrong shapes (!), or the tensors that
+    hold no floating-point numbers, as those of quantised weights do.
     """
     full = expand(table)
     infos = {name: _info(value) for name, value in manifest.items()}
@@ -184,6 +186,7 @@ def plan(manifest: Mapping[str, Any], table: Table, where: str = "checkpoint") -
         if name in infos and infos[name].shape != shape
     ]
     _report(where, extra, missing, wrong)
+    _refuse_whole_numbers(where, {name: infos[name].dtype for name in expected if name in infos})
     return Plan(
         full.leaves,
         {copy: source for copy, source in full.tied.items() if copy in infos},
@@ -310,6 +313,20 @@ def _info(value: Any) -> TensorInfo:
     if hasattr(value, "shape"):
         return TensorInfo(tuple(value.shape), getattr(value, "dtype", None))
     return TensorInfo(tuple(value))
+
+
+def _refuse_whole_numbers(where: str, dtypes: Mapping[str, Any]) -> None:
+    """Raises UserError naming the parameters whose dtype is known and no float."""
+    odd = [
+        f"{name} is {dtype}"
+        for name, dtype in dtypes.items()
+        if isinstance(dtype, np.dtype) and not is_float(dtype)
+    ]
+    if odd:
+        raise UserError(
+            f"{where}: {', '.join(some(odd, NAMED))}: every parameter is of floating-point "
+            "numbers; quantised weights are not read, so convert the whole ones"
+        )
 
 
 def _report(where: str, extra: list[str], missing: list[str], wrong: list[str]) -> None:

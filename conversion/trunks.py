@@ -134,7 +134,8 @@ def backbone(graph: Graph, prefix: str = "backbone.") -> dict[str, np.ndarray]:
 def save(name: str, folder: str | Path) -> Path:
     """Write a release of the encoder alone, in float32; returns its folder.
 
-    One that is there and is of the same file stays. Raises UserError as `Trunk.path`.
+    One that is there and is of the same file stays. Raises UserError as `Trunk.path`, and where
+    something else is in the way.
     """
     trunk, folder = get(name), Path(folder)
     if checkpoint.is_release(folder):
@@ -142,6 +143,8 @@ def save(name: str, folder: str | Path) -> Path:
         if config.get("trunk") == trunk.record:
             return folder
         raise UserError(f"{folder}: is a release of something else: name another folder")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: is there and is no release: name another folder")
     entry = trunk.architecture
     settings = entry.settings(entry.read(trunk.config, name)) | {"trunk": trunk.record}
     card = f"# {name}\n\nThe image encoder of the package {trunk.requirement}, converted.\n"
@@ -152,7 +155,7 @@ def start(init_from: str, folder: str | Path) -> str:
     """`config.init_from` in which every encoder of a package is a release that can be read.
 
     What names one, and one for each release that leaves its own out, becomes `folder` with the
-    encoder's name behind it, made where it is not there. Raises UserError as `Trunk.path`.
+    encoder's name behind it, made where it is not there. Raises UserError as `complete`.
     """
     found = []
     for name in filter(None, init_from.split(",")):
@@ -164,7 +167,7 @@ def start(init_from: str, folder: str | Path) -> str:
         if not (path / "checkpoints").is_dir():
             config, params = checkpoint.open_release(path)
             if lacks(config, params.shapes):
-                own = config["trunk"]["name"]
+                own = _stated(config).name
                 found.append(str(save(own, f"{folder}-{own}")))
     return ",".join(dict.fromkeys(found))
 
@@ -182,6 +185,11 @@ def complete(config: Mapping[str, Any], params: dict[str, Any]) -> dict[str, Any
     """
     if not lacks(config, (f"{part}/" for part in params)):
         return params
+    return {**params, **engine.unflatten(_stated(config).load())}
+
+
+def _stated(config: Mapping[str, Any]) -> Trunk:
+    """The encoder that a release leaves out. Raises UserError where another file is known now."""
     stated = config["trunk"]
     trunk = get(stated["name"])
     if stated.get("sha256") != trunk.sha256:
@@ -190,7 +198,7 @@ def complete(config: Mapping[str, Any], params: dict[str, Any]) -> dict[str, Any
             f"{str(stated.get('sha256'))[:12]}...), but this version knows {trunk.requirement} "
             f"({trunk.sha256[:12]}...): use the version of mg_jax that it was made with"
         )
-    return {**params, **engine.unflatten(trunk.load())}
+    return trunk
 
 
 def leave_out(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

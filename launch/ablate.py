@@ -145,6 +145,7 @@ RUNS: Mapping[str, Sequence[str]] = {
     ),
     "low": (
         *LOW, "--config.model.objects=none", "--config.init_ignore=('labels_.*','high/.*')",
+        "--config.init_required=('low/.*',)",
     ),
     "boxes": LOW,
     "published": NAMED,

@@ -68,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.src in trunks.TRUNKS:
         plain = arguments().parse_args([args.src, args.dst])
         if more := [k for k, v in vars(args).items() if v != getattr(plain, k)]:
-            raise UserError(f"--{more[0].replace('_', '-')}: has no meaning for {args.src}")
+            flag = {"parts": "with"}.get(more[0], more[0].replace("_", "-"))
+            raise UserError(f"--{flag}: has no meaning for {args.src}")
         print(f"wrote {trunks.save(args.src, args.dst)}")
         return 0
 

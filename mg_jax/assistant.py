@@ -37,17 +37,19 @@ def load(
     revision: str | None = None,
     base: str | Path | None = None,
     detector: str | Detect | None = None,
+    parts: Sequence[str | Path] = (),
 ) -> "Assistant":
     """An Assistant from a shipped release's name, a release, or weights of PyTorch.
 
     The latter are a folder with its config.json, a file beside one, or a name on the Hugging Face
-    hub (at `revision`), and `base` is what delta weights are added to; they are converted in memory
+    hub (at `revision`), `base` is what delta weights are added to, and `parts` are public models
+    that the file leaves parts of itself to; they are converted in memory
     (`python -m launch.convert` writes a release, which loads faster). `dtype`: of parameters and
     computation ("float32" or "bfloat16"). `detector`: what finds boxes for a system that is given
     them: a release that proposes regions, opened when first needed, or a function (`Detect`); by
     default what the release names. Raises UserError naming what is missing.
     """
-    config, params, tokenizer = _read(source, dtype, revision, base)
+    config, params, tokenizer = _read(source, dtype, revision, base, parts)
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     model = config["model"]
     for part in model.values():
@@ -84,7 +86,11 @@ class _Proposer:
 
 
 def _read(
-    source: str | Path, dtype: str, revision: str | None, base: str | Path | None
+    source: str | Path,
+    dtype: str,
+    revision: str | None,
+    base: str | Path | None,
+    parts: Sequence[str | Path],
 ) -> tuple[dict[str, Any], Any, Path | None]:
     """(config, nested parameters, tokenizer folder or None) of whatever `load` takes."""
 
@@ -97,7 +103,7 @@ def _read(
             )
 
     path = Path(source)
-    if revision is None and base is None:
+    if revision is None and base is None and not parts:
         release = path.is_dir() and checkpoint.is_release(path)
         if release or (not path.exists() and str(source) in releases()):
             accept(checkpoint.open_release(source)[0])
@@ -110,7 +116,7 @@ def _read(
             f"{source}: neither a folder nor a shipped release ({', '.join(releases())}), and no "
             "file or name on the hub (org/name)"
         )
-    return conversion.read(source, dtype, revision=revision, base=base, accept=accept)
+    return conversion.read(source, dtype, revision=revision, base=base, parts=parts, accept=accept)
 
 
 def _whole(

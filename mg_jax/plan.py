@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mg_jax import checkpoint, models, sharding
 from mg_jax import config as configs
 from mg_jax.errors import UserError
-from mg_jax.optim import Flat, OptimConfig, flatten, merge, optimizer, partition, schedule
+from mg_jax.optim import Flat, OptimConfig, flatten, matching, merge, optimizer, partition, schedule
 
 PARTS = "parts"  # system of a release that holds one part, as launch.convert makes it
 
@@ -268,7 +268,7 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                 found[path] = jax.device_put(jnp.array(twin, x.dtype, copy=True), x.sharding)
     missing = {path: x for path, x in target.items() if path not in found}
     for pattern in config.init_required:
-        lacking = partition(target, [pattern])[0].keys() & missing.keys()
+        lacking = matching(target, [pattern], "config.init_required") & missing.keys()
         if lacking:
             raise UserError(
                 f"config.init_from: {config.init_from} lacks {len(lacking)} parameters, "

@@ -29,8 +29,9 @@ from mg_jax.errors import UserError
 from mg_jax.optim import Flat, flatten, merge
 from mg_jax.plan import Plan, State, initial_params, plan
 
-# Sections of the config that may change when a run is resumed.
-FREE = ("train", "mesh", "rules", "init_from", "loader")
+# Sections of the config that may change when a run is resumed, as everything that begins with
+# "init_" may, which is done with by then.
+FREE = ("train", "mesh", "rules", "loader")
 
 
 class Diverged(RuntimeError):
@@ -103,11 +104,11 @@ class _Run:
         self.data = data
         steps = total_steps(self.settings, data, config.batch_size)
         self.plan = plan(config, steps, system=system, mesh=mesh, sizes=sizes)
+        self.bar: progress.Bar | None = None
+        self.metrics: progress.Metrics | None = None
         self.states = checkpoint.TrainStates(
             workdir / "checkpoints", self.settings.keep, warn=self._say
         )
-        self.bar: progress.Bar | None = None
-        self.metrics: progress.Metrics | None = None
 
     def run(self) -> Outcome:
         try:
@@ -303,7 +304,7 @@ def changed_keys(config: Any, workdir: Path) -> str:
     changes = [
         f"{k.replace('/', '.')} {old[k]!r} -> {new[k]!r}"
         for k in sorted(old.keys() & new.keys())
-        if old[k] != new[k] and k.split("/")[0] not in FREE
+        if old[k] != new[k] and k.split("/")[0] not in FREE and not k.startswith("init_")
     ]
     if not changes:
         return ""

@@ -5,6 +5,7 @@ platform. Reference recordings are looked for in ../shared or MG_JAX_SHARED.
 """
 
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PLATFORM = os.environ.get("MG_JAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = PLATFORM  # before jax is imported; child processes inherit it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if PLATFORM == "cpu" and "optimization_level" not in os.environ.get("XLA_FLAGS", ""):
+    # small models: compiling is most of the work, and takes a third of the time like this
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
+    if version("jaxlib").startswith("0.10."):  # 0.12 does not know it
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(flags).strip()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -22,7 +29,7 @@ if "cpu" in PLATFORM:
     jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", os.environ.get("MG_CACHE", str(ROOT / ".jax_cache")))
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -23,7 +23,6 @@ def micro_config(stage="sft", media="image", **changes):
     c.codec.buckets = ()
     c.batch_size, c.optim.warmup_steps = 8, 1
     c.train.steps, c.train.log_every, c.train.tensorboard = 2, 1, False
-    c.data = c.data.replace("size=256", "size=64")
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return c
 

@@ -53,6 +53,8 @@ DINOV2_REGISTERS = dataclasses.replace(
         "patch_size": ("patch", 16),
         "num_register_tokens": ("registers", 4, COUNT),
     },
+    # in the published files alone: the class has both built in
+    fixed={**DINOV2.fixed, "interpolate_antialias": (True,), "interpolate_offset": (0.0,)},
 )
 CLIP = Section(
     "CLIPVisionConfig",

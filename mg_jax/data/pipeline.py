@@ -83,6 +83,8 @@ def check_features(sources: Sequence[Source], config: Any) -> None:
             "config.data: features: and data sets of pictures cannot be mixed: run "
             "launch.features on all of them"
         )
+    if "taps" not in config.model:
+        raise UserError(f"config.data: features: are read by Groma alone, not by {config.system}")
     if any(re.fullmatch(pattern, "vision/positions") for pattern in config.trainable):
         raise UserError(
             "config.trainable names the encoder, but config.data holds outputs that it had before"

@@ -63,8 +63,9 @@ class GromaConfig:
     had not found them after 3,000 steps of the tiny training.
     `taps`: hidden states of the encoder that are read, by number (0: what enters the first layer),
     in place of all of them: proposer, region encoder and projector take the last of these.
-    `label_words`: size of a vocabulary of label words that regions are named by, linearly, in
-    the stages that have boxes: it teaches an encoder that starts from nothing what things are.
+    `label_words`: size of a vocabulary of label words that regions are named by, linearly, and
+    4 numbers more, their boxes, in the stages that have boxes: it teaches an encoder that starts
+    from nothing what things are, and their vectors what a language model will ask for.
     """
 
     vision: ViTConfig = ViTConfig()
@@ -150,6 +151,8 @@ class Groma(nn.Module):
         """
         if states is not None:
             seen = {"hidden_states": states.astype(jnp.float32).swapaxes(0, 1)}
+        elif pixels is None:
+            raise ValueError("a batch has pixels or states")
         else:
             found, normed = self.vision(pixels)
             found = found[np.array(self.cfg.taps)] if self.cfg.taps else found
@@ -311,8 +314,17 @@ def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:
 def system(cfg: GromaConfig) -> System:
     """Groma with its three stages: detection (set loss), alignment and instruction (next token).
 
-    Raises UserError for a `pointing_layer` that the language model does not have.
+    Raises UserError for a `pointing_layer` that the language model does not have, and for `taps`
+    that the encoder does not have, or fewer than are read.
     """
+    count = 4 if cfg.proposer.levels_from == "mean" else cfg.proposer.levels
+    count = max(count, len(cfg.regions.upsample))
+    known = range(cfg.vision.layers + 1)
+    if cfg.taps and (len(cfg.taps) < count or not set(cfg.taps) <= set(known)):
+        raise UserError(
+            f"config.model.taps is {cfg.taps}: give at least {count} numbers from 0 to "
+            f"{cfg.vision.layers}, the layers of the encoder"
+        )
     if cfg.pointing_weight and not 1 <= cfg.pointing_layer < cfg.lm.layers:
         raise UserError(
             f"config.model.pointing_layer is {cfg.pointing_layer}: with {cfg.lm.layers} layers it "

@@ -18,7 +18,6 @@ from tests.conversion.folders import (
     random_state,
     read_folder,
     set_config,
-    state_of,
     write_folder,
 )
 
@@ -108,17 +107,6 @@ def test_casts_are_asked_for_and_checked(monkeypatch, tmp_path, big):
     assert back.check().ok and "bfloat16 to float32" in str(back.check())
     rounded = {name: x.astype(BF16).astype(np.float32) for name, x in state.items()}
     assert_same(read_folder(tmp_path / "c"), rounded)
-
-
-def test_whole_numbers_are_not_cast(tmp_path):
-    entry, cfg = ARCHITECTURES["llama"], CONFIGS["llama"]
-    state = state_of(entry, cfg)
-    state["model.norm.weight"] = np.arange(cfg.width, dtype=np.int32)
-    write_folder(tmp_path / "a", "llama")
-    readers.write_safetensors(tmp_path / "a" / "model.safetensors", state)
-    release = conversion.convert(tmp_path / "a", tmp_path / "b", dtype="bf16", check=True)
-    found = checkpoint.ParamFile(release / "params.safetensors").shapes
-    assert found["lm/norm/scale"].dtype == np.int32 and found["lm/head/kernel"].dtype == BF16
 
 
 def test_delta_weights_on_their_base(tmp_path):

@@ -18,13 +18,20 @@ from tests.conversion.folders import CONFIGS, write_folder
 NORM = "model.norm.weight"
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "uint16"])
-def test_a_dtype_that_no_release_holds_is_refused_at_once(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", ["complex64", "uint16", "int8", "bool"])
+def test_parameters_that_are_no_floats_are_refused_at_once(tmp_path, dtype):
+    """Quantised weights, say: without their scales they are other numbers."""
     state = write_folder(tmp_path / "a", "llama")
-    state[NORM] = state[NORM].astype(dtype)
-    readers.write_safetensors(tmp_path / "a" / "model.safetensors", state)
-    with pytest.raises(UserError, match=f"model.safetensors: {NORM} is {dtype}, which a release"):
+    norms = {name: x.astype(dtype) for name, x in state.items() if "norm" in name}
+    readers.write_safetensors(tmp_path / "a" / "model.safetensors", state | {NORM: norms[NORM]})
+    said = f"model.safetensors: {NORM} is {dtype}: every parameter is of floating-point numbers"
+    with pytest.raises(UserError, match=said):
         conversion.prepare(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match=said):
+        conversion.load(tmp_path / "a")
+    readers.write_safetensors(tmp_path / "a" / "model.safetensors", state | norms)
+    with pytest.raises(UserError, match=rf"is {dtype}, \.\.\. and {len(norms) - 3} more: every"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b", dtype="bf16")
 
 
 @pytest.mark.parametrize("dtype", ["float8_e5m2fnuz", "float8_e8m0fnu"])
@@ -50,10 +57,10 @@ def test_a_float_that_no_release_holds_may_be_cast(monkeypatch, tmp_path, dtype)
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16", "int8", "bool"])
-def test_bin_files_hold_every_dtype_of_a_release(tmp_path, dtype):
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "bfloat16"])
+def test_bin_files_hold_every_float_of_a_release(tmp_path, dtype):
     torch = pytest.importorskip("torch")
-    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    kind = np.dtype(getattr(ml_dtypes, dtype))
     state = write_folder(tmp_path / "a", "llama")
     state[NORM] = (np.arange(32) % 2).astype(kind)
     readers.write_safetensors(tmp_path / "a" / "model.safetensors", state)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import conversion
+import mg_jax
 from conversion import engine, readers
 from conversion.architectures import ARCHITECTURES
 from conversion.tables.mg_llava import HIGH, LM, LOW, OWN, saved
@@ -132,11 +133,12 @@ def test_towers_of_the_file_are_kept(tmp_path, name, whole, public):
     for part in PARTS:
         (tmp_path / part / "model.safetensors").unlink()
     readers.write_safetensors(tmp_path / "all.safetensors", whole)
-    loaded = conversion.load(
-        tmp_path / "all.safetensors", parts=[tmp_path / part for part in PARTS]
-    )
+    parts = [tmp_path / part for part in PARTS]
+    loaded = conversion.load(tmp_path / "all.safetensors", parts=parts)
     assert_same(engine.flatten(loaded.params), params_of(name, whole))
     assert loaded.cfg == CONFIGS[name]
+    assistant = mg_jax.load(tmp_path / "all.safetensors", parts=parts)
+    assert_same(engine.flatten(assistant.params), params_of(name, whole))
 
 
 @pytest.fixture

@@ -120,6 +120,12 @@ def test_it_becomes_a_release_that_training_starts_from(fake, tmp_path):
     checkpoint.save_release(tmp_path / "s", OTHER, {"system": "groma", "model": {}})
     with pytest.raises(UserError, match="s: is a release of something else"):
         trunks.save("fake", tmp_path / "s")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    for taken in ("notes", "notes/a.txt"):
+        with pytest.raises(UserError, match=f"{taken}: is there and is no release"):
+            trunks.save("fake", tmp_path / taken)
+    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 
 def test_a_release_without_it_is_whole_when_loaded(fake, tmp_path):
@@ -145,8 +151,10 @@ def test_a_release_without_it_is_whole_when_loaded(fake, tmp_path):
         conversion.prepare(folder, tmp_path / "torch")
 
     config["trunk"] = {**config["trunk"], "sha256": "0" * 64}
-    with pytest.raises(UserError, match=r"made with fake-trunk==1.0 \(sha256 0{12}...\), but this"):
-        trunks.complete(config, params)
+    other = checkpoint.save_release(tmp_path / "other", kept, config)
+    for use in (lambda: trunks.complete(config, params), lambda: trunks.start(str(other), "t")):
+        with pytest.raises(UserError, match=r"made with fake-trunk==1.0 \(sha256 0{12}...\), but"):
+            use()
 
 
 def test_a_trained_encoder_cannot_be_left_out(fake):
@@ -173,5 +181,6 @@ def test_launch_convert_writes_it(fake, tmp_path, capsys):
 
     assert convert.main(["fake", str(tmp_path / "r")]) == 0
     assert "wrote" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--check: has no meaning for fake"):
-        convert.main(["fake", str(tmp_path / "q"), "--check"])
+    for more in (["--check"], ["--with", "x"]):
+        with pytest.raises(UserError, match=f"{more[0]}: has no meaning for fake"):
+            convert.main(["fake", str(tmp_path / "q"), *more])

@@ -60,6 +60,8 @@ def test_missing_fields_are_the_defaults_of_the_classes():
     registers = dict(dino, registers=4, patch=16, position_rule="size_antialias")
     assert hf_config.read_dinov2(raw) == registers
     assert hf_config.read_dinov2({"num_register_tokens": 4}) == registers
+    published = {"interpolate_antialias": True, "interpolate_offset": 0.0}
+    assert hf_config.read_dinov2(raw | published) == registers
 
 
 @pytest.mark.torch
@@ -114,6 +116,10 @@ def test_what_a_class_cannot_hold_is_not_written(name, change, message):
         (hf_config.read_dinov2, {"model_type": "vit"}, "model_type: 'vit'"),
         (hf_config.read_dinov2, {"model_type": "dinov2", "num_register_tokens": 4},
          "num_register_tokens: unknown field of Dinov2Config"),
+        (hf_config.read_dinov2, {"num_register_tokens": 4, "interpolate_offset": 0.1},
+         r"interpolate_offset: 0\.1"),
+        (hf_config.read_dinov2, {"num_register_tokens": 4, "interpolate_antialias": False},
+         "interpolate_antialias: False"),
     ],
 )  # fmt: skip
 def test_what_changes_the_model_is_refused(read, raw, message):

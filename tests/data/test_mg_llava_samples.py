@@ -102,6 +102,8 @@ def test_boxes_come_from_the_file_when_there_is_one(tmp_path):
     assert batch["boxes"][1, 0, 0].tolist() == [0, 213, 768, 555]  # 25 px of 90 above, of 65 below
     with pytest.raises(BadRecord, match=re.escape("no entry for '8'")):
         rows.make(example(meta={"id": 8}), np.random.default_rng(0))
+    with pytest.raises(BadRecord, match="detected boxes are of whole pictures: leave views out"):
+        rows.make(example(meta={"id": 7, "view": 1}), np.random.default_rng(0))
     assert made(samples(boxes="none"), by_id)["box_mask"].sum() == 1
     with pytest.raises(BadRecord, match="without detected boxes: config.boxes=FILE"):
         samples().make(example(), np.random.default_rng(0))

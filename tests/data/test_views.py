@@ -1,13 +1,16 @@
 """Views of pictures: boxes go with the pixels, what is out of view is not claimed to be there."""
 
+import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mg_jax.data.sources import open_source
+from mg_jax.data.sources.features import digest
 from mg_jax.data.sources.views import VISIBLE, Views, seen
 from mg_jax.data.transforms import View
 from mg_jax.errors import UserError
@@ -40,7 +43,7 @@ def example(**changes):
 def test_boxes_are_carried_exactly():
     view = View((50.0, 20.0, 100.0, 60.0), 100, 80)
     found = seen(example(), view)
-    assert (found.width, found.height) == (50, 40)
+    assert (found.width, found.height) == (50, 40) and "view" in found.meta
     assert [(r.label, r.box) for r in found.objects] == [("cat", (0, 0, 1, 1))]
     np.testing.assert_array_equal(found.pixels(), example().pixels()[20:60, 50:])
     mirrored = seen(example(), View((0.0, 0.0, 100.0, 80.0), 100, 80, True))
@@ -103,6 +106,16 @@ def test_examples_with_text_are_shown_whole():
 
     views = Views(One(), 2)
     assert views[1].objects == example().objects and views[1].width == 100
+
+
+def test_kept_states_do_not_outlive_the_boxes_they_were_cut_around(coco):
+    before = digest(open_source(f"{coco},views=2"))
+    assert before == digest(open_source(f"{coco},views=2")) != digest(open_source(coco))
+    file = Path(coco.removeprefix("coco:").partition(",")[0])
+    data = json.loads(file.read_text())
+    data["annotations"][0]["bbox"][2] *= 0.5
+    file.write_text(json.dumps(data))
+    assert digest(open_source(f"{coco},views=2")) != before
 
 
 @pytest.mark.parametrize("views", ["0", "many", "1.5"])

@@ -2,14 +2,17 @@
 
 import sys
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import mg_llava
 from launch import ablate
-from mg_jax import models, plan
+from mg_jax import models, plan, sharding
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
+from mg_jax.optim import flatten, matching
 
 
 @pytest.fixture
@@ -46,12 +49,24 @@ def test_arms_of_groma_build(study, config_of):
         assert p.example["tokens"].shape[1] == (576 if arm == "off" else 384)
 
 
+@pytest.fixture(scope="module")
+def labels():
+    """Paths of the parameters that the arms of MG-LLaVA start from."""
+    config = mg_llava.get_config("stage=labels,llm=tiny")
+    system = models.build(config.system, config.model.to_dict())
+    boxed = sharding.abstract_params(system.init(config.stage), jax.random.key(0))
+    return flatten(sharding.unbox(boxed)).keys()
+
+
 @pytest.mark.parametrize("study", ["resolution", "fusion", "merging"])
-def test_arms_of_mg_llava_build(study, config_of):
+def test_arms_of_mg_llava_build(study, config_of, labels):
     learned = {}
     for arm, run in ablate.STUDIES[study].arms.items():
-        cfg, p = built(config_of(study, run))
+        cfg, p = built(config := config_of(study, run))
         assert not cfg.refer
+        ours = {**p.state.params, **p.frozen}
+        read = labels - matching(labels, config.init_ignore, "init_ignore")
+        assert read == matching(ours, config.init_required, "init_required")
         parts = {path.split("/")[0] for path in (*p.state.params, *p.frozen)}
         assert ("high" in parts) == ("box_projector" in parts) == (run != "low")
         assert {path.split("/")[0] for path in p.frozen} == parts & {"low", "high"}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mg_jax
+from configs import mg_llava
 from conversion import trunks
 from launch import features, fitting, ship, train
 from mg_jax import checkpoint, models
@@ -75,7 +76,10 @@ def test_rows_are_what_the_encoder_gives(fake, voc, tmp_path):
     np.testing.assert_allclose(other, source.states, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("stage,taps", [("detection", ""), ("alignment", "1,0,3,2")])
+@pytest.mark.parametrize(
+    "stage,taps",
+    [("detection", ""), pytest.param("alignment", "1,0,3,2", marks=pytest.mark.slow)],
+)
 def test_a_step_on_features_is_a_step_on_pictures(fake, voc, tmp_path, stage, taps):
     """The same loss and gradient norm, to the rounding of float16 (that of the language stages
     could choose other regions, so their rows are made here unrounded)."""
@@ -140,6 +144,10 @@ def test_configs_that_do_not_fit_are_named(fake, voc, tmp_path):
     c = config("detection", tmp_path, data=f"features:{folder} + {voc}")
     with pytest.raises(UserError, match="features: and data sets of pictures cannot be mixed"):
         pipeline.open_batches(c, None)
+    c = mg_llava.get_config("llm=tiny")
+    c.data = f"features:{folder}"
+    with pytest.raises(UserError, match="features: are read by Groma alone, not by mg_llava"):
+        pipeline.open_batches(c, None)
 
 
 def test_bad_input_is_one_line(fake, voc, tmp_path):
@@ -176,6 +184,7 @@ def test_a_shipped_run_leaves_the_encoder_to_its_package(fake, voc, tmp_path, mo
     assert set(params.shapes) == {p for p in whole.shapes if not p.startswith("vision/")}
     card = (out / "README.md").read_text()
     assert f"launch.features --data {voc},views=2 --trunk fake --image-size 56" in card
+    assert f"--taps '' --out {folder}" in card
     assert f"| `{voc},views=2` |" in card and "`pip install --no-deps fake-trunk==1.0`" in card
     assert "| proposals | ar@100 | " in card
 

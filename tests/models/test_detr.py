@@ -186,8 +186,9 @@ def test_refinement(drawn, refinement):
     np.testing.assert_array_equal(reached, np.asarray(expected, bool))
 
     other = run(bias.at[0].add(0.5))[1]
-    np.testing.assert_array_equal(other["dec_hidden"][:, 0], aux["dec_hidden"][:, 0])
-    same = np.allclose(other["dec_hidden"][:, 2], aux["dec_hidden"][:, 2], atol=1e-5)
+    hidden = "dec_hidden"  # of two programs, so not bit for bit
+    np.testing.assert_allclose(other[hidden][:, 0], aux[hidden][:, 0], atol=1e-5, rtol=1e-5)
+    same = np.allclose(other[hidden][:, 2], aux[hidden][:, 2], atol=1e-5, rtol=1e-5)
     assert same == (refinement == "none")
     # of "none" alone the boxes are not those that the layer's own change leads to
     same = np.allclose(aux["boxes"], aux["dec_reference_points"], atol=1e-5)

@@ -197,6 +197,7 @@ def test_gradients_reach_what_upstream_trains_and_nothing_of_the_perceiver(groma
         assert all(np.any(g) for g in jax.tree.leaves(grads[part])), part
 
 
+@pytest.mark.slow
 def test_an_encoder_without_pretraining_can_learn_from_the_language_loss(groma):
     _, params = groma
     batch = make_batch() | {
@@ -242,9 +243,15 @@ def test_full_size_has_upstreams_parameter_count():
     assert sum(sizes.values()) == 7_377_311_657
 
 
+@pytest.mark.parametrize("taps", [(0, 1, 2, 5), (-1, 1, 2, 3), (2, 3, 4)])
+def test_hidden_states_that_there_are_not(taps):
+    with pytest.raises(UserError, match="taps is .*: give at least 4 numbers from 0 to 4"):
+        build("groma", {**TINY, "taps": taps})
+
+
 def test_labels_teach_the_encoder_through_the_region_encoder():
     system = build("groma", {**TINY, "label_words": 7})
-    params = sharding.unbox(system.init("detection")(jax.random.key(0))["params"])
+    params = sharding.unbox(jax.jit(system.init("detection"))(jax.random.key(0))["params"])
     rng = np.random.default_rng(0)
     batch = {
         "pixels": rng.normal(size=(2, 112, 112, 3)).astype(np.float32),
@@ -253,19 +260,32 @@ def test_labels_teach_the_encoder_through_the_region_encoder():
         "head": np.zeros(2, np.int32),
         "labels": np.array([[[0, 3], [1, -1]], [[2, 6], [5, 5]]], np.int32),
     }
-    loss = jax.jit(lambda p, b: system.loss("detection")(p, b, jax.random.key(1)))
+    terms = ("loss_labels", "place")
+
+    @jax.jit
+    def run(params, batch, weights):
+        """((loss, metrics), gradients of the weighted terms)."""
+
+        def chosen(p):
+            loss, metrics = system.loss("detection")(p, batch, jax.random.key(1))
+            return weights @ jnp.stack([metrics[term] for term in terms]), (loss, metrics)
+
+        grads, out = jax.grad(chosen, has_aux=True)(params)
+        return out, grads
+
     plain = build("groma", TINY)
     unnamed = {k: v for k, v in params.items() if k in ("vision", "proposer")}
-    with_labels, metrics = loss(params, batch)
-    without, _ = plain.loss("detection")(unnamed, batch, jax.random.key(1))
+    weights = np.eye(2, dtype=np.float32)
+    (with_labels, metrics), _ = run(params, batch, weights[0])
+    without, _ = jax.jit(plain.loss("detection"))(unnamed, batch, jax.random.key(1))
     named = metrics["loss_labels"] + 5.0 * metrics["place"]
     np.testing.assert_allclose(with_labels, without + named, rtol=1e-5)
     assert metrics["place"] > 0.05
     hidden = {**batch, "labels": batch["labels"].copy()}
     hidden["labels"][1, 1] = 4  # beyond region_mask
-    assert loss(params, hidden)[0] == with_labels
-    for term in ("loss_labels", "place"):
-        grads = jax.grad(lambda p, term=term: loss(p, batch)[1][term])(params)
+    assert run(params, hidden, weights[0])[0][0] == with_labels
+    for weight in weights:
+        grads = run(params, batch, weight)[1]
         for part in ("vision", "region_encoder", "labels"):
             assert max(float(abs(g).max()) for g in jax.tree.leaves(grads[part])) > 1e-5, part
     assert set(params) == {"vision", "proposer", "region_encoder", "labels"}

@@ -59,14 +59,25 @@ def test_both_towers_learn_to_name_boxes():
         build("mg_llava", TINY).loss("labels")
 
 
-def test_a_patch_is_where_its_middle_is():
+def test_a_patch_is_where_its_middle_is(monkeypatch):
     """Of a map of the middles of patches the mean over a box is the middle of the box."""
-    grid = np.broadcast_to((np.arange(8) + 0.5)[None, None, :, None] * 96, (1, 8, 8, 1))
-    boxes = np.array([[[96, 100, 288, 300], [480, 0, 576, 96]]], np.float32)
-    system = build("mg_llava", TINY | {"label_words": WORDS})
-    half = 0.5 * system.cfg.canvas / 8
-    found = box_mean([jnp.asarray(grid, jnp.float32)], boxes - half, system.cfg.canvas)
-    np.testing.assert_allclose(found[0, :, 0], [192, 528], atol=1e-3)
+    sides = {name: TINY[name] | {"image_size": side} for name, side in (("low", 32), ("high", 64))}
+    system = build("mg_llava", TINY | sides | {"label_words": WORDS})
+    params, asked = drawn(system, "labels"), []
+
+    def middles(maps, boxes, canvas):
+        grid = np.indices(maps[0].shape[1:3])[::-1].transpose(1, 2, 0) + 0.5  # x, y
+        grid = jnp.asarray(grid * canvas / len(grid), jnp.float32)[None]
+        asked.append(box_mean([grid], boxes[:1], canvas))
+        return box_mean(maps, boxes, canvas)
+
+    monkeypatch.setattr("mg_jax.models.mg_llava.box_mean", middles)
+    batch = labelled() | {"high": np.zeros((2, 1, 64, 64, 3), np.float32)}
+    boxes = np.array([[96, 100, 288, 300], [480, 96, 576, 192], [192, 192, 672, 384]], np.float32)
+    batch["label_boxes"][:] = boxes
+    system.module.apply({"params": params}, batch, method=system.module.name_boxes)
+    expected = (boxes[:, :2] + boxes[:, 2:]) / 2
+    np.testing.assert_allclose(asked[0][0], expected, atol=1e-2)
 
 
 def test_padding_of_labels_is_not_learned_from():

@@ -208,7 +208,17 @@ def test_without_tokens_of_their_own_box_slots_do_not_exist(objects):
 CHOICES = [(f, "append") for f in FUSIONS] + [("conv_gate", o) for o in ("none", "f2b", "b2f")]
 
 
-@pytest.mark.parametrize(("fusion", "objects"), [*CHOICES, ("none", "none")])
+# of the other choices make test-slow
+QUICK = (("conv_gate", "append"), ("resampler", "append"), ("conv_gate", "f2b"))
+
+
+@pytest.mark.parametrize(
+    ("fusion", "objects"),
+    [
+        pytest.param(*choice, marks=() if choice in QUICK else pytest.mark.slow)
+        for choice in (*CHOICES, ("none", "none"))
+    ],
+)
 def test_every_parameter_learns(fusion, objects):
     """And a part that a choice does not use has none."""
     system = build("mg_llava", {**TINY, "fusion": fusion, "objects": objects})

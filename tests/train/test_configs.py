@@ -58,6 +58,7 @@ def test_mini_fits_what_it_stands_on_and_what_is_shipped(stage):
     config = groma.get_config(f"stage={stage},size=mini")
     p = plan(config, 100, mesh=make_mesh(8, 1, 1))
     trunk = trunks.get(config.trunk)
+    assert {"encoder", stage} <= {*config.init_stages}  # from what is shipped, completed
     assert p.system.cfg.vision == trunk.architecture.read(trunk.config, trunk.name)
     frozen = {path.split("/")[0] for path in p.frozen}
     assert frozen == ({"vision"} if stage == "detection" else {"vision", "proposer"})

@@ -95,6 +95,7 @@ def test_tiny_is_small_enough_to_ship(media):
         mg_llava.get_config("llm=vicuna7b,stage=labels")
 
 
+@pytest.mark.slow
 def test_all_stages_in_a_row_on_pictures_and_videos(tmp_path):
     with pytest.raises(UserError, match="stage=sft starts from a checkpoint of stage pretrain"):
         run(micro_config("sft"), str(tmp_path / "x"))

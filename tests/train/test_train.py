@@ -87,14 +87,16 @@ def test_resume_after_sigterm_is_bit_equal(whole, tmp_path):
     assert equal(resumed.state, whole[1].state)
 
 
-def test_resume_after_a_kill_repeats_the_lost_steps(whole, tmp_path):
+def test_resume_after_a_kill_repeats_the_lost_steps(whole, tmp_path, capsys):
     config = fake_config(train__save_steps=4)
     with pytest.raises(Crash):
         run(tmp_path, config, Trap(7, crash))
     assert max(losses(tmp_path)) > 4  # later than the checkpoint
     with open(tmp_path / "metrics.jsonl", "a") as f:
         f.write('{"step": 7, "lo')  # torn line
+    (tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp").mkdir()  # killed while saving
     resumed = run(tmp_path, config)
+    assert "7.orbax-checkpoint-tmp: half-written" in capsys.readouterr().err
     assert losses(tmp_path) == losses(whole[0])
     assert equal(resumed.state, whole[1].state)
 
@@ -136,6 +138,7 @@ def test_another_config_is_refused_with_the_keys(tmp_path):
     older = {k: v for k, v in json.loads(file.read_text()).items() if k != "init_mean"}
     file.write_text(json.dumps(older))  # as a version without this key wrote it
     assert run(tmp_path, fake_config(train__steps=2)).code == 0
+    assert run(tmp_path, fake_config(train__steps=2, init_ignore=("x",))).code == 0  # done with
     with pytest.raises(UserError, match=r"holds a run of fake stage=first.*--config.init_from="):
         run(tmp_path, fake_config(stage="second"))
 

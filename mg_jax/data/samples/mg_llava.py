@@ -152,6 +152,11 @@ class Language(Conversations, _Pictures):
         given = example.meta.get("detections")
         if self.without:
             return nothing(frames)
+        if "view" in example.meta:
+            raise BadRecord(
+                f"{where}: detected boxes are of whole pictures: leave views out, or set "
+                f"config.boxes={NO_BOXES}"
+            )
         if self.boxes is not None:
             return as_found(self.boxes.about(example), f"{self.boxes.path}: {where}", frames)
         if given is None:
@@ -175,7 +180,7 @@ class Language(Conversations, _Pictures):
             fewer = self._boxes(seen["found"], seen["size"], one_each=True)
             record = self._write(example, fewer["boxes"])[0] | fewer
         if self.cfg.pointing_weight:
-            boxes = record.get("boxes", seen["boxes"])
+            boxes: Sequence[np.ndarray] = {**seen, **record}["boxes"]
             shown = boxes[0] if boxes and self.cfg.box_tokens else NO_BOX
             record |= looks(
                 record, example, shown, len(boxes), seen.get("size", (1, 1)), self.codec,

@@ -1,7 +1,7 @@
 """A data set with the outputs of a frozen encoder, made once (`python -m launch.features`).
 
     features.json    the data text, the encoder, size and preprocessing of the pictures
-    states.npy       float16 [N, M, P, C]: the last M hidden states of every example's picture
+    states.npy       float16 [N, M, P, C]: M hidden states of every example's picture
 
 The examples are read anew from the data text; each gets its row as `meta["states"]`, which stands
 in place of its pixels in a batch.
@@ -90,9 +90,18 @@ class FeatureSource(Source):
 
 
 def digest(source: Source) -> str:
-    """What tells the examples of a source from those of another: their number and names."""
-    names = "\n".join(source.file_name(i) for i in range(len(source)))
-    return f"{len(source)}:{hashlib.sha256(names.encode()).hexdigest()[:16]}"
+    """What tells the examples of a source from those of another: their number, their names, and
+    the boxes where views are cut around them."""
+    from mg_jax.data.sources.views import Views  # late: it needs transforms, which need `base`
+
+    origin = source.source if isinstance(source, Views) else source
+    sums = hashlib.sha256()
+    for i in range(len(origin)):
+        sums.update(f"{origin.file_name(i)}\n".encode())
+        if origin is not source:
+            boxes = [region.box for region in origin[i].objects]
+            sums.update(np.asarray(boxes, np.float64).tobytes())
+    return f"{len(source)}:{sums.hexdigest()[:16]}"
 
 
 def write_features(
@@ -101,8 +110,8 @@ def write_features(
     """Write a folder of features; it appears whole or not at all. Returns it.
 
     data: text of a data set of n examples. batches: their hidden states in order, float
-    [b, M, P, C]. made: trunk, image_size and preprocess, for features.json. Raises UserError for a
-    folder that is there, numbers beyond float16, or another count than n.
+    [b, M, P, C]. made: trunk, image_size, taps and preprocess, for features.json. Raises UserError
+    for a folder that is there, numbers beyond float16, or another count than n.
     """
     from mg_jax.data.sources import open_source
     from mg_jax.disk import disk_errors, need_space, write_json

@@ -58,7 +58,9 @@ def seen(example: Example, view: View, name: int = 1) -> Example:
     """The example as `view` shows it, its picture of the view's own size."""
     x0, y0, x1, y1 = view.box
     width, height = max(round(x1 - x0), 1), max(round(y1 - y0), 1)
-    objects, partly, gone = [], [], []
+    objects: list[Region] = []
+    partly: list[Region] = []
+    gone: list[str | None] = []
     for regions, kept in ((example.objects, objects), (example.crowd, partly)):
         for region in regions:
             whole = view.boxes(np.array([region.box], np.float64))[0]
@@ -83,7 +85,7 @@ def seen(example: Example, view: View, name: int = 1) -> Example:
         objects=tuple(objects),
         crowd=tuple(partly),
         absent=absent,
-        meta=dict(example.meta),
+        meta={**example.meta, "view": name},
     )
 
 
