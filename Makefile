@@ -13,7 +13,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-real lint format type demo demo-photo bench lock clean
+.PHONY: help setup test test-slow test-real lint format type demo demo-photo bench pods-check lock clean
 
 help: ## this list
 	@echo "mg_jax: make TARGET [EXTRAS=torch,...] [PYTHON=python3.12] [VENV=.venv] [ARGS='...']"
@@ -21,8 +21,8 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  EXTRAS adds optional packages (torch, weights, photo, video, real, tfds, parquet, beam,"
-	@echo "  tpu, gpu, demo, ocr); PYTHON makes a new environment with another interpreter (best with"
-	@echo "  its own VENV); ARGS goes to pytest, the demo or the benchmark."
+	@echo "  tpu, gpu, pods, demo, ocr); PYTHON makes a new environment with another interpreter (best"
+	@echo "  with its own VENV); ARGS goes to pytest, the demo or the benchmark."
 
 setup: $(BASE) $(EXTRA_STAMPS) ## make the environment in .venv/; does nothing when it is current
 
@@ -83,6 +83,10 @@ demo-photo: setup $(VENV)/.installed-weights $(VENV)/.installed-photo ## the sam
 	@echo "==> Asking groma-mini about a photo of scikit-image"
 	$(PY) -m launch.demo --photo $(ARGS)
 
+pods-check: ## compile one row of docs/pods_table.md again, in an environment with libtpu
+	$(MAKE) setup VENV=.venv-tpu EXTRAS=tpu
+	.venv-tpu/bin/python -m launch.pod_table --check
+
 bench: setup ## time the parts; one JSON line each
 	$(PY) -m launch.bench $(ARGS)
 
@@ -93,5 +97,5 @@ lock: setup ## resolve requirements.lock anew from pyproject.toml (ARGS=--upgrad
 	    --custom-compile-command "make lock" --output-file requirements.lock --quiet $(ARGS)
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) .jax_cache .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) .venv-tpu .jax_cache .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

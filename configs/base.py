@@ -93,6 +93,7 @@ def get_config() -> ConfigDict:
     c.optim.eps = 1e-8
     c.optim.clip = 1.0  # global norm; 0 for none
     c.optim.lr_multipliers = ()  # ((pattern, factor), ...)
+    c.optim.offload = False  # moments in host memory: 8 bytes a parameter less on the device
 
     c.train = ConfigDict()
     c.train.steps = 0  # updates in all; 0: by epochs
@@ -101,7 +102,9 @@ def get_config() -> ConfigDict:
     c.train.save_steps = 0  # 0: by time alone
     c.train.save_minutes = 15.0
     c.train.keep = 2  # newest checkpoints that stay
+    c.train.keep_best = 0  # and so many more of the lowest running loss
     c.train.tensorboard = True
+    c.train.profile = 0  # steps, from the fourth on, traced into workdir/profile
 
     c.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})  # one may be -1: the rest
     c.rules = "fsdp"  # a preset of mg_jax.sharding.RULES

@@ -71,6 +71,42 @@ def parse_flags(argv: Sequence[str] | None = None) -> list[str]:
     return rest
 
 
+def define_process_flags() -> None:
+    """The absl flags of a program that may run as several processes."""
+    from absl import flags
+
+    flags.DEFINE_boolean("distributed", False, "several machines, which the cluster tells of")
+    flags.DEFINE_string("coordinator", "", "host:port of process 0, where no cluster tells")
+    flags.DEFINE_integer("processes", 0, "how many processes there are")
+    flags.DEFINE_integer("process", -1, "number of this one, from 0")
+    flags.DEFINE_integer("heartbeat", 100, "seconds without a sign until a process counts as gone")
+
+
+def join_processes() -> bool:
+    """Join the other processes that the flags speak of; whether there are any."""
+    from absl import flags
+
+    f = flags.FLAGS
+    if not (f.distributed or f.coordinator or f.processes or f.process >= 0):
+        return False
+    from mg_jax import processes
+
+    processes.start(f.coordinator, f.processes, f.process, f.heartbeat)
+    return True
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs for the next start, unless JAX_COMPILATION_CACHE_DIR names a place.
+
+    Not on a CPU: a home folder shared by unlike machines would offer them each other's programs.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
+        home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+        jax.config.update("jax_compilation_cache_dir", os.path.join(home, "mg_jax", "compiled"))
+
+
 def check_picture(name: str, flag: str = "--out") -> None:
     """Raises UserError unless a picture can be written under that name, as Pillow knows it."""
     from PIL import Image

@@ -66,6 +66,11 @@ def arguments() -> argparse.ArgumentParser:
                    help="print N questions with answer and expected answer")  # fmt: skip
     p.add_argument("--out", metavar="DIR", help="save up to 50 failures there, drawn")
     p.add_argument("--max-new-tokens", type=int, metavar="N", help="default depends on the task")
+    p.add_argument("--distributed", action="store_true",
+                   help="several machines, which the cluster tells of (docs/pods.md)")  # fmt: skip
+    p.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where none does so")
+    p.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
+    p.add_argument("--process", type=int, default=-1, metavar="I", help="number of this one")
     return p
 
 
@@ -75,6 +80,10 @@ def main(argv: list[str] | None = None) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    from mg_jax import processes
+
+    if args.distributed or args.coordinator or args.processes or args.process >= 0:
+        processes.start(args.coordinator, args.processes, args.process)
     from mg_jax.evals import report, tasks
     from mg_jax.evals.questions import warning
 
@@ -92,6 +101,8 @@ def main(argv: list[str] | None = None) -> None:
         boxes = read_box_file(args.boxes)
         for item in items:
             item.example.meta["detections"] = boxes.about(item.example)
+    import jax
+
     import mg_jax
 
     assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
@@ -107,13 +118,15 @@ def main(argv: list[str] | None = None) -> None:
     result = tasks.evaluate(
         task,
         args.data,
-        predict,
-        assistant.propose,
+        processes.divided(predict),
+        processes.divided(assistant.propose),
         items=items,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size * jax.process_count(),
         blind=args.blind,
         progress=sys.stderr.isatty(),
     )
+    if jax.process_index():  # all of them have the result, one reports it
+        return
     if args.examples > 0:
         print(report.examples(result, args.examples), file=sys.stderr if args.json else sys.stdout)
     if folder:

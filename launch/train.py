@@ -7,13 +7,20 @@ Any value of the config can be set as --config.section.key=value, for example
 them. The workdir gets checkpoints, metrics.jsonl, TensorBoard files, a loss curve and, when the
 run is finished, release/, which mg_jax.load() and --config.init_from of the next stage take.
 
+On several machines (docs/pods.md) one process runs on each, all with the same command and the
+same workdir: with --distributed where the cluster says who they are (TPU slices, SLURM,
+Kubernetes), else with --coordinator=HOST:PORT --processes=N --process=I. --profile=5 traces five
+steps into workdir/profile.
+
 Exit codes: 0 only when training is finished, 75 after SIGTERM (saved), 130 after Ctrl-C (saved),
-2 for bad input (one line says what), 1 for anything else, such as a loss that is not finite.
+2 for bad input (one line says what), 1 for anything else, such as a loss that is not finite or
+another process that has gone. A launcher starts the same command again after any but 0 and 2.
 """
 
 import json
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 from absl import flags
@@ -26,6 +33,8 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "config file and its argument, as configs/groma.py:stage=detection,size=tiny"
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: made, or resumed")
+_PROFILE = flags.DEFINE_integer("profile", 0, "steps to trace into workdir/profile")
+cli.define_process_flags()
 
 
 def main() -> int:
@@ -42,7 +51,23 @@ def main() -> int:
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag: write --flag=value")
     command = shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
-    return run(_CONFIG.value, _WORKDIR.value, command)
+    if _PROFILE.value:
+        _CONFIG.value.train.profile = _PROFILE.value
+    several = cli.join_processes()
+    cli.keep_compiled()
+    try:
+        return run(_CONFIG.value, _WORKDIR.value, command)
+    except UserError:
+        raise
+    except Exception as e:
+        if not several:
+            raise
+        from mg_jax import processes
+
+        traceback.print_exc()
+        print(f"error: {type(e).__name__}: start the same command again on all machines; it goes "
+              "on from the last checkpoint", file=sys.stderr)  # fmt: skip
+        return processes.leave(1)
 
 
 def run(config, workdir: str, command: str = "") -> int:

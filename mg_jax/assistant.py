@@ -1,6 +1,7 @@
 """What a user calls: `load()` a release, `chat()` about a picture, `answer()` many questions."""
 
 import functools
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -9,17 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
-from mg_jax import assistants, checkpoint
+from mg_jax import assistants, checkpoint, quant, sharding
 from mg_jax.answer import Answer
 from mg_jax.assistants.base import Detect, Proposals, Row
 from mg_jax.errors import UserError
 from mg_jax.example import Query, Region, Turn
 from mg_jax.generate import Generated, Sampling, decode_loop
 from mg_jax.models import System, build
+from mg_jax.optim import flatten, unflatten
 from mg_jax.text import codecs, markup
 from mg_jax.text.bpe import load_tokenizer
 
+SERVING = "fsdp_tensor"  # rules of a mesh to answer on: heads split, not rows
 BATCHES = (1, 2, 4, 8, 16, 32)  # rows are padded up to one of these: few compiled programs
 
 
@@ -38,6 +42,9 @@ def load(
     base: str | Path | None = None,
     detector: str | Detect | None = None,
     parts: Sequence[str | Path] = (),
+    *,
+    quantize: str = "none",
+    mesh: Any = None,
 ) -> "Assistant":
     """An Assistant from a shipped release's name, a release, or weights of PyTorch.
 
@@ -47,21 +54,82 @@ def load(
     (`python -m launch.convert` writes a release, which loads faster). `dtype`: of parameters and
     computation ("float32" or "bfloat16"). `detector`: what finds boxes for a system that is given
     them: a release that proposes regions, opened when first needed, or a function (`Detect`); by
-    default what the release names. Raises UserError naming what is missing.
+    default what the release names. `quantize`: "int8" or "int4" for the language model's kernels.
+    `mesh`: "auto" for all devices of this process, or a mesh: the parameters are split over it.
+    What a release will take is printed first when that is more than a GiB. Raises UserError naming
+    what is missing.
     """
+    quant.check(quantize)
+    grid = _all_devices() if mesh == "auto" else mesh
+    _say_size(source, dtype, quantize, 1 if grid is None else grid.size)
     config, params, tokenizer = _read(source, dtype, revision, base, parts)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
     model = config["model"]
     for part in model.values():
         if isinstance(part, dict) and "dtype" in part:
             part["dtype"] = dtype
+    if quantize != "none":
+        if "lm" not in params:
+            raise UserError(f"{source}: quantize={quantize!r}: it holds no language model")
+        model["lm"]["quant"] = quantize
     system = build(config["system"], model)
+    if quantize != "none":
+        scales = quant.scale_shapes(system, system.stages[-1])
+        params = quant.quantized(params, scales, quantize)
+    params = _placed(system, params, dtype, grid)
     codec = None
     if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
         codec = codecs.get(config["system"])(load_tokenizer(tokenizer), **config["codec"])
     detector = detector or config.get("detector") or None
     detect = _Proposer(detector) if isinstance(detector, str) else detector
-    return Assistant(system, params, codec, config, detect)
+    return Assistant(system, params, codec, config, detect, grid)
+
+
+def _all_devices() -> Any:
+    devices = jax.local_devices()
+    return sharding.make_mesh(1, 1, len(devices), devices)
+
+
+def _say_size(source: Any, dtype: str, quantize: str, devices: int) -> None:
+    """Print what a release will take, when it is much."""
+    path = Path(source)
+    if not (path.is_dir() and checkpoint.is_release(path)):
+        return
+    config, file = checkpoint.open_release(path)
+    lm = config["model"].get("lm", {})
+    if not {"layers", "kv_heads", "head", "max_positions"} <= lm.keys() or "trunk" in config:
+        return
+    positions = min(2048, lm["max_positions"])
+    found = quant.needed(file.shapes, lm, dtype, quantize, positions)
+    if sum(found.values()) < 2**30:
+        return
+    each = " on each device" if devices > 1 else ""
+    print(
+        f"{source}: {found['params'] / 2**30 / devices:.1f} GiB of parameters and "
+        f"{found['cache'] / 2**30 / devices:.1f} GiB for a conversation of {positions} "
+        f"positions{each}",
+        file=sys.stderr,
+    )
+
+
+def _placed(system: System, params: Any, dtype: str, mesh: Any) -> Any:
+    """Parameters as arrays of `dtype`, integers and their scales as they are; split over `mesh`."""
+
+    def kind(path, x):
+        kept = path.endswith("/kernel_scale") or not jnp.issubdtype(x.dtype, jnp.floating)
+        return x.dtype if kept else jnp.dtype(dtype)
+
+    flat = flatten(params)
+    if mesh is None:
+        return unflatten({p: jnp.asarray(x, kind(p, x)) for p, x in flat.items()})
+    boxed = sharding.abstract_params(system.init(system.stages[-1]), jax.random.key(0))
+    places = flatten(sharding.param_shardings(boxed, mesh, SERVING))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return unflatten({
+        p: checkpoint.place(
+            x, jax.ShapeDtypeStruct(x.shape, kind(p, x), sharding=places.get(p, whole))
+        )
+        for p, x in flat.items()
+    })  # fmt: skip
 
 
 class _Proposer:
@@ -144,8 +212,9 @@ class Assistant:
         codec: Any,
         settings: Mapping[str, Any],
         detect: Detect | None = None,
+        mesh: Any = None,
     ):
-        self.system, self.params, self.codec = system, params, codec
+        self.system, self.params, self.codec, self.mesh = system, params, codec, mesh
         self.adapter = assistants.get(system.name)(system, codec, settings, detect)
         self.reset()
 
@@ -256,9 +325,9 @@ class Assistant:
         n = len(queries)
         padded = next((b for b in BATCHES if b >= n), n)
         batch = {k: np.concatenate([v, v[:1].repeat(padded - n, 0)]) for k, v in batch.items()}
-        out, kept = jax.device_get(
-            self._generate(self.params, batch, key, max_new_tokens, sampling)
-        )
+        with sharding.use(self.mesh, SERVING):
+            made = self._generate(self.params, batch, key, max_new_tokens, sampling)
+        out, kept = jax.device_get(made)
         return rows, batch, out, kept
 
     @functools.cached_property

@@ -130,6 +130,9 @@ def mean_attention(
     return jax.nn.softmax(jnp.where(mask[:, None, None], logits, NEG), axis=-1).mean((1, 2))
 
 
+CACHE_AXES = ("layers", "batch", "keys", "act_kv_heads", None)  # of k and v
+
+
 class KVCache(flax.struct.PyTreeNode):
     """Keys and values of all layers. Rows are filled from slot 0, each at its own `length`.
 
@@ -145,11 +148,11 @@ class KVCache(flax.struct.PyTreeNode):
 
     @classmethod
     def create(cls, layers, batch, slots, kv_heads, head, dtype=jnp.float32) -> "KVCache":
-        """An empty cache of `slots` tokens a row."""
+        """An empty cache of `slots` tokens a row, laid out by CACHE_AXES."""
         shape = (layers, batch, slots, kv_heads, head)
         return cls(
-            k=jnp.zeros(shape, dtype),
-            v=jnp.zeros(shape, dtype),
+            k=shard(jnp.zeros(shape, dtype), *CACHE_AXES),
+            v=shard(jnp.zeros(shape, dtype), *CACHE_AXES),
             valid=jnp.zeros((batch, slots), bool),
             length=jnp.zeros((batch,), jnp.int32),
             position=jnp.zeros((batch,), jnp.int32),
@@ -161,4 +164,5 @@ def write_rows(cache: jax.Array, layer: jax.Array, rows: jax.Array, start: jax.A
     b, t = rows.shape[:2]
     slots = start[:, None] + jnp.arange(t)[None]
     index = jnp.arange(b)[:, None]
-    return cache.at[layer, index, slots].set(rows.astype(cache.dtype), mode="drop")
+    cache = cache.at[layer, index, slots].set(rows.astype(cache.dtype), mode="drop")
+    return shard(cache, *CACHE_AXES)

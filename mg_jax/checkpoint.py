@@ -52,12 +52,15 @@ def stored(tree: Any) -> float:
 
 
 class TrainStates:
-    """The newest `keep` train states under `folder`, written in the background.
+    """The newest `keep` train states under `folder`, and the `best` of lowest loss, written in the
+    background.
 
     A save that fails leaves the earlier ones; a half-written one is passed over with a warning.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, warn: Callable[[str], None] = print):
+    def __init__(
+        self, folder: Path, keep: int = 2, warn: Callable[[str], None] = print, best: int = 0
+    ):
         self.folder, self._warn = Path(folder).absolute(), warn
         logger = logging.getLogger("absl")
         if _quiet not in logger.filters:
@@ -68,7 +71,9 @@ class TrainStates:
             self._manager = ocp.CheckpointManager(
                 self.folder,
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=keep, cleanup_tmp_directories=True
+                    preservation_policy=_kept(keep, best),
+                    best_fn=_loss if best else None,  # without it Orbax leaves the loss out
+                    cleanup_tmp_directories=True,
                 ),
             )
 
@@ -93,6 +98,7 @@ class TrainStates:
                     opt=ocp.args.StandardSave(opt),
                     meta=ocp.args.JsonSave(dict(meta)),
                 ),
+                metrics={"loss": float(meta.get("loss", math.inf))},
             )
 
     def wait(self) -> None:
@@ -159,6 +165,22 @@ class TrainStates:
             )
 
         return disk_errors(self.folder, mend)
+
+
+def _loss(metrics: Mapping[str, float]) -> float:
+    return metrics["loss"]
+
+
+def _kept(newest: int, best: int) -> Any:
+    policy = ocp.checkpoint_managers.preservation_policy
+    latest = policy.LatestN(newest)
+    if not best:
+        return latest
+    lowest = policy.BestN(
+        get_metric_fn=_loss, reverse=True, n=best,
+        keep_checkpoints_without_metrics=False,
+    )  # fmt: skip
+    return policy.AnyPreservationPolicy([latest, lowest])
 
 
 class ParamFile:

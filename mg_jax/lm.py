@@ -32,7 +32,8 @@ from mg_jax.sharding import shard
 class LMConfig:
     """Shape of a decoder. `vocab` is the stored table; the output head is that table if `tied`.
 
-    `window`: keys that a query sees, itself counted, in the layers from `window_from` on.
+    `window`: keys that a query sees, itself counted, in the layers from `window_from` on. `quant`:
+    type of the kernels (nn.Linear), "int8" or "int4" to answer with.
     """
 
     vocab: int = 32000
@@ -53,6 +54,7 @@ class LMConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
+    quant: str = "none"
 
 
 def residual_init(in_dims: int, cfg: LMConfig) -> Any:
@@ -76,7 +78,7 @@ class Attention(nn.Module):
 
         def project(heads, axis, name):
             shape, axes = (c.width, heads, c.head), ("embed", axis, "head")
-            return Linear(shape, axes, 2, c.qkv_bias, dtype, name=name)(x)
+            return Linear(shape, axes, 2, c.qkv_bias, dtype, quant=c.quant, name=name)(x)
 
         frequencies = rope_frequencies(c.head, c.rope_theta, c.rope_scaling)
         q = rope(project(c.heads, "heads", "q"), positions, frequencies)
@@ -92,7 +94,8 @@ class Attention(nn.Module):
             self.sow("heads", "attention", mean_attention(q, k, mask))
         out = attend(q, k, v, mask)
         shape, axes = (c.heads, c.head, c.width), ("heads", "head", "embed")
-        out = Linear(shape, axes, 1, False, dtype, residual_init(2, c), name="o")(out)
+        made = {"kernel_init": residual_init(2, c), "quant": c.quant}
+        out = Linear(shape, axes, 1, False, dtype, **made, name="o")(out)
         return out, cache_kv
 
 
@@ -106,10 +109,12 @@ class GatedMLP(nn.Module):
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
         up = ((c.width, c.mlp), ("embed", "mlp"), 1, False, dtype)
-        gate = jax.nn.silu(Linear(*up, name="gate")(x))
-        hidden = shard(gate * Linear(*up, name="up")(x), "batch", "seq", "act_mlp")
+        gate = jax.nn.silu(Linear(*up, quant=c.quant, name="gate")(x))
+        hidden = gate * Linear(*up, quant=c.quant, name="up")(x)
+        hidden = shard(hidden, "batch", "seq", "act_mlp")
         shape, axes = (c.mlp, c.width), ("mlp", "embed")
-        return Linear(shape, axes, 1, False, dtype, residual_init(1, c), name="down")(hidden)
+        made = {"kernel_init": residual_init(1, c), "quant": c.quant}
+        return Linear(shape, axes, 1, False, dtype, **made, name="down")(hidden)
 
 
 class Block(nn.Module):
@@ -148,7 +153,7 @@ class LM(nn.Module):
         self.norm = RMSNorm(c.width, c.eps, dtype)
         if not c.tied:
             shape, axes = (c.width, c.vocab), ("embed", "vocab")
-            self.head = Linear(shape, axes, 1, False, dtype, init.normal(0.02))
+            self.head = Linear(shape, axes, 1, False, dtype, init.normal(0.02), quant=c.quant)
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """Token embeddings; ids at or past `vocab` give an undefined row (the caller replaces)."""

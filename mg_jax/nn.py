@@ -32,13 +32,14 @@ def param(
     shape: Sequence[int],
     axes: Sequence[str | None],
     initializer: Callable,
+    dtype: Dtype = jnp.float32,
 ) -> jax.Array:
     """Declare a parameter of `module`: its shape, logical axes (see sharding.RULES) and init."""
     if len(shape) != len(axes):
         raise ValueError(f"{name}: {len(axes)} axis names {tuple(axes)} for shape {tuple(shape)}")
 
     def boxed(key):
-        return Named(initializer(key, tuple(shape), jnp.float32), names=tuple(axes))
+        return Named(initializer(key, tuple(shape), dtype), names=tuple(axes))
 
     return module.param(name, boxed)
 
@@ -57,7 +58,10 @@ def fan_in_init(in_dims: int, scale: float = 1.0, mode: str = "fan_in") -> Calla
 class Linear(nn.Module):
     """y[..., out] = x[..., in] . kernel[in, out] + bias[out]; `in` and `out` may be several axes.
 
-    `shape` is the kernel's whole shape, of which the last `out_dims` axes are output.
+    `shape` is the kernel's whole shape, of which the last `out_dims` axes are output. `quant`:
+    "int8" or "int4" declare a kernel of that type, made by quant.py and not trained, and
+    kernel_scale [groups, out...], float32: one number an output for int8, multiplied after the
+    product; for int4 one for each group of inputs, multiplied before.
     """
 
     shape: tuple[int, ...]
@@ -67,21 +71,46 @@ class Linear(nn.Module):
     dtype: Dtype = jnp.float32
     kernel_init: Callable | None = None
     bias_init: Callable = init.zeros
+    quant: str = "none"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         in_dims = len(self.shape) - self.out_dims
-        kernel_init = self.kernel_init or fan_in_init(in_dims)
-        kernel = param(self, "kernel", self.shape, self.axes, kernel_init)
         contract = tuple(range(x.ndim - in_dims, x.ndim)), tuple(range(in_dims))
+        if self.quant == "none":
+            kernel_init = self.kernel_init or fan_in_init(in_dims)
+            kernel = param(self, "kernel", self.shape, self.axes, kernel_init)
+        else:
+            kernel = param(self, "kernel", self.shape, self.axes, init.zeros, self.quant)
+            groups = quant_groups(self.quant, self.shape[:in_dims])
+            shape, axes = (groups, *self.shape[in_dims:]), (None, *self.axes[in_dims:])
+            scale = param(self, "kernel_scale", shape, axes, init.ones)
+            if groups > 1:
+                parts = kernel.astype(self.dtype).reshape(groups, -1, *self.shape[in_dims:])
+                kernel = (parts * scale[:, None].astype(self.dtype)).reshape(self.shape)
         y = jax.lax.dot_general(
             x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
         )
+        if self.quant != "none" and groups == 1:
+            y = y * scale.astype(self.dtype).reshape((1,) * (y.ndim - self.out_dims) + shape[1:])
         if self.bias:
             shape, axes = self.shape[in_dims:], self.axes[in_dims:]
             bias = param(self, "bias", shape, axes, self.bias_init).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
         return y
+
+
+QUANTS = ("none", "int8", "int4")
+GROUP = 128  # inputs that share a scale of int4, at most
+
+
+def quant_groups(quant: str, in_shape: Sequence[int]) -> int:
+    """Groups of inputs with scales of their own in a quantized kernel: for int4 the fewest, equal,
+    of at most GROUP inputs."""
+    size = math.prod(in_shape)
+    if quant == "int8":
+        return 1
+    return next(size // g for g in range(min(GROUP, size), 0, -1) if size % g == 0)
 
 
 class Conv(nn.Module):

@@ -29,6 +29,7 @@ class OptimConfig:
     weight_decay: decoupled, p -= lr * weight_decay * p, except on paths of `no_decay`.
     clip: largest global norm of the gradient, 0 for no limit. lr_multipliers: (pattern, factor)
     pairs on the rate (and so on the decay, as a parameter group of PyTorch); the first match wins.
+    offload: the moments stay in host memory and visit the device for the update alone.
     """
 
     lr: float
@@ -42,6 +43,7 @@ class OptimConfig:
     eps: float
     clip: float
     lr_multipliers: tuple[tuple[str, float], ...]
+    offload: bool = False
 
 
 def flatten(tree: Mapping[str, Any]) -> Flat:

@@ -109,12 +109,15 @@ def plan(
     optim = configs.build(OptimConfig, config.optim.to_dict(), "config.optim")
     tx = optimizer(optim, steps, params)
     whole = NamedSharding(mesh, PartitionSpec())
-    state = State(
-        jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-        params,
-        _like_params(jax.eval_shape(tx.init, params), places, whole),
-    )
-    step = make_step(system.loss(stage), tx, schedule(optim, steps), config.accumulate)
+    moments = jax.eval_shape(tx.init, params)
+    near = _like_params(moments, places, whole)
+    far = _like_params(moments, places, whole, "pinned_host") if optim.offload else near
+    state = State(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), params, far)
+    step = make_step(
+        system.loss(stage), tx, schedule(optim, steps), config.accumulate,
+        layout={p: x.sharding for p, x in params.items()},
+        fetch=jax.tree.map(lambda x: x.sharding, near) if optim.offload else None,
+    )  # fmt: skip
     out = jax.tree.map(lambda x: x.sharding, state), whole
     batch = {
         name: jax.ShapeDtypeStruct(
@@ -131,18 +134,32 @@ def plan(
     )  # fmt: skip
 
 
-def make_step(loss: Callable, tx: Any, rate: Callable, accumulate: int = 1) -> Callable:
+def make_step(
+    loss: Callable,
+    tx: Any,
+    rate: Callable,
+    accumulate: int = 1,
+    *,
+    layout: Mapping[str, NamedSharding] | None = None,
+    fetch: Any = None,
+) -> Callable:
     """One update as a pure function (state, frozen, batch, key) -> (state, metrics).
 
     Update number i uses the key fold_in(key, i). The gradient is taken of trainable parameters
     alone. With `accumulate` > 1 the rows are cut into so many micro-batches, one after the
     other; loss, metrics and gradient are the means over them (as transformers' Trainer does).
+    `layout`: where gradients lie, each as its parameter. `fetch`: where the moments go for the
+    update when the state keeps them elsewhere.
     """
 
     def objective(params, frozen, batch, key):
         return loss(merge(params, frozen), batch, key)
 
-    grad = jax.value_and_grad(objective, has_aux=True)
+    def grad(params, frozen, batch, key):
+        out, grads = jax.value_and_grad(objective, has_aux=True)(params, frozen, batch, key)
+        if layout is not None:  # else each device would hold, and add up, the whole of them
+            grads = jax.lax.with_sharding_constraint(grads, dict(layout))
+        return out, grads
 
     def step(state: State, frozen: Flat, batch: dict, key: jax.Array):
         key = jax.random.fold_in(key, state.step)
@@ -164,9 +181,12 @@ def make_step(loss: Callable, tx: Any, rate: Callable, accumulate: int = 1) -> C
                 lambda s: jnp.zeros(s.shape, s.dtype),
                 jax.eval_shape(grad, state.params, frozen, first, key),
             )
+            if layout is not None:
+                zero = zero[0], jax.lax.with_sharding_constraint(zero[1], dict(layout))
             total, _ = jax.lax.scan(add, zero, (micro, jnp.arange(accumulate)))
             (value, metrics), grads = jax.tree.map(lambda x: x / accumulate, total)
-        updates, opt = tx.update(grads, state.opt, state.params)
+        opt = state.opt if fetch is None else jax.device_put(state.opt, fetch)
+        updates, opt = tx.update(grads, opt, state.params)
         params = jax.tree.map(jnp.add, state.params, updates)
         squares = sum(jnp.sum(jnp.square(g)) for g in grads.values())
         metrics = {
@@ -177,12 +197,16 @@ def make_step(loss: Callable, tx: Any, rate: Callable, accumulate: int = 1) -> C
     return step
 
 
-def _like_params(opt: Any, places: Flat, whole: NamedSharding) -> Any:
-    """Abstract optimizer state in which a moment lies as its parameter, a counter everywhere."""
+def _like_params(opt: Any, places: Flat, whole: NamedSharding, memory: str | None = None) -> Any:
+    """Abstract optimizer state in which a moment lies as its parameter, a counter everywhere.
+    `memory`: the kind of memory for the moments, of their devices' own by default."""
 
     def one(path, x):
         name = path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else ""
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places.get(name, whole))
+        place = places.get(name, whole)
+        if memory and name in places:
+            place = place.with_memory_kind(memory)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 
     return jax.tree_util.tree_map_with_path(one, opt)
 

@@ -18,15 +18,18 @@ PLAIN_SECONDS = 5.0  # without a terminal: at most one line in this time
 
 
 class Stop:
-    """Context in which SIGTERM and Ctrl-C only set `code`; a second Ctrl-C stops at once."""
+    """Context in which SIGTERM and Ctrl-C only set `code`; a second Ctrl-C stops at once.
 
-    def __init__(self):
-        self.code = 0
+    `term`: False leaves SIGTERM alone, to whatever else listens for it.
+    """
+
+    def __init__(self, term: bool = True):
+        self.code, self._term = 0, term
 
     def __enter__(self) -> "Stop":
         self._old = {}
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT) if self._term else (signal.SIGINT,):
                 self._old[number] = signal.signal(number, self._handle)
         return self
 
@@ -133,6 +136,11 @@ class Bar:
         if self._begin is None or self.step == self._begin[1]:
             return 0.0
         return (self.step - self._begin[1]) / (time.monotonic() - self._begin[0])
+
+    @property
+    def seconds(self) -> float:
+        """Seconds a step, 0 before the third one."""
+        return 1 / self.speed if self.speed else 0.0
 
     def update(self, step: int, loss: float) -> None:
         """Step number `step` is done."""

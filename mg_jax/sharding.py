@@ -28,7 +28,7 @@ _WHOLE = dict.fromkeys(
     (
         "layers", "embed", "embed_out", "heads", "kv_heads", "head", "mlp", "vocab", "new_vocab",
         "conv", "conv_in", "conv_out", "grid", "levels", "points", "queries", "coord", "taps",
-        "seq", "keys", "act_embed", "act_heads", "act_mlp", "act_vocab", "regions",
+        "seq", "keys", "act_embed", "act_heads", "act_kv_heads", "act_mlp", "act_vocab", "regions",
     )
 )  # fmt: skip
 
@@ -41,15 +41,30 @@ RULES: dict[str, dict[str, Any]] = {
         **_BATCH,
         "embed": "fsdp",
         "conv_in": "fsdp",
+        "conv_out": "tensor",
+        "embed_out": "tensor",
         "heads": "tensor",
         "kv_heads": "tensor",
         "mlp": "tensor",
         "vocab": "tensor",
         "act_heads": "tensor",
+        "act_kv_heads": "tensor",
         "act_mlp": "tensor",
         "act_vocab": "tensor",
     },
 }
+# Where an axis goes that no dimension has taken, since the one it was meant for does not divide:
+# first choice of the rules -> (logical name, in its place). Looked up for two dimensions or more.
+INSTEAD = {
+    "conv_in": ("conv_out",),  # RGB, and maps with two coordinate channels
+    "embed": ("embed_out", "conv_out"),
+    "heads": ("head",),
+    "kv_heads": ("head",),
+    "batch": ("keys",),  # a cache of fewer rows than devices
+    "act_kv_heads": ("keys",),  # fewer key heads than devices: each device keeps part of the text
+    "vocab": ("embed",),  # an odd number of tokens
+}
+LARGE = 16 * 2**20  # bytes from which an array should be split where it can be
 
 _RULES: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
     "sharding_rules", default=None
@@ -83,7 +98,8 @@ class Named(flax.struct.PyTreeNode, meta.AxisMetadata):
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> Mesh:
     """Mesh (data, fsdp, tensor) over `devices` (default: all). One size may be -1: the rest.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    On TPUs the axes follow the links between chips, as far as the sizes allow. Raises UserError
+    when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -97,9 +113,18 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
             f"mesh data={sizes[0]} fsdp={sizes[1]} tensor={sizes[2]} needs {math.prod(sizes)} "
             f"devices, but there are {len(devices)}: change the sizes so that they multiply to it"
         )
-    return Mesh(
-        np.asarray(devices).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
-    )
+    return Mesh(_arranged(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arranged(devices: list, sizes: list[int]) -> np.ndarray:
+    if devices[0].platform == "tpu" and len(devices) > 1:
+        from jax.experimental import mesh_utils
+
+        try:
+            return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        except (NotImplementedError, ValueError, AssertionError):
+            pass  # part of a slice, or a shape its links do not have: any order works, only slower
+    return np.asarray(devices).reshape(sizes)
 
 
 @contextlib.contextmanager
@@ -129,31 +154,41 @@ def spec(
     """PartitionSpec of an array whose dimensions have these logical `names`.
 
     A mesh axis already used by an earlier dimension is an error. A dimension that its mesh axes
-    do not divide is left whole. Raises ValueError naming the axis.
+    do not divide is left whole, and INSTEAD may name another for them. Raises ValueError naming
+    the axis.
     """
     mesh = mesh if mesh is not None else _MESH.get()
     table = RULES[rules] if isinstance(rules, str) else (rules or _RULES.get() or RULES["fsdp"])
-    used: set[str] = set()
-    entries: list[Any] = []
+    entries: list[tuple[str, ...]] = []
+    left: list[tuple[str, tuple[str, ...]]] = []  # what did not divide: (name, its mesh axes)
     for i, name in enumerate(names):
-        if name is None:
-            entries.append(None)
-            continue
-        if name not in table:
+        if name is not None and name not in table:
             raise ValueError(f"unknown logical axis {name!r} in {names}: add it to sharding.RULES")
-        axes = table[name]
+        axes = () if name is None else table[name]
         axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        used = {a for entry in entries for a in entry}
         if used & set(axes):
             raise ValueError(f"mesh axis {used & set(axes)} used twice by {names}")
-        if shape is not None and mesh is not None and axes:
-            ways = math.prod(mesh.shape[a] for a in axes)
-            if ways == 1 or shape[i] % ways:
-                axes = ()
-        used |= set(axes)
-        entries.append(axes if len(axes) > 1 else (axes[0] if axes else None))
-    while entries and entries[-1] is None:
+        if name is not None and axes and not _divides(shape, i, axes, mesh):
+            left.append((name, axes))
+            axes = ()
+        entries.append(axes)
+    for name, axes in left if len(names) > 1 else ():
+        for i, other in enumerate(names):
+            used = {a for entry in entries for a in entry}
+            fits = other in INSTEAD.get(name, ()) and not used & set(axes)
+            if fits and _divides(shape, i, (*entries[i], *axes), mesh):
+                entries[i] = (*entries[i], *axes)
+    while entries and not entries[-1]:
         entries.pop()
-    return PartitionSpec(*entries)
+    return PartitionSpec(*(e if len(e) > 1 else (e[0] if e else None) for e in entries))
+
+
+def _divides(shape, i: int, axes: tuple[str, ...], mesh: Mesh | None) -> bool:
+    if shape is None or mesh is None:
+        return True
+    ways = math.prod(mesh.shape[a] for a in axes)
+    return ways > 1 and shape[i] % ways == 0
 
 
 def shard(x: jax.Array, *names: str | None) -> jax.Array:
@@ -167,6 +202,20 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
 def batch_sharding(mesh: Mesh, ndim: int = 1) -> NamedSharding:
     """Sharding of a batch array: first dimension over `data` and `fsdp`, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *(None,) * (ndim - 1)))
+
+
+def unsplit(tree: Any, limit: int = LARGE) -> list[str]:
+    """Arrays of `tree` (or ShapeDtypeStructs) of more than `limit` bytes that lie whole on every
+    device although an axis of their mesh divides one of their dimensions: a line each."""
+    lines = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        size = math.prod(x.shape) * x.dtype.itemsize
+        if size <= limit or not x.sharding.is_fully_replicated:
+            continue
+        ways = [n for n in x.sharding.mesh.shape.values() if n > 1]
+        if any(d % n == 0 for d in x.shape for n in ways):
+            lines.append(f"{jax.tree_util.keystr(path)} {list(x.shape)} {x.dtype} {size:,} bytes")
+    return lines
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mg_jax import checkpoint, models, progress, sharding
+from mg_jax import checkpoint, flops, models, processes, progress, sharding
 from mg_jax import config as configs
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, flatten, merge
@@ -43,7 +43,9 @@ class TrainConfig:
     """The section `train`; every default is in configs/base.py.
 
     steps: updates in all; 0 means `epochs` over the data. A checkpoint every save_steps updates
-    and every save_minutes (0: never), at a signal and at the end; the newest `keep` stay.
+    and every save_minutes (0: never), at a signal and at the end; the newest `keep` stay, and the
+    `keep_best` of lowest running loss. profile: steps, from the fourth on, that are traced into
+    workdir/profile.
     """
 
     steps: int
@@ -53,6 +55,8 @@ class TrainConfig:
     save_minutes: float
     keep: int
     tensorboard: bool
+    keep_best: int = 0
+    profile: int = 0
 
 
 @dataclasses.dataclass
@@ -82,7 +86,8 @@ def train(
     is then in workdir/bad_batch.npz).
     """
     workdir = Path(workdir).absolute()
-    with progress.Stop() as stop:
+    # with several processes jax listens for SIGTERM, so that all of them stop at the same step
+    with progress.Stop(term=not processes.several()) as stop:
         return _Run(config, workdir, system, data, mesh, stop).run()
 
 
@@ -91,6 +96,8 @@ class _Run:
         self.config, self.workdir, self.stop = config, workdir, stop
         self.settings = configs.build(TrainConfig, config.train.to_dict(), "config.train")
         self.first = jax.process_index() == 0
+        self.bar: progress.Bar | None = None
+        self.metrics: progress.Metrics | None = None
         changed = changed_keys(config, workdir)
         if changed:
             raise UserError(changed)
@@ -104,11 +111,11 @@ class _Run:
         self.data = data
         steps = total_steps(self.settings, data, config.batch_size)
         self.plan = plan(config, steps, system=system, mesh=mesh, sizes=sizes)
-        self.bar: progress.Bar | None = None
-        self.metrics: progress.Metrics | None = None
         self.states = checkpoint.TrainStates(
-            workdir / "checkpoints", self.settings.keep, warn=self._say
+            workdir / "checkpoints", self.settings.keep, self._say, self.settings.keep_best
         )
+        self.running: float | None = None  # mean loss of about the last hundred steps
+        self.utilization = flops.Utilization(self.plan)
 
     def run(self) -> Outcome:
         try:
@@ -134,6 +141,7 @@ class _Run:
         if found is not None:
             params, opt, meta = found
             self.step, self.spent = int(meta["step"]), float(meta["seconds"])
+            self.running = meta.get("loss")
             self.data.restore(int(meta["data"]))
             self.frozen = checkpoint.ParamFile(folder).read(p.frozen) if p.frozen else {}
             if self.step < p.steps:
@@ -163,12 +171,15 @@ class _Run:
 
     def _loop(self) -> int:
         p, cfg = self.plan, self.settings
-        key = jax.random.fold_in(jax.random.key(self.config.seed), 1)
+        key = jax.jit(  # on all devices at once: no process can put it on another's
+            lambda: jax.random.fold_in(jax.random.key(self.config.seed), 1),
+            out_shardings=p.state.step.sharding,
+        )()
         name = f"{self.config.system} {p.stage}"
         if self.first:
             self.metrics = progress.Metrics(self.workdir, self.step, cfg.tensorboard)
         saved, waiting, compiled = time.monotonic(), None, 1
-        self.began = time.monotonic()
+        self.began, self.first_step = time.monotonic(), self.step
         with (
             progress.Bar(name, self.step, p.steps, show=self.first) as self.bar,
             sharding.use(p.mesh, p.rules),
@@ -176,9 +187,10 @@ class _Run:
             code, _ = self._agree(self.stop.code)
             while self.step < p.steps and not code:
                 batch = self._next()
-                self.state, metrics = p.step(
-                    self.state, self.frozen, sharding.put_batch(batch, p.mesh), key
-                )
+                placed = sharding.put_batch(batch, p.mesh)
+                self._trace()
+                with jax.transfer_guard_host_to_device("disallow"):
+                    self.state, metrics = p.step(self.state, self.frozen, placed, key)
                 self.step += 1
                 if waiting:  # read the last step's numbers while this one is computed
                     self._settle(*waiting)
@@ -199,6 +211,16 @@ class _Run:
                     self._save()
                 self._say(f"saved step {self.step}: run the same command again to continue")
         return int(code)
+
+    def _trace(self) -> None:
+        """Record the steps that `profile` asks for; TensorBoard and Perfetto open the files."""
+        done, count = self.step - self.first_step - 3, self.settings.profile
+        if count and done == 0:
+            jax.profiler.start_trace(str(self.workdir / "profile"), create_perfetto_trace=True)
+        elif count and done == count:
+            jax.block_until_ready(self.state)
+            jax.profiler.stop_trace()
+            self._say(f"steps {self.step - count + 1} to {self.step} are in {self.workdir}/profile")
 
     def _report(self, problems: list[str]) -> None:
         """Add malformed records to the workdir's list of them, each once."""
@@ -240,8 +262,10 @@ class _Run:
             )
         assert self.bar is not None
         self.bar.update(step, loss)
+        self.running = loss if self.running is None else 0.99 * self.running + 0.01 * loss
         if self.metrics and (step % self.settings.log_every == 0 or step in (1, self.plan.steps)):
             more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
+            more |= self.utilization.of(self.bar.seconds)
             if hasattr(self.data, "skipped"):  # examples that were refused, in this process
                 more |= {"skipped": self.data.skipped, "malformed": self.data.bad}
                 if dropped := getattr(self.data, "dropped", 0):  # such as boxes for want of slots
@@ -251,13 +275,18 @@ class _Run:
     def _save(self) -> None:
         seconds = self.spent + time.monotonic() - self.began
         meta = {"step": self.step, "data": int(self.data.state), "seconds": seconds}
-        meta["steps"] = self.plan.steps
+        meta |= {"steps": self.plan.steps}
+        if self.running is not None:
+            meta["loss"] = self.running
         self.states.save(self.step, self.state.params, self.state.opt, meta)
 
     def _agree(self, code: int, save: bool = False) -> tuple[int, bool]:
-        """All processes stop and save at the same step: asked at every tenth."""
-        if jax.process_count() == 1:
+        """All processes stop and save at the same step: at the one that jax finds after SIGTERM,
+        else asked at every tenth."""
+        if not processes.several():
             return code, save
+        if processes.stopping(self.step):
+            return progress.PREEMPTED, True
         if self.step % 10:
             return 0, False
         asked = multihost_utils.process_allgather(np.array([code, save], np.int32))

@@ -16,19 +16,22 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mg_jax", "conversion", "configs", "launch")
 
 # Anyone may import these; they import each other alone.
-BASE = {"errors", "config", "boxes", "disk", "pickles", "vision.preprocess", "vision.anyres"}
+BASE = {
+    "errors", "config", "boxes", "chips", "disk", "pickles", "vision.preprocess", "vision.anyres"
+}  # fmt: skip
 # Host side: annotation files, text and answers. Knows no model.
 HOST = {"example", "draw", "answer", "text", "data", "evals"}
 # Device side, lowest first: a room imports rooms below it.
 DEVICE = (
-    {"sharding"},
+    {"sharding", "processes"},
     {"nn", "ops"},
     {"attention"},
     {"lm", "vision", "losses"},
     {"models"},
     {"optim"},
-    {"checkpoint", "generate"},
+    {"checkpoint", "generate", "quant"},
     {"plan", "progress"},
+    {"flops"},
     {"train"},
     {"assistants"},
     {"assistant"},

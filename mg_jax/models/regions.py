@@ -78,7 +78,8 @@ class RegionEncoder(nn.Module):
             total = total + (y + bias[i].astype(dtype)[None, None, None])
         aux["roi_feats"] = rois
         x = jax.nn.relu(total).reshape(b, r, c.roi_size, c.roi_size, c.width)
-        shape, axes = (c.roi_size, c.roi_size, c.width, c.hidden), ("taps", "taps", "conv_in", None)
+        shape = (c.roi_size, c.roi_size, c.width, c.hidden)
+        axes = ("taps", "taps", "conv_in", "conv_out")
         x = Linear(shape, axes, 1, True, dtype, name="flatten")(x)
         aux["roi_flat_out"] = x
         position = Position(c, name="position")(boxes)

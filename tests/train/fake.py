@@ -1,12 +1,14 @@
 """A system of 300 parameters with two stages, its config and its data, to try the trainer on.
 
-As a program it is one run: `python -m tests.train.fake WORKDIR [--steps N] [--slow SECONDS]`.
+As a program it is one run, of one process or of one among several:
+`python -m tests.train.fake WORKDIR [--steps N] [--slow SECONDS] [--processes N --process I ...]`.
 """
 
 import argparse
 import dataclasses
 import sys
 import time
+import traceback
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 
 from configs import base
 from mg_jax import nn as mg
+from mg_jax import processes
 from mg_jax.errors import UserError
 
 
@@ -42,10 +45,12 @@ class FakeSystem:
     """The interface of mg_jax.models.System."""
 
     cfg: FakeConfig = FakeConfig()
+    dropout: bool = True
 
     def loss(self, stage):
         def loss(params, batch, key):
-            y = Net(self.cfg).apply({"params": params}, batch["x"], rngs={"dropout": key})
+            rngs = {"dropout": key} if self.dropout else {}
+            y = Net(self.cfg).apply({"params": params}, batch["x"], rngs=rngs)
             error = jnp.square(y - batch["y"]).mean()
             return error, {"largest": jnp.abs(y).max()}
 
@@ -60,10 +65,11 @@ class FakeSystem:
 
 
 class FakeData:
-    """Batch i is a function of i. At `bad` it holds a NaN; `slow`: seconds a batch takes."""
+    """Batch i is a function of i, of which a process gets its share. At `bad` it holds a NaN;
+    `slow`: seconds a batch takes; `seen`: file that the numbers of the rows are written to."""
 
-    def __init__(self, rows=8, width=8, bad=-1, slow=0.0):
-        self.rows, self.width, self.bad, self.slow = rows, width, bad, slow
+    def __init__(self, rows=8, width=8, bad=-1, slow=0.0, seen=None):
+        self.rows, self.width, self.bad, self.slow, self.seen = rows, width, bad, slow, seen
         self.state, self.epoch_size = 0, 800
 
     def __next__(self):
@@ -72,8 +78,12 @@ class FakeData:
         x = rng.normal(size=(self.rows, self.width)).astype(np.float32)
         if self.state == self.bad:
             x[0, 0] = np.nan
+        first = self.state * self.rows
         self.state += 1
-        return {"x": x, "y": np.roll(np.sin(x), 1, axis=1)}
+        if self.seen:
+            with open(self.seen, "a") as file:
+                file.writelines(f"{n}\n" for n in processes.share(range(first, first + self.rows)))
+        return {"x": processes.share(x), "y": processes.share(np.roll(np.sin(x), 1, axis=1))}
 
     def restore(self, state):
         self.state = state
@@ -98,15 +108,37 @@ def main() -> int:
     p.add_argument("workdir")
     p.add_argument("--steps", type=int, default=12)
     p.add_argument("--slow", type=float, default=0.0)
+    p.add_argument("--save", type=int, default=0, help="updates between checkpoints")
+    p.add_argument("--wide", type=int, default=16, help="so that a save takes its time")
+    p.add_argument("--seen", help="file for the numbers of the rows that were read")
+    p.add_argument("--devices", type=int, default=0)
+    p.add_argument("--coordinator", default="")
+    p.add_argument("--processes", type=int, default=0)
+    p.add_argument("--process", type=int, default=-1)
+    p.add_argument("--heartbeat", type=int, default=10)
     args = p.parse_args()
+    if args.devices:
+        jax.config.update("jax_num_cpu_devices", args.devices)
+    if args.processes:
+        processes.start(args.coordinator, args.processes, args.process, args.heartbeat)
     from mg_jax.train import train
 
-    config = fake_config(train__steps=args.steps)
+    config = fake_config(
+        train__steps=args.steps, train__save_steps=args.save, model__hidden=args.wide
+    )  # fmt: skip
+    # where rows lie depends on how many processes there are, so no dropout with several
+    system = FakeSystem(FakeConfig(hidden=args.wide), dropout=not args.devices)
     try:
-        return train(config, args.workdir, system=FakeSystem(), data=FakeData(slow=args.slow)).code
+        data = FakeData(slow=args.slow, seen=args.seen)
+        return train(config, args.workdir, system=system, data=data).code
     except UserError as e:
         print(e, file=sys.stderr)
         return 2
+    except Exception:
+        if not args.processes:
+            raise
+        traceback.print_exc()
+        return processes.leave(1)
 
 
 if __name__ == "__main__":

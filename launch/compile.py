@@ -1,0 +1,148 @@
+"""Compile a stage for a slice of TPUs that is not there: does it fit, and how fast is it?
+
+    python -m launch.compile --config configs/groma.py:stage=instruction,size=7b \\
+        --topology v5e:4x8 [--mesh data=1,fsdp=32,tensor=1] [--json]
+    python -m launch.compile --config configs/groma.py:stage=instruction,size=7b \\
+        --topology v5e:1x1 --program decode --batch 1
+
+The program is the real one, train step (default), prefill or decode, compiled by libtpu for any
+slice of v4, v5e, v5p, v6e or 7x on a machine without a TPU: make setup EXTRAS=tpu VENV=.venv-tpu.
+A train step has the config's batch_size. Any --config.key=value of launch.train works here too.
+
+Printed: bytes of a device (arguments, temporaries, peak) against its memory; operations; bytes
+moved; collectives; and a roofline estimate of the step with the share of the chips' peak that the
+model's own operations make up (docs/pods.md says how, and how far to trust it). Where it does not
+fit: the compiler's totals, the largest arrays, and a setting that fits, found by trying
+(--tries=0 leaves that out). Exit code 3 when it does not fit.
+"""
+
+import json
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from mg_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "config file and its argument")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "generation:sides, as v5e:4x8 or v5p:2x2x2")
+_MESH = flags.DEFINE_string("mesh", None, "sizes of the mesh, as data=1,fsdp=32,tensor=1")
+_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
+_BATCH = flags.DEFINE_integer("batch", 1, "rows of prefill and decode")
+_NEW = flags.DEFINE_integer("new_tokens", 256, "room for an answer, of prefill and decode")
+_TEXT = flags.DEFINE_integer("text_tokens", 512, "text of a prompt, of prefill and decode")
+_QUANT = flags.DEFINE_enum("quantize", "none", ["none", "int8", "int4"], "of prefill and decode")
+_REMAT = flags.DEFINE_string("remat", None, "policy of all parts: none, dots or full")
+_TRIES = flags.DEFINE_integer("tries", 6, "settings to try when it does not fit")
+_JSON = flags.DEFINE_boolean("json", False, "print one JSON line")
+_HLO = flags.DEFINE_string("hlo", "", "file for the text of the compiled program")
+FULL = 3  # exit code: it does not fit
+
+
+def main() -> int:
+    """Parse the flags, compile, report; returns the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    rest = cli.parse_flags()
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag: write --flag=value")
+    for flag, example in ((_CONFIG, "configs/groma.py:stage=instruction,size=7b"),
+                          (_TOPOLOGY, "v5e:4x8")):  # fmt: skip
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is missing: for example --{flag.name} {example}")
+    import jax
+
+    from launch.aot import job, programs, slices
+
+    slices.parse(_TOPOLOGY.value)
+    slices.quiet()
+    jax.config.update("jax_platforms", "cpu")
+    config, kind = _CONFIG.value, _PROGRAM.value
+    if _REMAT.value:
+        programs.set_remat(config, _REMAT.value)
+    options = {}
+    if kind == "train" and _QUANT.value != "none":
+        raise UserError("--quantize is for prefill and decode: integers do not learn")
+    if kind != "train":
+        config.model.lm.quant = _QUANT.value
+        options = {"rows": _BATCH.value, "new_tokens": _NEW.value, "text_tokens": _TEXT.value}
+        if _MESH.value is None:  # serving splits heads, not rows
+            config.rules, mesh = "fsdp_tensor", {"data": 1, "fsdp": 1, "tensor": -1}
+    if kind == "train" or _MESH.value is not None:
+        mesh = job.mesh_sizes(_MESH.value, config)
+    report = job.compile_for(config, _TOPOLOGY.value, mesh, kind, _HLO.value, **options)
+    if not report["fits"]:
+        report["roomier"] = job.buffers(config, _TOPOLOGY.value, mesh, kind, **options)
+        report["tried"] = []
+        sizes = report["mesh"]
+        for what, other, grid in job.alternatives(config, _TOPOLOGY.value, sizes, kind):
+            if len(report["tried"]) >= _TRIES.value:
+                break
+            if not _JSON.value:
+                print(f"does not fit; trying {what}", file=sys.stderr, flush=True)
+            found = job.compile_for(other, _TOPOLOGY.value, grid, kind, **options)
+            report["tried"].append({"setting": what, "fits": found["fits"],
+                                    "needed": found.get("needed", found.get("bytes"))})  # fmt: skip
+            if found["fits"]:
+                report["advice"] = what
+                break
+    print(json.dumps(report) if _JSON.value else table(report))
+    return 0 if report["fits"] else FULL
+
+
+def table(r: dict) -> str:
+    """A report for people."""
+    gib = 2**30
+    mesh = " ".join(f"{k}={v}" for k, v in r["mesh"].items())
+    lines = [
+        f"{r['system']} {r['stage']} {r['size']}, {r['program']}: {r['rows']} rows, "
+        f"{r['tokens']} tokens each",
+        f"for {r['topology']} ({r['devices']} devices), mesh {mesh}, rules {r['rules']}; compiled "
+        f"in {r['compile_seconds']:.0f} s",
+        f"fits: {str(r['fits']).lower()}",
+    ]
+    if r["replicated"]:
+        lines += ["whole on every device, though the mesh could split them:"]
+        lines += [f"  {line}" for line in r["replicated"]]
+    if "bytes" in r:
+        b = {k: v / gib for k, v in r["bytes"].items()}
+        lines.append(
+            f"memory of a device: {b['peak']:.2f} of {r['hbm'] / gib:.1f} GiB (arguments "
+            f"{b['arguments']:.2f}, temporaries {b['temporaries']:.2f})"
+        )
+    if "needed" in r:
+        lines.append(
+            f"the compiler needs {r['needed'] / gib:.2f} GiB of {r['available'] / gib:.2f}"
+        )
+    elif not r["fits"]:
+        lines.append(f"the compiler says: {r.get('complaint', 'more than there is')}")
+    if e := r.get("estimate"):
+        lines += [
+            f"a device computes {e['flops'] / 1e12:.2f} Tflop and moves {e['bytes'] / 1e9:.1f} GB",
+            *(f"  {kind}: {c['count']} of {c['bytes'] / 1e9:.2f} GB together"
+              for kind, c in e["collectives"].items()),
+            f"at least {e['seconds'] * 1e3:.1f} ms (of it {e['collective_seconds'] * 1e3:.1f} ms "
+            f"waiting for collectives), {e['seconds_by_operation'] * 1e3:.1f} ms if nothing "
+            "overlaps",
+            f"model flops utilization at most {100 * r['mfu']:.0f} %, "
+            f"{100 * r['mfu_by_operation']:.0f} % if nothing overlaps",
+        ]  # fmt: skip
+        lines += [f"  {p['times']} x {p['name']}: {p['seconds'] * 1e3:.1f} ms"
+                  for p in e["programs"][:5]]  # fmt: skip
+    elif "estimate_failed" in r:
+        lines.append(f"no estimate: {r['estimate_failed']}")
+    if big := r.get("roomier"):
+        lines.append(f"largest arrays (of the same program compiled for {big['compiled_for']}):")
+        lines += [f"  {x['bytes'] / gib:6.2f} GiB x {x['count']}  {x['array']}  {x['made_by']}"
+                  for x in big["largest"]]  # fmt: skip
+    for t in r.get("tried", ()):
+        lines.append(f"tried {t['setting']}: {'fits' if t['fits'] else 'does not fit'}")
+    if "tried" in r and "advice" not in r:
+        lines.append("none of these fits: take a larger slice")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,243 @@
+"""The table of docs/pods_table.md: the smallest slice that each stage fits.
+
+    python -m launch.pod_table [--rows REGEX] [--chips v5e,v5p,v6e] [--hours 8]
+
+Every stage of every system at its published sizes, and serving, compiled by launch.compile for the
+slices that are sold. A row is one JSON file in docs/pods, made once: the command goes on where it
+stopped, and with nothing left to do it only writes the page. An hour makes about ten rows of 7B on
+two cores. --check compiles one row again and says whether memory and time are as noted.
+"""
+
+import argparse
+import json
+import math
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from launch import cli
+from launch.aot import slices
+from mg_jax.chips import CHIPS
+from mg_jax.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CHIPS_ASKED = ("v5e", "v5p", "v6e")
+# config file -> (stages, sizes): sizes as the file's own argument says them
+SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "groma": (("detection", "alignment", "instruction"), ("size=7b,form=published",)),
+    "mg_llava": (
+        ("pretrain", "sft"),
+        tuple(
+            f"llm={llm},media={media}"
+            for llm in ("vicuna7b", "vicuna13b", "phi3", "llama3", "yi34b")
+            for media in ("image", "video")
+        ),
+    ),
+    "ferret": (("caption", "dense", "instruction"), ("size=7b", "size=13b")),
+    "tiny_grounding_gpt": (
+        ("projector", "llm", "local", "global"), ("llm=qwen1.5b", "llm=qwen3b", "llm=qwen7b")
+    ),
+}  # fmt: skip
+# Where a paper leaves the batch open: what is assumed here, printed under the table
+ASSUMED = {
+    "groma": "batches as published, of all devices: 64, then 128",
+    "mg_llava": "batches as published with the weights where they differ from the paper's 256 and "
+    "128: Phi-3 and Llama-3 sft 64, Yi pretrain 512; of all devices",
+    "ferret": "the paper of v2 gives no batch: v1's 128 of all devices",
+    "tiny_grounding_gpt": "the paper's 32 and 16 are most likely of one of its 8 devices, but it "
+    "does not say so: taken as of all devices",
+}
+# rows of a device at a time, most first: a larger product wastes less on moving parameters
+AT_ONCE = (8, 4, 2, 1)
+
+
+def rows() -> Iterator[tuple[str, list[str]]]:
+    """(name, flags of launch.compile) of every row whose config there is."""
+    for system, (stages, sizes) in SYSTEMS.items():
+        if not (ROOT / "configs" / f"{system}.py").is_file():
+            continue
+        for size in sizes:
+            short = re.sub(r"\w+=", "", size).replace(",", "-")
+            for stage in stages:
+                config = f"configs/{system}.py:stage={stage},{size}"
+                yield f"{system}-{stage}-{short}", ["--config", config]
+            served = f"configs/{system}.py:stage={stages[-1]},{size}"
+            for program in ("prefill", "decode"):
+                for batch in (1, 32):
+                    yield (
+                        f"{system}-{program}{batch}-{short}",
+                        ["--config", served, "--program", program, "--batch", str(batch)],
+                    )
+
+
+def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[str]]:
+    """What to try on a slice of so many devices: for training, fewer rows at a time, then a tensor
+    axis where there are more devices than rows."""
+    if "--program" in flags:
+        yield []
+        return
+    tensor = 1
+    while devices // tensor > batch_size:
+        tensor *= 2
+    for share in (tensor, 2 * tensor):
+        ways = devices // share
+        if not ways or batch_size % ways:
+            continue
+        mesh = [f"--mesh=data=1,fsdp={ways},tensor={share}"]
+        rules = "fsdp" if share == 1 else "fsdp_tensor"
+        for part in AT_ONCE:
+            if (batch_size // ways) % part == 0:
+                accumulate = batch_size // ways // part
+                yield [*mesh, f"--config.rules={rules}", f"--config.accumulate={accumulate}"]
+
+
+def compile_row(flags: list[str], topology: str, seconds: float) -> dict[str, Any]:
+    """The report of launch.compile in a process of its own, so that its memory goes back."""
+    command = [sys.executable, "-m", "launch.compile", *flags, f"--topology={topology}", "--json",
+               "--tries=0"]  # fmt: skip
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"fits": False, "error": f"not compiled within {seconds:.0f} s"}
+    try:
+        report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        lines = done.stderr.strip().splitlines()
+        return {"fits": False, "error": lines[-1][:300] if lines else f"code {done.returncode}"}
+    return report | {"command": " ".join(["python", *command[1:-2]])}
+
+
+def smallest(name: str, flags: list[str], generation: str, batch_size: int, folder: Path,
+             seconds: float) -> None:  # fmt: skip
+    """Make the row of a stage on a generation: from the smallest slice up, until one fits."""
+    path = folder / f"{name}-{generation}.json"
+    if path.exists():
+        return
+    failed: list[dict[str, Any]] = []
+    for size in slices.SOLD[generation]:
+        topology = f"{generation}:{size}"
+        devices = math.prod(int(n) for n in size.split("x")) * (2 if generation == "7x" else 1)
+        if hopeless(flags, generation, devices):
+            failed = [{"topology": topology, "fits": False,
+                       "error": "its parameters alone are more than its memory"}]  # fmt: skip
+            continue
+        for extra in variants(flags, devices, batch_size):
+            report = compile_row([*flags, *extra], topology, seconds)
+            print(f"{name} {topology} {' '.join(extra)}: "
+                  f"{report.get('error') or ('fits' if report['fits'] else 'does not fit')}",
+                  file=sys.stderr, flush=True)  # fmt: skip
+            if report["fits"]:
+                row = {"name": name, "chip": generation, **report, "failed": failed[-1:]}
+                path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+                return
+            failed.append(report | {"topology": topology})
+    row = {"name": name, "chip": generation, "fits": False, "failed": failed[-1:]}
+    path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+
+
+def hopeless(flags: list[str], generation: str, devices: int) -> bool:
+    """Whether parameters and moments, split evenly, are more than the memory: known without a
+    compilation."""
+    from launch.aot import weight
+
+    program = flags[flags.index("--program") + 1] if "--program" in flags else "train"
+    held = weight.held(flags[flags.index("--config") + 1], program)
+    return held / devices > CHIPS[generation].memory
+
+
+def page(folder: Path) -> str:
+    """The rows as a Markdown table."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
+    lines = [
+        "# Which slice a stage fits",
+        "",
+        "Made by `python -m launch.pod_table`; docs/pods.md says what the columns mean. Programs",
+        "compiled by libtpu on a machine without a TPU: memory is the compiler's, times are",
+        "estimates, nothing here ran on a TPU.",
+        "",
+        "| row | smallest slice | mesh | rows x accumulate | GiB of a device | step, ms "
+        "| MFU at most | one smaller | compiled |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in found:
+        bad = "; ".join(f"{f['topology']}: {why(f)}" for f in r["failed"]) or "none is sold"
+        if not r["fits"]:
+            lines.append(f"| {r['name']} | none of {r['chip']} | | | | | | {bad} | |")
+            continue
+        mesh = " ".join(f"{k}={v}" for k, v in r["mesh"].items() if v > 1) or "1"
+        e = r.get("estimate") or {}
+        times = f"{1e3 * e['seconds']:.0f} to {1e3 * e['seconds_by_operation']:.0f}" if e else ""
+        mfu = f"{100 * r['mfu']:.0f} %" if "mfu" in r else r.get("estimate_failed", "")
+        lines.append(
+            f"| {r['name']} | {r['topology']} | {mesh} | {r['rows']} x {r.get('accumulate', 1)} | "
+            f"{r['bytes']['peak'] / 2**30:.1f} of {r['hbm'] / 2**30:.0f} | {times} | {mfu} | {bad} "
+            f"| {r['date']}, jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']} |"
+        )
+    systems = sorted({r["name"].split("-")[0] for r in found} & ASSUMED.keys())
+    lines += ["", "Assumed:", "", *(f"- {s}: {ASSUMED[s]}" for s in systems)]
+    return "\n".join(lines) + "\n"
+
+
+def why(report: Mapping[str, Any]) -> str:
+    """Why a slice is too small, in a few words."""
+    if "needed" in report:
+        return f"{report['needed'] / 2**30:.1f} of {report['available'] / 2**30:.1f} GiB"
+    return report.get("error") or "does not fit"
+
+
+def check(folder: Path, seconds: float) -> None:
+    """Compile the row that took the least time again. Raises UserError when it is not as noted."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")]
+    fitting = [r for r in found if r["fits"]]
+    if not fitting:
+        raise UserError(f"{folder} has no row to check")
+    row = min(fitting, key=lambda r: r["compile_seconds"])
+    flags = [f for f in row["command"].split()[3:] if not f.startswith("--topology")]
+    again = compile_row(flags, row["topology"], seconds)
+    if not again["fits"]:
+        raise UserError(f"{row['name']}: {row['topology']} does not fit any more: {why(again)}")
+    pairs = {
+        "bytes": (row["bytes"]["peak"], again["bytes"]["peak"]),
+        "flops": (row["estimate"]["flops"], again["estimate"]["flops"]),
+    }
+    for what, (a, b) in pairs.items():
+        if abs(a - b) > 0.02 * a:
+            raise UserError(f"{row['name']}: {what} {a:.4g} is noted, {b:.4g} found")
+    print(f"{row['name']} on {row['topology']} is as noted")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make what is missing, then write the page."""
+    p = argparse.ArgumentParser(prog="python -m launch.pod_table", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    p.add_argument("--rows", default="", metavar="REGEX", help="names of rows; default all")
+    p.add_argument("--chips", default=",".join(CHIPS_ASKED), help="default %(default)s")
+    p.add_argument("--hours", type=float, default=8.0, help="stop after them (default 8)")
+    p.add_argument("--seconds", type=float, default=1800, help="of one compilation at most")
+    p.add_argument("--folder", type=Path, default=ROOT / "docs" / "pods")
+    p.add_argument("--check", action="store_true", help="compile one row again")
+    args = p.parse_args(argv)
+    if unknown := set(args.chips.split(",")) - set(slices.SOLD):
+        raise UserError(f"--chips {', '.join(unknown)}: there are {', '.join(slices.SOLD)}")
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if args.check:
+        return check(args.folder, args.seconds)
+    end = time.monotonic() + 3600 * args.hours
+    from launch.aot import weight
+
+    for generation in args.chips.split(","):
+        for name, flags in rows():
+            if re.search(args.rows, name) and time.monotonic() < end:
+                batch = weight.batch_size(flags[1])
+                smallest(name, flags, generation, batch, args.folder, args.seconds)
+    out = args.folder.parent / f"{args.folder.name}_table.md"
+    out.write_text(page(args.folder), encoding="utf-8")
+    print(out)
+
+
+if __name__ == "__main__":
+    cli.run(main)

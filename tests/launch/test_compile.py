@@ -1,0 +1,130 @@
+"""`launch.compile` and the table: arguments, what is tried when a program does not fit, the page;
+and, where libtpu is installed, one program of the tiny model for a slice."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import compile as command
+from launch import pod_table
+from launch.aot import job, programs, weight
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = "configs/groma.py:stage=instruction,size=tiny"
+
+
+def run(*args):
+    env = {k: v for k, v in os.environ.items() if k != "TPU_LIBRARY_PATH"}
+    return subprocess.run([sys.executable, "-m", "launch.compile", *args], cwd=ROOT, timeout=900,
+                          capture_output=True, text=True, env=env)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "args,message",
+    [
+        (["--config", TINY], "--topology is missing"),
+        (["--config", TINY, "--topology", "v5e:4x4x4"], "v5e has 2 dimensions"),
+        (
+            ["--config", TINY, "--topology", "v5e:2x2", "--quantize", "int8"],
+            "integers do not learn",
+        ),
+    ],
+)
+def test_wrong_arguments_are_one_line(args, message):
+    done = run(*args)
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="make setup EXTRAS=tpu")
+def test_a_decoding_step_is_compiled_for_a_slice():
+    done = run("--config", TINY, "--topology", "v5e:2x2", "--program", "decode", "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["fits"] and report["devices"] == 4 and report["mesh"]["tensor"] == 4
+    assert 0 < report["bytes"]["peak"] < 2**28 and report["replicated"] == []
+    found = report["estimate"]
+    assert found["seconds"] > 0 and report["model_flops"] > 0
+    assert max(p["times"] for p in found["programs"]) == 4  # layers of the tiny language model
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
+def test_without_the_compiler_it_says_how_to_get_it():
+    done = run("--config", TINY, "--topology", "v5e:2x2")
+    assert done.returncode == 2 and "make setup EXTRAS=tpu" in done.stderr
+
+
+def test_what_is_tried_gets_smaller_and_stays_divisible():
+    config = weight.config_of("configs/groma.py:stage=instruction,size=7b")
+    programs.set_remat(config, "dots")
+    assert programs.remats_of(config) == "lm=dots proposer=dots vision=dots"
+    mesh = {"data": 1, "fsdp": 16, "tensor": 1}
+    tried = list(job.alternatives(config, "v5e:4x4", mesh, "train"))
+    assert "remat full" in tried[0][0] and "dots" not in programs.remats_of(tried[0][1])
+    assert [c.accumulate for _, c, _ in tried[1:4]] == [2, 4, 8]
+    assert tried[4][1].optim.offload and not config.optim.offload
+    for _, changed, sizes in tried:
+        ways = sizes["data"] * sizes["fsdp"]
+        assert changed.batch_size % (changed.accumulate * ways) == 0
+        assert ways * sizes["tensor"] == 16
+    served = list(job.alternatives(config, "v5e:2x2", mesh, "decode"))
+    assert [m for _, _, m in served] == [{"data": 1, "fsdp": 1, "tensor": 4}]
+
+
+def test_what_cannot_fit_is_known_without_compiling():
+    text = "configs/groma.py:stage=instruction,size=7b,form=published"
+    assert weight.held(text, "train") / 2**30 == pytest.approx(79.5, abs=1)
+    assert weight.held(text, "decode") / 2**30 == pytest.approx(13.8, abs=0.3)
+    flags = ["--config", text]
+    assert pod_table.hopeless(flags, "v5e", 4) and not pod_table.hopeless(flags, "v5e", 16)
+
+
+def test_rows_are_of_all_stages_and_of_serving():
+    names = [name for name, _ in pod_table.rows()]
+    assert len(names) == len(set(names))
+    for stage in ("detection", "alignment", "instruction", "prefill1", "decode32"):
+        assert f"groma-{stage}-7b-published" in names
+    assert "mg_llava-sft-yi34b-video" in names
+    variants = list(pod_table.variants(["--config", TINY], 32, 128))
+    assert variants[0] == ["--mesh=data=1,fsdp=32,tensor=1", "--config.rules=fsdp",
+                           "--config.accumulate=1"]  # fmt: skip
+    assert variants[-1][0] == "--mesh=data=1,fsdp=16,tensor=2"
+    assert list(pod_table.variants(["--program", "decode"], 8, 128)) == [[]]
+
+
+def test_the_page_says_what_fits_and_what_does_not(tmp_path):
+    row = {
+        "name": "groma-instruction-7b", "chip": "v5e", "topology": "v5e:4x4", "fits": True,
+        "mesh": {"data": 1, "fsdp": 16, "tensor": 1}, "rows": 128, "accumulate": 8,
+        "bytes": {"peak": 12 * 2**30}, "hbm": 16 * 2**30, "mfu": 0.51, "date": "2026-11-21",
+        "estimate": {"seconds": 1.5, "seconds_by_operation": 2.0},
+        "versions": {"jax": "0.10.2", "libtpu": "0.0.42"},
+        "failed": [{"topology": "v5e:2x4", "needed": 20.0 * 2**30, "available": 15.75 * 2**30}],
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(row))
+    none = {"name": "groma-sft", "chip": "v5e", "fits": False, "failed": []}
+    (tmp_path / "b.json").write_text(json.dumps(none))
+    page = pod_table.page(tmp_path)
+    assert "| 12.0 of 16 | 1500 to 2000 | 51 % | v5e:2x4: 20.0 of 15.8 GiB |" in page
+    assert "| groma-sft | none of v5e |" in page and "Assumed:" in page
+
+
+def test_a_report_reads_well():
+    report = {
+        "system": "groma", "stage": "instruction", "size": "7b", "program": "train", "rows": 128,
+        "tokens": 2502, "topology": "v5e:2x2", "devices": 4, "rules": "fsdp", "fits": False,
+        "mesh": {"data": 1, "fsdp": 4, "tensor": 1}, "compile_seconds": 10.0, "hbm": 2**34,
+        "replicated": [], "needed": 20.0 * 2**30, "available": 15.75 * 2**30,
+        "roomier": {"compiled_for": "v5p:2x2x1",
+                    "largest": [{"bytes": 2**30, "count": 2, "array": "f32[4]", "made_by": "x"}]},
+        "tried": [{"setting": "accumulate=2", "fits": True, "needed": None}],
+        "advice": "accumulate=2",
+    }  # fmt: skip
+    text = command.table(report)
+    assert "fits: false" in text and "needs 20.00 GiB of 15.75" in text
+    assert "compiled for v5p:2x2x1" in text and "tried accumulate=2: fits" in text

@@ -1,0 +1,315 @@
+"""Reading compiled programs: operations, bytes, loops and collectives of small ones known by hand,
+and of one that this machine compiles."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.aot import estimate, hlo, job, slices
+from mg_jax import chips, flops
+from mg_jax.chips import Chip
+from mg_jax.errors import UserError
+
+CHIP = Chip("test", flops=1e12, memory=2**34, bandwidth=1e9, link=1e8, axes=2)
+
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%body (p: (s32[], bf16[64,128], f32[6,128,128])) -> (s32[], bf16[64,128], f32[6,128,128]) {
+  %p = (s32[], bf16[64,128]{1,0:T(8,128)(2,1)}, f32[6,128,128]{2,1,0:T(8,128)}) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %w = f32[6,128,128]{2,1,0:T(8,128)} get-tuple-element(%p), index=2
+  %cut = bf16[128,128]{1,0:T(8,128)(2,1)} fusion(%w, %i), kind=kLoop, calls=%slice_fusion
+  %ag = (bf16[128,128]{1,0}, bf16[256,128]{1,0}) all-gather-start(%cut), replica_groups=[4,2]<=[8]
+  %y = bf16[64,128]{1,0:T(8,128)(2,1)S(1)} fusion(%x, %cut), kind=kOutput, calls=%product
+  %agd = bf16[256,128]{1,0} all-gather-done(%ag)
+  %z = bf16[64,128]{1,0:T(8,128)(2,1)} add(%y, %x)
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  ROOT %out = (s32[], bf16[64,128], f32[6,128,128]) tuple(%next, %z, %w)
+}
+
+%slice_fusion (a: f32[6,128,128], n: s32[]) -> bf16[128,128] {
+  %a = f32[6,128,128]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %s = f32[1,128,128]{2,1,0} dynamic-slice(%a, %n, %zero, %zero), dynamic_slice_sizes={1,128,128}
+  %b = f32[128,128]{1,0} bitcast(%s)
+  ROOT %c = bf16[128,128]{1,0} convert(%b)
+}
+
+%product (l: bf16[64,128], r: bf16[128,128]) -> bf16[64,128] {
+  %l = bf16[64,128]{1,0} parameter(0)
+  %r = bf16[128,128]{1,0} parameter(1)
+  ROOT %conv = bf16[64,128]{1,0} convolution(%l, %r), dim_labels=bf_io->bf
+}
+
+%condition (p: (s32[], bf16[64,128], f32[6,128,128])) -> pred[] {
+  %p = (s32[], bf16[64,128], f32[6,128,128]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %n = s32[] constant(6)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (x: bf16[64,128], w: f32[6,128,128]) -> bf16[64,128] {
+  %x = bf16[64,128]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = f32[6,128,128]{2,1,0:T(8,128)} parameter(1)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[64,128], f32[6,128,128]) tuple(%zero, %x, %w)
+  %loop = (s32[], bf16[64,128], f32[6,128,128]) while(%start), condition=%condition, body=%bodyNOTE
+  %got = bf16[64,128]{1,0} get-tuple-element(%loop), index=1
+  ROOT %sum = bf16[64,128]{1,0} all-reduce(%got), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "note", ["", ', backend_config={"known_trip_count":{"n":"6"},"known_init_step":{}}']
+)
+def test_a_loop_counts_as_often_as_it_runs(note):
+    found = estimate.estimate(PROGRAM.replace("NOTE", note), CHIP)
+    body = next(p for p in found.programs if p.name == "body")
+    assert body.times == 6 and body.flops == 2 * 64 * 128 * 128
+    sliced = 128 * 128 * 4 + 128 * 128 * 2  # of the stack only what is cut out
+    product = 64 * 128 * 2 + 128 * 128 * 2  # its result stays on the chip
+    assert body.bytes == sliced + product + 2 * 64 * 128 * 2 + 16
+    assert found.flops == 6 * body.flops
+    assert found.collectives["all-gather"] == (6, 6 * 256 * 128 * 2)
+    assert found.collectives["all-reduce"] == (1, 64 * 128 * 2)
+
+
+def test_collectives_hide_behind_what_is_scheduled_between():
+    found = estimate.estimate(PROGRAM.replace("NOTE", ""), CHIP)
+    body, main = (next(p for p in found.programs if p.name == n) for n in ("body", "main"))
+    needed = 0.5 * 256 * 128 * 2 / 2e8
+    product = max(2 * 64 * 128 * 128 / 1e12, (64 * 128 * 2 + 128 * 128 * 2) / 1e9)
+    assert body.wire_seconds == pytest.approx(needed - product)
+    assert main.wire_seconds == pytest.approx(2 * 0.75 * 64 * 128 * 2 / 2e8)
+    total = 6 * (max(body.flops / 1e12, body.bytes / 1e9) + body.wire_seconds)
+    assert found.seconds == pytest.approx(total + main.wire_seconds + main.bytes / 1e9)
+    assert found.by_operation >= found.seconds - 1e-12
+
+
+def test_a_product_of_batches_written_as_a_convolution_counts_once():
+    text = """
+ENTRY %main (a: bf16[16,64,32], b: bf16[16,32,48]) -> bf16[16,64,48] {
+  %a = bf16[16,64,32]{2,1,0} parameter(0)
+  %b = bf16[16,32,48]{2,1,0} parameter(1)
+  ROOT %c = bf16[16,64,48]{2,1,0} convolution(%a, %b), WINDOW, dim_labels=0bf_0io->0bf
+}
+"""
+    window = "window={size=16 stride=15 pad=0_0 lhs_dilate=16}"
+    text = text.replace("WINDOW", window)
+    module = hlo.parse(text)
+    op = module.entry.root
+    assert hlo.flops(module, module.entry, op) == 2 * 16 * 64 * 32 * 48
+
+
+def test_a_product_by_a_library_of_a_gpu_is_counted():
+    text = """
+ENTRY %main (a: bf16[64,32], b: bf16[32,48]) -> bf16[64,48] {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,48]{1,0} parameter(1)
+  %c = (bf16[64,48]{1,0}, s8[1024]{0}) custom-call(%a, %b), TARGET, CONFIG
+  ROOT %d = bf16[64,48]{1,0} get-tuple-element(%c), index=0
+}
+"""
+    text = text.replace("TARGET", 'custom_call_target="__cublas$gemm"').replace(
+        "CONFIG", 'backend_config={"gemm":{"dims":{"lhs_contracting_dimensions":["1"]}}}'
+    )
+    assert estimate.estimate(text, CHIP).flops == 2 * 64 * 48 * 32
+
+
+def test_groups_of_devices_are_read_in_every_notation():
+    def size(text):
+        op = hlo.Op("x", "all-gather", (), (), f"channel_id=1, replica_groups={text}, y=2", False)
+        return estimate.group_size(op)
+
+    assert size("[4,2]<=[8]") == 2 and size("{{0,1,2,3},{4,5,6,7}}") == 4
+    assert size("mesh['a'=2,'b'=4,'c'=8] {'a','c'}") == 16
+    assert size("mesh['a'=2,'b'=4] {'b'}") == 4
+
+
+SPREAD = """
+%begin (p: bf16[8,64]) -> (bf16[8,64], bf16[16,64]) {
+  %p = bf16[8,64]{1,0} parameter(0)
+  %g = bf16[16,64]{1,0} all-gather(%p), channel_id=12, replica_groups={{0,1}}
+  ROOT %c = (bf16[8,64], bf16[16,64]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (p: bf16[8,64], l: bf16[64,128], r: bf16[128,128]) -> bf16[64,128] {
+  %p = bf16[8,64]{1,0} parameter(0)
+  %l = bf16[64,128]{1,0} parameter(1)
+  %r = bf16[128,128]{1,0} parameter(2)
+  %g = bf16[16,64]{1,0} all-gather(%p), channel_id=12, replica_groups={{0,1}}
+  ROOT %conv = bf16[64,128]{1,0} convolution(%l, %r), dim_labels=bf_io->bf
+}
+
+%finish (p: bf16[8,64]) -> bf16[16,64] {
+  %p = bf16[8,64]{1,0} parameter(0)
+  %g = bf16[16,64]{1,0} all-gather(%p), channel_id=12, replica_groups={{0,1}}
+  ROOT %c = bf16[16,64] custom-call(%g), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: bf16[8,64], l: bf16[64,128], r: bf16[128,128]) -> bf16[16,64] {
+  %p = bf16[8,64]{1,0} parameter(0)
+  %l = bf16[64,128]{1,0} parameter(1)
+  %r = bf16[128,128]{1,0} parameter(2)
+  %a = (bf16[8,64], bf16[16,64]) fusion(%p), kind=kCustom, calls=%begin
+  %b = bf16[64,128]{1,0} fusion(%p, %l, %r), kind=kOutput, calls=%meanwhile
+  ROOT %d = bf16[16,64]{1,0} fusion(%p), kind=kCustom, calls=%finish
+}
+"""
+
+
+def test_a_collective_spread_over_fusions_counts_once():
+    found = estimate.estimate(SPREAD, CHIP)
+    (program,) = found.programs
+    assert found.collectives == {"all-gather": (1, 16 * 64 * 2)}
+    assert program.flops == 2 * 64 * 128 * 128 and program.wire_seconds == 0
+
+
+def test_of_a_stack_only_the_layer_counts_in_a_fusion_of_fusions_too():
+    text = """
+%cut (a: s8[6,128,128], n: s32[]) -> s8[128,128] {
+  %a = s8[6,128,128]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %other = s8[6,128,128]{2,1,0} fusion(%a), kind=kLoop, calls=%relaid
+  %s = s8[1,128,128]{2,1,0} dynamic-slice(%other, %n, %zero), dynamic_slice_sizes={1,128,128}
+  ROOT %b = s8[128,128]{1,0} bitcast(%s)
+}
+
+%relaid (a: s8[6,128,128]) -> s8[6,128,128] {
+  %a = s8[6,128,128]{2,1,0} parameter(0)
+  ROOT %c = s8[6,128,128]{2,1,0} copy(%a)
+}
+
+%product (x: bf16[8,128], a: s8[6,128,128], n: s32[]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %a = s8[6,128,128]{2,1,0} parameter(1)
+  %n = s32[] parameter(2)
+  %w = s8[128,128]{1,0} fusion(%a, %n), kind=kLoop, calls=%cut
+  ROOT %c = bf16[8,128]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[8,128], a: s8[6,128,128], n: s32[]) -> bf16[8,128] {
+  %x = bf16[8,128]{1,0} parameter(0)
+  %a = s8[6,128,128]{2,1,0} parameter(1)
+  %n = s32[] parameter(2)
+  ROOT %f = bf16[8,128]{1,0} fusion(%x, %a, %n), kind=kOutput, calls=%product
+}
+"""
+    (program,) = estimate.estimate(text, CHIP).programs
+    assert program.bytes == 2 * 8 * 128 * 2 + 128 * 128 + 4
+
+
+def test_padding_is_not_multiplied():
+    assert hlo._places(5, 5, 3, 1, 1, 1, 1) == 13  # of 15, without the two at the edges
+    assert hlo._places(4, 8, 2, 2, 0, 1, 1) == 8
+    assert hlo._places(8, 8, 1, 1, 0, 1, 1) == 8
+
+
+def test_a_program_of_this_machine_is_read():
+    def step(x, ws):
+        def body(c, w):
+            return jnp.tanh(c @ w), None
+
+        return jax.lax.scan(body, x, ws)[0]
+
+    x, ws = jnp.ones((32, 64)), jnp.ones((5, 64, 64))
+    text = jax.jit(step).lower(x, ws).compile().as_text()
+    found = estimate.estimate(text, CHIP)
+    assert found.flops in (0, 5 * 2 * 32 * 64 * 64)  # 0 where a library call does the product
+    assert found.bytes > 5 * 64 * 64 * 4
+    assert flops.count(step, x, ws) == 5 * 2 * 32 * 64 * 64
+    rows = estimate.largest(text)
+    assert rows[0]["bytes"] >= 5 * 64 * 64 * 4 and rows == sorted(rows, key=lambda r: -r["bytes"])
+
+
+def test_negative_counters_fail_the_estimate_and_optimal_seconds_do_not_count():
+    assert estimate.counters([{"flops": 3.0, "optimal_seconds": -7.0}]) == {"flops": 3.0}
+    with pytest.raises(ValueError, match="negative"):
+        estimate.estimate(PROGRAM.replace("NOTE", ""), CHIP, {"bytes accessed": -1.0})
+
+
+def test_model_flops_count_no_recomputation_and_no_frozen_gradients():
+    w = jnp.ones((64, 64))
+    x = jnp.ones((8, 64))
+
+    def loss(w1, w2, x):
+        return (jnp.tanh(jax.checkpoint(lambda x: jnp.tanh(x @ w1))(x) @ w2)).sum()
+
+    one = 2 * 8 * 64 * 64
+    assert flops.count(loss, w, w, x) == 2 * one
+    assert flops.count(jax.grad(loss, argnums=1), w, w, x) == 3 * one
+    from configs import groma
+    from mg_jax.models import build
+
+    cfg = build("groma", groma.get_config("size=7b").model.to_dict()).cfg
+    assert cfg.lm.remat == "full" and flops.without_remat(cfg).lm.remat == "none"
+
+
+def test_slices_and_their_chips():
+    assert slices.parse("v5e:4x8") == ("v5e", (4, 8))
+    assert slices.parse("tpu7x:2x2x1") == ("7x", (2, 2, 1))
+    assert slices.chip("v5p:2x2x2").memory == 95 * 2**30
+    assert slices.roomier("v5e:4x8") == "v5p:2x4x4" and slices.roomier("7x:2x2x1") is None
+    wrongs = {"v9:2x2": "no 'v9'", "v5e:2x2x2": "2 dimensions", "v5p:2x0x2": "no side may be 0"}
+    for wrong, message in wrongs.items():
+        with pytest.raises(UserError, match=message):
+            slices.parse(wrong)
+    assert chips.of_device("TPU v5 lite").name == "TPU v5e"
+    assert chips.of_device("TPU v5").name == "TPU v5p"
+    assert chips.of_device("NVIDIA H200").name == "NVIDIA H200"
+    assert chips.of_device("cpu") is None
+
+
+def test_meshes_and_the_compilers_totals_are_read():
+    config = type("C", (), {})()
+    assert job.mesh_sizes("tensor=4", config) == {"data": 1, "fsdp": -1, "tensor": 4}
+    assert job.mesh_sizes("data=-1", config) == {"data": -1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(UserError, match="write data=1"):
+        job.mesh_sizes("model=4", config)
+    found = job.totals(
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.50G of 15.75G hbm. "
+        "Exceeded hbm capacity by 5.75G."
+    )
+    assert found["needed"] == 21.5 * 2**30 and found["available"] == 15.75 * 2**30
+    found = job.totals(
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (29.53G) exceeds available HBM (15.75G)."
+    )
+    assert found["needed"] == 29.53 * 2**30 and found["available"] == 15.75 * 2**30
+
+
+@pytest.mark.gpu
+def test_the_estimate_is_near_what_a_gpu_takes():
+    """Twenty layers of a language model: the measured step lies above the roofline, and not far
+    above the sum over operations."""
+    import time
+
+    chip = chips.of_device(jax.devices()[0].device_kind)
+    assert chip is not None, jax.devices()
+
+    def step(x, ws):
+        def body(c, w):
+            return c + jnp.tanh(c @ w), None
+
+        return jax.lax.scan(body, x, ws)[0]
+
+    x = jnp.ones((8192, 4096), jnp.bfloat16)
+    ws = jnp.full((20, 4096, 4096), 1e-3, jnp.bfloat16)
+    compiled = jax.jit(step).lower(x, ws).compile()
+    found = estimate.estimate(compiled.as_text(), chip)
+    needed = flops.count(step, x, ws) / chip.flops  # a library call hides its operations
+    jax.block_until_ready(compiled(x, ws))
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(x, ws))
+        times.append(time.perf_counter() - start)
+    measured = float(np.median(times))
+    assert 0.9 * max(found.seconds, needed) < measured < 4 * max(found.by_operation, needed)

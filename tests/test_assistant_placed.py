@@ -1,0 +1,43 @@
+"""A model to answer with in 8 or 4 bits, and split over all devices."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import mg_jax
+from mg_jax.errors import UserError
+from mg_jax.optim import flatten
+from tests.test_assistant import folder  # noqa: F401
+
+PROMPT = "[grounding] Describe the picture."
+
+
+def picture():
+    return np.random.default_rng(0).integers(0, 255, (60, 90, 3), np.uint8)
+
+
+def test_all_devices_answer_as_one_does(folder):  # noqa: F811
+    one, all_ = mg_jax.load(folder), mg_jax.load(folder, mesh="auto")
+    kernel = all_.params["lm"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.sharding.spec == PartitionSpec(None, None, "tensor")
+    assert len(kernel.sharding.device_set) == jax.local_device_count()
+    a, b = (x.chat(picture(), PROMPT, max_new_tokens=8) for x in (one, all_))
+    assert a.text == b.text
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_a_quantized_model_answers_and_keeps_what_is_no_kernel(folder, quantize):  # noqa: F811
+    plain, small = mg_jax.load(folder), mg_jax.load(folder, quantize=quantize, mesh="auto")
+    flat, wide = flatten(small.params), flatten(plain.params)
+    kernels = [p for p in flat if f"{p}_scale" in flat]
+    assert len(kernels) >= 7 and all(p.startswith("lm/") for p in kernels)
+    for path, x in wide.items():
+        want = quantize if path in kernels else x.dtype
+        assert flat[path].dtype == want and flat[path].shape == x.shape, path
+    assert isinstance(small.chat(picture(), PROMPT, max_new_tokens=8).text, str)
+
+
+def test_wrong_names_are_refused(folder):  # noqa: F811
+    with pytest.raises(UserError, match="quantize='fp8': it is one of none, int8, int4"):
+        mg_jax.load(folder, quantize="fp8")
