@@ -16,6 +16,7 @@ takes it from there.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -105,13 +106,12 @@ def wanted(measure: Sequence[str], data: str, system: str) -> list[tuple[str, st
 def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]]:
     """The results of the tasks, as they are and blind; what `kept` has no line for measured now.
 
-    Lines about other data, or about the run before it was trained further, do not count.
+    Lines about other data, or about another training in the same folder, do not count.
     """
     import mg_jax
     from mg_jax.evals import report, tasks
 
-    about = read_json(release / "config.json")
-    steps = about["provenance"]["steps"]
+    made = training(release)
     rows = []
     text = kept.read_text(encoding="utf-8") if kept.is_file() else ""
     for line in text.splitlines():
@@ -120,7 +120,7 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
     torn = text[-1:] not in ("", "\n")
     rows = [
         r for r in rows
-        if (r["task"], r["data"]) in tasks_on and r.get("steps", steps) == steps
+        if (r["task"], r["data"]) in tasks_on and r.get("made") == made
     ]  # fmt: skip
     assistant = None
     for name, data in tasks_on:
@@ -134,12 +134,18 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
                 return assistant.answer(queries, max_new_tokens=length, batch_size=16)
 
             result = tasks.evaluate(task, data, predict, assistant.propose, blind=blind)
-            rows.append(report.as_dict(result, release.name) | {"steps": steps})
+            rows.append(report.as_dict(result, release.name) | {"made": made})
             print(json.dumps(rows[-1]), flush=True)
             with open(kept, "a", encoding="utf-8") as file:
                 file.write("\n" * torn + json.dumps(rows[-1]) + "\n")
             torn = False
     return rows
+
+
+def training(release: Path) -> str:
+    """What tells one training from another: a digest of where a release comes from."""
+    made = read_json(release / "config.json")["provenance"]
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def results_table(rows: list[dict[str, Any]], tasks_on: Wanted) -> list[str]:
@@ -302,6 +308,14 @@ def _about(config: dict[str, Any], tasks_on: Wanted) -> str:
     )
 
 
+def _kept_apart(tasks_on: Wanted) -> str:
+    """What the card says of pictures that no training can have seen, of those alone."""
+    parts = [part.strip() for _, data in tasks_on for part in data.split(" + ")]
+    # no evaluation takes scenes that a training may have seen
+    apart = all(part.startswith("scenes:") or "part=heldout" in part for part in parts)
+    return "; none of these pictures is trained on" if apart else ""
+
+
 def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     from conversion import trunks
@@ -351,7 +365,7 @@ def main(argv: list[str] | None = None) -> None:
         "## What it reaches",
         "",
         f"`python -m launch.evaluate --checkpoint {args.out.name} --task TASK --data "
-        f"{data if not args.measure else 'DATA'}`; none of these pictures is trained on. "
+        f"{data if not args.measure else 'DATA'}`{_kept_apart(tasks_on)}. "
         "*Noise for pictures* is the same with `--blind`; *constant answer* is the best that can "
         "be done without looking.",
         "",

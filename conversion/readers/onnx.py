@@ -54,7 +54,7 @@ def read_graph(path: str | Path) -> Graph:
             if array is not None:
                 arrays[name] = array
         return Graph(arrays, [_node(node) for node in _messages(graph, 1)])
-    except (OSError, ValueError, IndexError) as e:
+    except (OSError, ValueError, TypeError, IndexError, OverflowError) as e:
         reason = getattr(e, "strerror", None) or str(e) or "it is cut off"
         raise UserError(f"{path}: no ONNX model: {reason}") from None
 
