@@ -20,12 +20,11 @@ import json
 import sys
 
 from absl import flags
-from ml_collections import config_flags
 
 from launch import cli
+from launch.config_flag import CONFIG
 from mg_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "config file and its argument")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "generation:sides, as v5e:4x8 or v5p:2x2x2")
 _MESH = flags.DEFINE_string("mesh", None, "sizes of the mesh, as data=1,fsdp=32,tensor=1")
 _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
@@ -48,7 +47,7 @@ def main() -> int:
     rest = cli.parse_flags()
     if rest:
         raise UserError(f"{rest[0]!r} is not a flag: write --flag=value")
-    for flag, example in ((_CONFIG, "configs/groma.py:stage=instruction,size=7b"),
+    for flag, example in ((CONFIG, "configs/groma.py:stage=instruction,size=7b"),
                           (_TOPOLOGY, "v5e:4x8")):  # fmt: skip
         if flag.value is None:
             raise UserError(f"--{flag.name} is missing: for example --{flag.name} {example}")
@@ -59,7 +58,7 @@ def main() -> int:
     slices.parse(_TOPOLOGY.value)
     slices.quiet()
     jax.config.update("jax_platforms", "cpu")
-    config, kind = _CONFIG.value, _PROGRAM.value
+    config, kind = CONFIG.value, _PROGRAM.value
     if _REMAT.value:
         programs.set_remat(config, _REMAT.value)
     options = {}

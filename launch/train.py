@@ -24,14 +24,11 @@ import traceback
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from launch import cli
+from launch.config_flag import CONFIG
 from mg_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "config file and its argument, as configs/groma.py:stage=detection,size=tiny"
-)
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: made, or resumed")
 _PROFILE = flags.DEFINE_integer("profile", 0, "steps to trace into workdir/profile")
 cli.define_process_flags()
@@ -43,8 +40,8 @@ def main() -> int:
         print(__doc__)
         return 0
     rest = cli.parse_flags()
-    if _CONFIG.value is None or _WORKDIR.value is None:
-        name, example = ("workdir", "runs/a") if _CONFIG.value is not None else (
+    if CONFIG.value is None or _WORKDIR.value is None:
+        name, example = ("workdir", "runs/a") if CONFIG.value is not None else (
             "config", "configs/groma.py:stage=detection,size=tiny"
         )  # fmt: skip
         raise UserError(f"--{name} is missing: for example --{name} {example}")
@@ -52,11 +49,11 @@ def main() -> int:
         raise UserError(f"{rest[0]!r} is not a flag: write --flag=value")
     command = shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
     if _PROFILE.value:
-        _CONFIG.value.train.profile = _PROFILE.value
+        CONFIG.value.train.profile = _PROFILE.value
     several = cli.join_processes()
     cli.keep_compiled()
     try:
-        return run(_CONFIG.value, _WORKDIR.value, command)
+        return run(CONFIG.value, _WORKDIR.value, command)
     except UserError:
         raise
     except Exception as e:
