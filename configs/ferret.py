@@ -188,6 +188,8 @@ def full_model(size: str, version: str, context: str) -> FerretConfig:
         "8b": dict(vocab=128257, mlp=14336, kv_heads=8, rope_theta=500000.0),
     }
     lm = LMConfig(**shapes[size], max_positions=CONTEXT[context][0], **compute)
+    if version == "v1":
+        lm = dataclasses.replace(lm, eps=1e-6)  # of Vicuna v1.3, as of the first LLaMA
     fields = ferret.version(version)
     if context == "slow":
         lm = dataclasses.replace(lm, rope_scaling=RopeScaling("linear", 1.125))

@@ -1,7 +1,7 @@
 """TinyGroundingGPT in four stages, each from the checkpoint of the one before:
 
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=projector,llm=tiny \\
-        --workdir runs/a
+        --workdir runs/a --config.init_from=runs/labels
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=llm,llm=tiny \\
         --workdir runs/b --config.init_from=runs/a
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=local,llm=tiny \\
@@ -9,7 +9,13 @@
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=global,llm=tiny \\
         --workdir runs/d --config.init_from=runs/c
 
-llm=tiny trains on procedural scenes on a CPU. llm=qwen1.5b|qwen3b|qwen7b (or 1.5b|3b|7b) has the
+llm=tiny trains on procedural scenes on a CPU. No pretrained towers of that size exist, so a stage
+before the four teaches them, by things and crops of them and the words that name them:
+
+    python -m launch.train --config configs/tiny_grounding_gpt.py:stage=labels,llm=tiny \\
+        --workdir runs/labels
+
+llm=qwen1.5b|qwen3b|qwen7b (or 1.5b|3b|7b) has the
 shape of that Qwen2.5 and the paper's hyper-parameters (spec 3; 8 devices of 80 GB), and needs
 --config.data=... and --config.codec.tokenizer=FOLDER; stage=projector also CLIP, DINOv2 and Qwen2.5
 as converted releases, --config.init_from=FOLDER,FOLDER,FOLDER. The paper's batch sizes are those of
@@ -31,8 +37,10 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.mg_llava import labels
 from mg_jax.config import to_dict
 from mg_jax.data.crops import CropAugment
+from mg_jax.errors import UserError
 from mg_jax.lm import LMConfig
 from mg_jax.models.tiny_grounding_gpt import STAGES, TinyGroundingGPTConfig
 from mg_jax.vision.vit import ViTConfig
@@ -40,7 +48,7 @@ from mg_jax.vision.vit import ViTConfig
 SIZES = ("tiny", "qwen1.5b", "qwen3b", "qwen7b")
 SHORT = {size.removeprefix("qwen"): size for size in SIZES}
 CHOICES = {
-    "stage": STAGES,
+    "stage": (*STAGES, "labels"),
     "llm": (*SIZES, *(s for s in SHORT if s not in SIZES)),
     "without": ("nothing", "objects", "dialogues"),
 }
@@ -55,7 +63,7 @@ PAPER = {
 # What is asked of annotated pictures (spec 4); conversations stay as they are
 TASKS = {
     "projector": "caption",
-    "llm": "auto",
+    "llm": "caption",
     "local": "rec*4+all_instances+region_caption*4",
     "global": "grounded_caption*3+vqa*3+choice*3+caption+rec+presence",
 }
@@ -72,6 +80,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c = base.get_config()
     c.system, c.stage = "tiny_grounding_gpt", choice["stage"]
     c.size = SHORT.get(choice["llm"], choice["llm"])
+    if c.stage == "labels" and c.size != "tiny":
+        raise UserError(
+            f"stage=labels is for llm=tiny: the towers of {c.size} are pretrained: take projector"
+        )
     small = c.size == "tiny"
     model = tiny_model() if small else full_model(c.size)
     c.image_size = model.image_size
@@ -82,7 +94,22 @@ def get_config(arg: str = "") -> ConfigDict:
     c.preprocess = "clip_pad"
     c.optim.warmup_ratio = 0.03
     c.codec.too_long = "skip"  # counted in the metrics
-    c.tasks, without = TASKS[c.stage], choice["without"]
+    if c.stage == "labels":
+        labels(c)
+    else:
+        step(c, choice["without"])
+    if small:
+        tiny(c, choice["without"])
+    else:
+        c.codec.template = "qwen_chat"
+        c.codec.text_tokens = 1472  # 2,048 with the picture, as its predecessor has
+        c.codec.buckets = (832, 1088, 1600, 2112)  # of whole sequences
+    return c.lock()
+
+
+def step(c: ConfigDict, without: str) -> None:
+    """One of the paper's four (spec 3)."""
+    c.tasks = TASKS[c.stage]
     if c.stage in MORE and MORE[c.stage][0] != without:
         c.tasks += f"+{MORE[c.stage][1]}"
     c.batch_size, c.optim.lr, c.train.epochs = PAPER[c.stage]
@@ -95,13 +122,6 @@ def get_config(arg: str = "") -> ConfigDict:
         c.init_required = ("clip/.*", "dino/.*", "lm/.*")
         c.init_parts = (("clip", "vision", "clip"), ("dinov2", "vision", "dino"))
         c.trainable = ("projector/.*",)
-    if small:
-        tiny(c, without)
-    else:
-        c.codec.template = "qwen_chat"
-        c.codec.text_tokens = 1472  # 2,048 with the picture, as its predecessor has
-        c.codec.buckets = (832, 1088, 1600, 2112)  # of whole sequences
-    return c.lock()
 
 
 # -- models --------------------------------------------------------------------------------------
@@ -156,30 +176,43 @@ SCENES = {
     "global": "all+rec*8",
 }  # fmt: skip
 # Of scenes: conversations without object images, and one question with several a picture
-PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns=4,size=224"
-MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns=4,size=224"
+PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns=3,size=224"
+MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns=3,size=224"
 CHOICE = (
-    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation,turns=1,size=224"
+    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation,turns=1,"
+    "min_objects=4,size=224"
 )
 DIALOGUE = (
-    "scenes:seed={seed}3,n=1000000,tasks=grounding_dialogue+grounded_description,turns=1,size=224"
+    "scenes:seed={seed}3,n=1000000,tasks=grounding_dialogue+grounded_description,turns=1,"
+    "max_objects=5,size=224"
 )
+# Peak learning rate and updates of llm=tiny
+UPDATES = {
+    "labels": (1e-3, 4000), "projector": (1e-3, 3000), "llm": (1e-3, 1000), "local": (1e-3, 5000),
+    "global": (6e-4, 1500),
+}  # fmt: skip
 
 
 def tiny(c: ConfigDict, without: str) -> None:
     """What llm=tiny does otherwise than the paper's recipe, and why."""
     c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
     c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
-    c.codec.tokenizer = "tokenizer-tiny"
-    c.codec.template = "vicuna"  # the tiny tokenizer has no token of Qwen's template
-    c.codec.text_tokens = 208
-    c.codec.buckets = (304,)
-    c.codec.object_slots = 6
-    c.single_source = True  # batches without object images look at none
-    c.trainable = (".*",)  # no pretrained tower or language model is shipped: they learn here
     c.batch_size = 16
     c.optim.warmup_steps = 200
     c.train.save_minutes = 5.0
+    c.optim.lr, c.train.steps = UPDATES[c.stage]
+    if c.stage == "labels":
+        c.codec.object_slots = 2  # a picture costs the towers as much as a crop
+        c.data = "scenes:seed=5,n=1000000,tasks=none,size=224"
+        return
+    c.codec.tokenizer = "tokenizer-tiny"
+    c.codec.template = "vicuna"  # the tiny tokenizer has no token of Qwen's template
+    # descriptions have many boxes, of some 26 tokens each
+    c.codec.text_tokens = 320 if c.stage == "global" else 208
+    c.codec.buckets = (304, 397) if c.stage == "global" else (304,)
+    c.codec.object_slots = 5  # four options, and what they are asked about
+    c.single_source = True  # batches without object images look at none
+    c.trainable = ("projector/.*", "lm/.*")  # no language model of this size is pretrained either
     c.tasks = "auto"
     c.model.pointing_weight = 1.0  # what a pretrained language model would bring along
     seed = 6 + STAGES.index(c.stage)
@@ -187,16 +220,13 @@ def tiny(c: ConfigDict, without: str) -> None:
     if c.stage in MORE and without != "objects":
         share = 1.0 if c.stage == "local" else 0.6
         mixture += [
-            f"{MATCH.format(seed=seed)} * {share / 2}",
-            f"{CHOICE.format(seed=seed)} * {share}",
+            f"{MATCH.format(seed=seed)} * {share / 2:g}",
+            f"{CHOICE.format(seed=seed)} * {1.5 * share:g}",  # one answer a picture, of a letter
         ]
     if c.stage == "global" and without != "dialogues":
         mixture.append(f"{DIALOGUE.format(seed=seed)} * 0.3")
     c.data = " + ".join(mixture)
     if c.stage == "projector":
-        c.init_stages, c.init_required, c.init_parts = ("projector",), (), ()
-    lr, c.train.steps = {
-        "projector": (6e-4, 3000), "llm": (6e-4, 1000), "local": (6e-4, 3000),
-        "global": (3e-4, 1500),
-    }[c.stage]  # fmt: skip
-    c.optim.lr = lr
+        c.init_stages, c.init_parts = ("labels", "projector"), ()
+        c.init_required = ("clip/.*", "dino/.*")
+        c.init_ignore = ("labels/.*",)

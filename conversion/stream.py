@@ -67,6 +67,18 @@ def ways(name: str | None) -> int:
     return most
 
 
+def _most(shape: Sequence[int], names: Sequence[str | None]) -> list[int]:
+    """How many ways each dimension is cut at most, with what comes from one that does not divide
+    (`sharding.INSTEAD`)."""
+    own = [ways(name) for name in names]
+    most = list(own)
+    for name, size, count in zip(names, shape, own, strict=True):
+        if size % count:
+            for i, other in enumerate(names):
+                most[i] *= count if other in sharding.INSTEAD.get(name, ()) else 1
+    return [math.gcd(size, count) for size, count in zip(shape, most, strict=True)]
+
+
 def grid(
     shape: Sequence[int],
     itemsize: int,
@@ -79,7 +91,7 @@ def grid(
     `stack`: leading axes that are read one by one. `free`: axes that pieces may be cut along
     (default: all).
     """
-    most = [math.gcd(size, ways(name)) for size, name in zip(shape, names, strict=True)]
+    most = _most(shape, names)
     units = [size // n if n > 1 else 1 for size, n in zip(shape, most, strict=True)]
     piece = list(shape)
     for axis, size in enumerate(shape):

@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -140,8 +141,18 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
     return rows
 
 
-def page(found: dict[str, dict[str, dict[str, Any]]], data: str, names: Sequence[str]) -> list[str]:
-    """The page as lines; found: of each release what `measured` gives."""
+def command(args: argparse.Namespace) -> str:
+    """The command of a page, with folders by their names alone."""
+    words = [Path(source).name for source in args.releases]
+    words += ["--data", args.data] if args.data != SCENES else []
+    words += [word for name in args.task or () for word in ("--task", name)]
+    return shlex.join(["python", "-m", "launch.compare", *words, "--out", args.out.name])
+
+
+def page(
+    found: dict[str, dict[str, dict[str, Any]]], data: str, names: Sequence[str], asked_by: str
+) -> list[str]:
+    """The page as lines; found: of each release what `measured` gives; asked_by: the command."""
     short = {source: Path(source).name for source in found}
 
     def row(title: str, cells: Sequence[str]) -> str:
@@ -156,7 +167,7 @@ def page(found: dict[str, dict[str, dict[str, Any]]], data: str, names: Sequence
         "",
         f"On `{data}`, which none of them is trained on. Written by",
         "",
-        f"    python -m launch.compare {' '.join(short.values())}",
+        f"    {asked_by}",
         "",
         row("", [short[source] for source in found]),
         "|---" * (len(found) + 1) + "|",
@@ -197,7 +208,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.fresh:
         kept.unlink(missing_ok=True)
     found = {source: measured(source, args.data, names, kept) for source in args.releases}
-    args.out.write_text("\n".join(page(found, args.data, names)), encoding="utf-8")
+    lines = page(found, args.data, names, command(args))
+    args.out.write_text("\n".join(lines), encoding="utf-8")
     print(f"wrote {args.out}")
 
 

@@ -84,8 +84,8 @@ def main(argv: list[str] | None = None) -> None:
 
     if args.distributed or args.coordinator or args.processes or args.process >= 0:
         processes.start(args.coordinator, args.processes, args.process)
-    from mg_jax.evals import report, tasks
-    from mg_jax.evals.questions import warning
+    from mg_jax.evals import asking, report, tasks
+    from mg_jax.evals.questions import is_scenes, warning
 
     task = tasks.get(args.task)
     problems: list[str] = []
@@ -110,6 +110,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--task {task.name}: {assistant.system.name} takes no {task.needs}; choose another"
         )
+    if not is_scenes(args.data):  # those are worded as every system has learnt it from them
+        items = asking.reworded(items, assistant.system.name)
     length = args.max_new_tokens or task.max_new_tokens
 
     def predict(queries):

@@ -68,10 +68,11 @@ def rows() -> Iterator[tuple[str, list[str]]]:
             served = f"configs/{system}.py:stage={stages[-1]},{size}"
             for program in ("prefill", "decode"):
                 for batch in (1, 32):
-                    yield (
-                        f"{system}-{program}{batch}-{short}",
-                        ["--config", served, "--program", program, "--batch", str(batch)],
-                    )
+                    flags = ["--config", served, "--program", program, "--batch", str(batch)]
+                    yield f"{system}-{program}{batch}-{short}", flags
+                for quant in ("int8", "int4") if "7b" in size else ():  # for one small device
+                    flags = ["--config", served, "--program", program, "--quantize", quant]
+                    yield f"{system}-{program}1-{short}-{quant}", flags
 
 
 def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[str]]:
@@ -96,24 +97,29 @@ def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[s
 
 
 def compile_row(flags: list[str], topology: str, seconds: float) -> dict[str, Any]:
-    """The report of launch.compile in a process of its own, so that its memory goes back."""
+    """The report of launch.compile in a process of its own, so that its memory goes back; or only
+    an `error`, which says nothing of whether it fits."""
     command = [sys.executable, "-m", "launch.compile", *flags, f"--topology={topology}", "--json",
                "--tries=0"]  # fmt: skip
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        return {"fits": False, "error": f"not compiled within {seconds:.0f} s"}
+        return {"error": f"not compiled within {seconds:.0f} s"}
     try:
         report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         lines = done.stderr.strip().splitlines()
-        return {"fits": False, "error": lines[-1][:300] if lines else f"code {done.returncode}"}
+        return {"error": lines[-1][:300] if lines else f"code {done.returncode}"}
     return report | {"command": " ".join(["python", *command[1:-2]])}
 
 
 def smallest(name: str, flags: list[str], generation: str, batch_size: int, folder: Path,
              seconds: float) -> None:  # fmt: skip
-    """Make the row of a stage on a generation: from the smallest slice up, until one fits."""
+    """Make the row of a stage on a generation: from the smallest slice up, until one fits.
+
+    No row is made, and the next call tries again, where something else goes wrong than that a
+    program does not fit.
+    """
     path = folder / f"{name}-{generation}.json"
     if path.exists():
         return
@@ -123,18 +129,24 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
         devices = math.prod(int(n) for n in size.split("x")) * (2 if generation == "7x" else 1)
         if hopeless(flags, generation, devices):
             failed = [{"topology": topology, "fits": False,
-                       "error": "its parameters alone are more than its memory"}]  # fmt: skip
+                       "reason": "its parameters alone are more than its memory"}]  # fmt: skip
             continue
+        smaller, wrong = failed[-1:], False
         for extra in variants(flags, devices, batch_size):
             report = compile_row([*flags, *extra], topology, seconds)
             print(f"{name} {topology} {' '.join(extra)}: "
                   f"{report.get('error') or ('fits' if report['fits'] else 'does not fit')}",
                   file=sys.stderr, flush=True)  # fmt: skip
+            if "error" in report:
+                wrong = True
+                continue
             if report["fits"]:
-                row = {"name": name, "chip": generation, **report, "failed": failed[-1:]}
+                row = {"name": name, "chip": generation, **report, "failed": smaller}
                 path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
                 return
             failed.append(report | {"topology": topology})
+        if wrong:
+            return
     row = {"name": name, "chip": generation, "fits": False, "failed": failed[-1:]}
     path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
 
@@ -144,8 +156,9 @@ def hopeless(flags: list[str], generation: str, devices: int) -> bool:
     compilation."""
     from launch.aot import weight
 
-    program = flags[flags.index("--program") + 1] if "--program" in flags else "train"
-    held = weight.held(flags[flags.index("--config") + 1], program)
+    given = dict(zip(flags[::2], flags[1::2], strict=True))
+    program, quant = given.get("--program", "train"), given.get("--quantize", "none")
+    held = weight.held(given["--config"], program, quant)
     return held / devices > CHIPS[generation].memory
 
 
@@ -186,7 +199,7 @@ def why(report: Mapping[str, Any]) -> str:
     """Why a slice is too small, in a few words."""
     if "needed" in report:
         return f"{report['needed'] / 2**30:.1f} of {report['available'] / 2**30:.1f} GiB"
-    return report.get("error") or "does not fit"
+    return report.get("reason") or "does not fit"
 
 
 def check(folder: Path, seconds: float) -> None:
@@ -198,6 +211,8 @@ def check(folder: Path, seconds: float) -> None:
     row = min(fitting, key=lambda r: r["compile_seconds"])
     flags = [f for f in row["command"].split()[3:] if not f.startswith("--topology")]
     again = compile_row(flags, row["topology"], seconds)
+    if "error" in again:
+        raise UserError(f"{row['name']}: cannot be compiled any more: {again['error']}")
     if not again["fits"]:
         raise UserError(f"{row['name']}: {row['topology']} does not fit any more: {why(again)}")
     pairs = {

@@ -1,8 +1,9 @@
 """What a user calls: `load()` a release, `chat()` about a picture, `answer()` many questions."""
 
+import contextlib
 import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,21 @@ def load(
     them: a release that proposes regions, opened when first needed, or a function (`Detect`); by
     default what the release names. `quantize`: "int8" or "int4" for the language model's kernels.
     `mesh`: "auto" for all devices of this process, or a mesh: the parameters are split over it.
-    What a release will take is printed first when that is more than a GiB. Raises UserError naming
-    what is missing.
+    What the parameters will take is printed first when that is more than a GiB. Raises UserError
+    naming what is missing.
     """
     quant.check(quantize)
     grid = _all_devices() if mesh == "auto" else mesh
-    _say_size(source, dtype, quantize, 1 if grid is None else grid.size)
-    config, params, tokenizer = _read(source, dtype, revision, base, parts)
+
+    def say(config: Mapping[str, Any]) -> None:
+        _say_size(source, config, dtype, quantize, 1 if grid is None else grid.size)
+
+    if quantize == "none" and grid is None:
+        config, params, tokenizer = _read(source, dtype, revision, base, parts, say)
+    else:  # the whole, or all of its bits, may be more than one device has room for
+        with _host():
+            config, params, tokenizer = _read(source, dtype, revision, base, parts, say)
+            params = jax.tree.map(np.asarray, params)
     model = config["model"]
     for part in model.values():
         if isinstance(part, dict) and "dtype" in part:
@@ -89,17 +98,31 @@ def _all_devices() -> Any:
     return sharding.make_mesh(1, 1, len(devices), devices)
 
 
-def _say_size(source: Any, dtype: str, quantize: str, devices: int) -> None:
-    """Print what a release will take, when it is much."""
-    path = Path(source)
-    if not (path.is_dir() and checkpoint.is_release(path)):
-        return
-    config, file = checkpoint.open_release(path)
+def _host() -> contextlib.AbstractContextManager:
+    try:
+        return jax.default_device(jax.devices("cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return contextlib.nullcontext()
+
+
+def _say_size(
+    source: Any, config: Mapping[str, Any], dtype: str, quantize: str, devices: int
+) -> None:
+    """Print what a model will take, when it is much; nothing of it is read for that."""
     lm = config["model"].get("lm", {})
-    if not {"layers", "kv_heads", "head", "max_positions"} <= lm.keys() or "trunk" in config:
+    sizes = ("layers", "width", "mlp", "kv_heads", "head", "max_positions")
+    if not set(sizes) <= lm.keys() or lm["layers"] * lm["width"] * lm["mlp"] < 2**27:
+        return
+    system = build(config["system"], config["model"])
+    stage = config.get("stage")
+    stage = stage if stage in system.stages else system.stages[-1]
+    shapes = flatten(
+        sharding.unbox(sharding.abstract_params(system.init(stage), jax.random.key(0)))
+    )
+    if not any(path.startswith("lm/") for path in shapes):
         return
     positions = min(2048, lm["max_positions"])
-    found = quant.needed(file.shapes, lm, dtype, quantize, positions)
+    found = quant.needed(shapes, lm, dtype, quantize, positions)
     if sum(found.values()) < 2**30:
         return
     each = " on each device" if devices > 1 else ""
@@ -159,8 +182,12 @@ def _read(
     revision: str | None,
     base: str | Path | None,
     parts: Sequence[str | Path],
+    say: Callable[[Mapping[str, Any]], None],
 ) -> tuple[dict[str, Any], Any, Path | None]:
-    """(config, nested parameters, tokenizer folder or None) of whatever `load` takes."""
+    """(config, nested parameters, tokenizer folder or None) of whatever `load` takes.
+
+    `say` is told the config before anything large is read.
+    """
 
     def accept(config: Mapping[str, Any]) -> None:  # before gigabytes are read for nothing
         if config["system"] == "parts":
@@ -169,6 +196,7 @@ def _read(
                 "system is trained from it, with --config.init_from=FOLDER, but it cannot answer "
                 "by itself"
             )
+        say(config)
 
     path = Path(source)
     if revision is None and base is None and not parts:

@@ -382,7 +382,7 @@ def load_release(
 
 
 def _whole(x: jax.Array) -> np.ndarray:
-    if jax.process_count() > 1:
+    if not x.is_fully_addressable:  # of one that is, each process would add its own copy
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.ascontiguousarray(x)
 

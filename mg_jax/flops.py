@@ -25,9 +25,9 @@ def model_flops(p: Plan) -> float:
     """Operations of one update over all rows: forward, and backward where something learns.
 
     Nothing that is recomputed counts, whatever `remat` says; attention counts all pairs of tokens,
-    masked ones too, as it is computed.
+    masked ones too, whichever way it is computed.
     """
-    system = models.build(p.system.name, without_remat(p.system.cfg))
+    system = models.build(p.system.name, counted(p.system.cfg))
     loss = system.loss(p.stage)
 
     def objective(params, frozen, batch, key):
@@ -41,15 +41,16 @@ def model_flops(p: Plan) -> float:
         return count(grad, *plain, key)
 
 
-def without_remat(cfg: Any) -> Any:
-    """A model's config with `remat` "none" in all its parts."""
+def counted(cfg: Any) -> Any:
+    """A model's config that recomputes nothing and has no kernel in any of its parts."""
+    plain = {"remat": "none", "attention": "plain"}
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(cfg):
         value = getattr(cfg, field.name)
         if dataclasses.is_dataclass(value):
-            changes[field.name] = without_remat(value)
-        elif field.name == "remat":
-            changes["remat"] = "none"
+            changes[field.name] = counted(value)
+        elif field.name in plain:
+            changes[field.name] = plain[field.name]
     return dataclasses.replace(cfg, **changes)
 
 

@@ -5,7 +5,7 @@ caller owns the joining of visual vectors (models/vlm.py).
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, Float, Int
 
+from mg_jax import fused
 from mg_jax.attention import (
     KVCache,
     RopeScaling,
@@ -33,7 +34,8 @@ class LMConfig:
     """Shape of a decoder. `vocab` is the stored table; the output head is that table if `tied`.
 
     `window`: keys that a query sees, itself counted, in the layers from `window_from` on. `quant`:
-    type of the kernels (nn.Linear), "int8" or "int4" to answer with.
+    type of the kernels (nn.Linear), "int8" or "int4" to answer with. `attention`: "plain" keeps all
+    logits in memory, "fused" does not (fused.py), "auto" is the latter where it is faster.
     """
 
     vocab: int = 32000
@@ -55,6 +57,7 @@ class LMConfig:
     remat: str = "none"
     scan: bool = True
     quant: str = "none"
+    attention: Literal["auto", "plain", "fused"] = "auto"
 
 
 def residual_init(in_dims: int, cfg: LMConfig) -> Any:
@@ -65,6 +68,7 @@ def residual_init(in_dims: int, cfg: LMConfig) -> Any:
 class Attention(nn.Module):
     """Causal self-attention with rope and grouped keys; writes the cache where there is one.
 
+    `mask`: [B,T,S] of `attend`; or segments [B,T] of `fused.attend`, and then a cache was empty.
     With a mutable collection "intermediates" it leaves there, as "attention", the log-probabilities
     [B,T,S] of its first head; in "heads" the mean probabilities of all of them.
     """
@@ -75,6 +79,7 @@ class Attention(nn.Module):
     def __call__(self, x, positions, mask, cache_kv, layer, start):
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
+        alone = mask.ndim == 2
 
         def project(heads, axis, name):
             shape, axes = (c.width, heads, c.head), ("embed", axis, "head")
@@ -86,13 +91,14 @@ class Attention(nn.Module):
         v = project(c.kv_heads, "kv_heads", "v")
         if cache_kv is not None:
             cache_kv = tuple(write_rows(s, layer, r, start) for s, r in zip(cache_kv, (k, v)))  # noqa: B905
-            k, v = (jax.lax.dynamic_index_in_dim(s, layer, 0, False) for s in cache_kv)
-            k, v = k.astype(dtype), v.astype(dtype)
+            if not alone:
+                k, v = (jax.lax.dynamic_index_in_dim(s, layer, 0, False) for s in cache_kv)
+                k, v = k.astype(dtype), v.astype(dtype)
         if self.is_mutable_collection("intermediates"):
             self.sow("intermediates", "attention", attention_map(q[:, :, 0], k[:, :, 0], mask))
         if self.is_mutable_collection("heads"):
             self.sow("heads", "attention", mean_attention(q, k, mask))
-        out = attend(q, k, v, mask)
+        out = fused.attend(q, k, v, mask, causal=True) if alone else attend(q, k, v, mask)
         shape, axes = (c.heads, c.head, c.width), ("heads", "head", "embed")
         made = {"kernel_init": residual_init(2, c), "quant": c.quant}
         out = Linear(shape, axes, 1, False, dtype, **made, name="o")(out)
@@ -170,12 +176,14 @@ class LM(nn.Module):
         valid: Bool[Array, "B T"],
         cache: KVCache | None = None,
         segments: Int[Array, "B T"] | None = None,
+        fresh: bool = False,
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Final (normed) hidden states of embeddings `x`, and the cache grown by T slots.
 
         Invalid tokens are nobody's key and take no position: position = cumsum(valid) - 1, so
         the result at valid tokens equals that of the sequence without the invalid ones. With a
-        cache, row b is written from slot cache.length[b]. `segments` (no cache): packed ids.
+        cache, row b is written from slot cache.length[b]; `fresh`: it is known to be empty.
+        `segments` (no cache): packed ids, from 0.
         """
         c, t = self.cfg, x.shape[1]
         position = jnp.cumsum(valid, axis=1) - 1
@@ -191,9 +199,13 @@ class LM(nn.Module):
         see: dict[str, Any] = dict(
             queries=position, keys=key_position, query_segments=segments, key_segments=segments
         )
-        mask, unlimited = attention_mask(key_valid, **see, window=c.window), None
-        if c.window is not None and c.window_from > 0:
-            unlimited = attention_mask(key_valid, **see)
+        if self._fused(t, cache is None or fresh):
+            numbers = jnp.zeros_like(position) if segments is None else segments
+            mask, unlimited = jnp.where(valid, numbers, -1), None
+        else:
+            mask, unlimited = attention_mask(key_valid, **see, window=c.window), None
+            if c.window is not None and c.window_from > 0:
+                unlimited = attention_mask(key_valid, **see)
         if segments is not None:
             same = segments[:, :, None] == segments[:, None, :]
             position = position - jnp.where(same, position[:, None], t).min(-1)
@@ -210,6 +222,12 @@ class LM(nn.Module):
                 position=cache.position + valid.sum(1, dtype=jnp.int32),
             )  # fmt: skip
         return x, cache
+
+    def _fused(self, tokens: int, alone: bool) -> bool:
+        """Whether the layers use fused.attend; `alone`: these tokens are all the keys there are."""
+        maps = any(self.is_mutable_collection(n) for n in ("intermediates", "heads"))
+        whole = self.cfg.window is None or tokens <= self.cfg.window
+        return alone and whole and not maps and fused.chosen(self.cfg.attention, tokens)
 
     def empty_cache(self, batch: int, slots: int, dtype: Any = None) -> KVCache:
         """A fresh cache for `batch` rows of `slots` tokens."""

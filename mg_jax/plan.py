@@ -20,6 +20,7 @@ from mg_jax import config as configs
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, OptimConfig, flatten, matching, merge, optimizer, partition, schedule
 
+AS_COMPUTED = ("dtype", "remat", "scan", "attention")  # of a model: how, not what
 PARTS = "parts"  # system of a release that holds one part, as launch.convert makes it
 
 
@@ -325,7 +326,7 @@ def _report_difference(theirs: Mapping, ours: Mapping, folder: str, say, where="
         a, b = theirs[key], ours[key]
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             _report_difference(a, b, folder, say, f"{where}.{key}")
-        elif _plain(a) != _plain(b) and key not in ("dtype", "remat", "scan"):
+        elif _plain(a) != _plain(b) and key not in AS_COMPUTED:
             say(f"note: {where}.{key} is {b!r}, but {folder} was trained with {a!r}")
 
 

@@ -50,6 +50,12 @@ def several() -> bool:
     return jax.process_count() > 1
 
 
+def own(name: str) -> str:
+    """The name of a file that every process writes for itself: a.txt, or a.2.txt in the third."""
+    stem, _, kind = name.rpartition(".")
+    return f"{stem}.{jax.process_index()}.{kind}" if several() else name
+
+
 def stopping(step: int) -> bool:
     """Whether some process got SIGTERM and `step` is the one at which all of them stop.
 

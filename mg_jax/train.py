@@ -97,6 +97,7 @@ class _Run:
         self.settings = configs.build(TrainConfig, config.train.to_dict(), "config.train")
         self.first = jax.process_index() == 0
         self.bar: progress.Bar | None = None
+        self.traced: int | None = None  # first step of the trace that is being recorded
         self.metrics: progress.Metrics | None = None
         changed = changed_keys(config, workdir)
         if changed:
@@ -206,6 +207,7 @@ class _Run:
                     waiting = None
                     self._save()
                     saved = time.monotonic()
+            self._stop_trace()  # one that the end, or a signal, came before
             if code:
                 if not self.states.steps():  # stopped before the first step
                     self._save()
@@ -217,15 +219,20 @@ class _Run:
         done, count = self.step - self.first_step - 3, self.settings.profile
         if count and done == 0:
             jax.profiler.start_trace(str(self.workdir / "profile"), create_perfetto_trace=True)
-        elif count and done == count:
+            self.traced = self.step + 1
+        elif done == count:
+            self._stop_trace()
+
+    def _stop_trace(self) -> None:
+        if self.traced is not None:
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
-            self._say(f"steps {self.step - count + 1} to {self.step} are in {self.workdir}/profile")
+            self._say(f"steps {self.traced} to {self.step} are in {self.workdir}/profile")
+            self.traced = None
 
     def _report(self, problems: list[str]) -> None:
         """Add malformed records to the workdir's list of them, each once."""
-        suffix = f".{jax.process_index()}" if jax.process_count() > 1 else ""
-        path = self.workdir / f"data_problems{suffix}.txt"
+        path = self.workdir / processes.own("data_problems.txt")
         known = set(path.read_text(encoding="utf-8").splitlines()) if path.exists() else set()
         lines = [line for p in problems if (line := " ".join(p.split())) not in known]
         if lines:
@@ -251,8 +258,7 @@ class _Run:
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
         loss, norm = values.pop("loss"), values.pop("grad_norm")
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            suffix = f".{jax.process_index()}" if jax.process_count() > 1 else ""
-            path = self.workdir / f"bad_batch{suffix}.npz"
+            path = self.workdir / processes.own("bad_batch.npz")
             with checkpoint.disk_errors(path):
                 np.savez(path, **{k.replace("/", "."): v for k, v in flatten(batch).items()})
             raise Diverged(

@@ -26,6 +26,7 @@ DEVICE = (
     {"sharding", "processes"},
     {"nn", "ops"},
     {"attention"},
+    {"fused"},
     {"lm", "vision", "losses"},
     {"models"},
     {"optim"},

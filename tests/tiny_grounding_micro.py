@@ -21,10 +21,12 @@ def micro_config(stage="local", **changes):
     m.lm.update({"width": 16, "mlp": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head": 8})
     m.object_tokens = 4
     m.pointing_layer = 0
-    c.codec.buckets, c.codec.object_slots = (), 5
+    c.codec.buckets, c.codec.object_slots = (), 2 if stage == "labels" else 5
     c.batch_size, c.optim.warmup_steps = 8, 1
     c.train.steps, c.train.log_every, c.train.tensorboard = 2, 1, False
     c.data = f"{SCENES.format('all')} + {SCENES.format('place_choice+object_match')}"
+    if stage == "labels":
+        c.data = SCENES.format("none")
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return c
 

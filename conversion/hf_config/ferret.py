@@ -76,8 +76,8 @@ OWN = FERRET.read.keys() | FERRET.fixed.keys() | FERRET.inert
 ACTIVATION, EPS, HEAD = "quick_gelu", 1e-5, 64
 NARROW, NARROW_HEAD = 256, 16  # recorded towers are narrower than any published, with such heads
 PUBLISHED_LAYERS, PUBLISHED_PATCH, PUBLISHED_SIZE = 24, 14, 336
-# Fields of ours that say how to compute or train; none changes what the weights mean
-NOT_WRITTEN = frozenset("dtype remat scan text_positions unit_vectors position_rule".split())
+# Fields of ours that do not change what the weights mean
+NOT_WRITTEN = frozenset(("text_positions",))
 
 
 def is_ferret(raw: Mapping[str, Any], kind: str = "") -> bool:

@@ -123,6 +123,7 @@ def _whole(folder: Path) -> Case:
     from conversion.verify import ferret, ferret_sketch, groma
     from mg_jax.disk import read_json
 
+    npz_names(folder / "outputs.npz")  # a file that is none is said before anything that is missing
     raw = read_json(folder / "config.json")
     if is_ferret(raw):
         return ferret.case(folder)

@@ -276,7 +276,7 @@ READ = ("low_features", "low_tokens", "tile_features", "tile_tokens", "tiles", "
 def whole_map(cfg: Any, row: Mapping[str, Any], rows: int, columns: int) -> np.ndarray:
     """[rows, columns, C] of one picture by `Ferret.read` at every cell."""
     cells = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), -1)
-    at = cells.reshape(1, -1, 2) / np.array([rows - 1, columns - 1], np.float32)
+    at = cells.reshape(1, -1, 2) / np.maximum([rows - 1, columns - 1], 1).astype(np.float32)
     batch = {k: row[k] for k in ("tiles", "grid")}
     read = jax.jit(partial(Ferret(cfg).apply, method="read"))
     return np.asarray(read({"params": {}}, dict(row), at, batch)).reshape(rows, columns, -1)

@@ -138,7 +138,7 @@ class _Walk:
     def _op(self, computation, op, program, open_) -> None:
         if op.opcode == "while":
             body = self.module.computations[op.attribute("body").lstrip("%")]
-            self.run(body, program.times * hlo.trips(self.module, op))
+            self.run(body, program.times * hlo.trips(self.module, computation, op))
             return
         if op.opcode in ("call", "conditional"):
             for name in op.called[:1] if op.opcode == "call" else op.called[-1:]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 
+from mg_jax import fused
 from mg_jax.errors import UserError
 
 BITS = {
@@ -109,7 +110,7 @@ def parse(text: str) -> Module:
     """The program of `compiled.as_text()`. Raises UserError when it holds none."""
     computations: dict[str, Computation] = {}
     entry, name, ops = None, "", {}
-    for line in text.splitlines():
+    for line in _lines(text):
         if name and line.startswith("}"):
             computations[name], name = Computation(name, ops), ""
         elif name:
@@ -122,6 +123,18 @@ def parse(text: str) -> Module:
     if entry is None:
         raise UserError("the compiled program has no text that can be read")
     return Module(computations, computations[entry])
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines, of which a kernel's attributes may make one of several: these are joined."""
+    held: list[str] = []
+    for line in text.splitlines():
+        if held and line.startswith(("}}", '"', ' "')):
+            held.append(line)
+            continue
+        yield "".join(held)
+        held = [line]
+    yield "".join(held)
 
 
 def _op(match: re.Match) -> Op:
@@ -165,22 +178,66 @@ def _arrays(kind: str) -> Iterator[Array]:
         yield Array(dtype, shape, int(space[1]) if space else 0)
 
 
-def trips(module: Module, loop: Op) -> int:
-    """How often a while loop runs: what the compiler noted, else the bound it compares with, else
-    1 for a loop whose end the data decide."""
+def trips(module: Module, computation: Computation, loop: Op) -> int:
+    """How often a while loop of `computation` runs: what the compiler noted; else as its counter
+    goes from its first value in steps to the bound it is compared with (the compiler doubles
+    bodies, and with them the step); else 1 for a loop whose end the data decide."""
     if noted := re.search(r'known_trip_count\\?":\s*\{\\?"n\\?":\\?"(\d+)', loop.attributes):
         return int(noted[1])
-    condition = loop.attribute("condition").lstrip("%")
-    return _bound(module, condition)
-
-
-def _bound(module: Module, condition: str) -> int:
-    ops = module.computations[condition].ops if condition in module.computations else {}
-    numbers = [o.attributes for o in ops.values() if o.opcode == "constant"]
-    simple = {o.opcode for o in ops.values()} <= {
+    condition = module.computations.get(loop.attribute("condition").lstrip("%"))
+    body = module.computations.get(loop.attribute("body").lstrip("%"))
+    if condition is None or body is None:
+        return 1
+    compared = [_behind(condition, n) for n in condition.root.operands]
+    bounds = [n for op in compared if (n := _number(op)) is not None]
+    counters = [op for op in compared if op is not None and op.opcode == "get-tuple-element"]
+    upward = condition.root.opcode == "compare" and condition.root.attribute("direction") == "LT"
+    if upward and len(bounds) == len(counters) == 1:
+        index = int(counters[0].attribute("index"))
+        made = computation.ops.get(loop.operands[0])
+        first = None
+        if made is not None and made.opcode == "tuple":
+            first = _behind(computation, made.operands[index])
+        return -(-(bounds[0] - (_number(first) or 0)) // _step(module, body, index))
+    simple = {o.opcode for o in condition.ops.values()} <= {
         "parameter", "constant", "get-tuple-element", "compare", "fusion"
     }  # fmt: skip
-    return int(numbers[0]) if simple and len(numbers) == 1 and numbers[0].isdigit() else 1
+    numbers = [n for o in condition.ops.values() if (n := _number(o)) is not None]
+    return numbers[0] if simple and len(numbers) == 1 else 1
+
+
+def _behind(computation: Computation, name: str) -> Op | None:
+    """The operation of that name, or what it only copies."""
+    op = computation.ops.get(name)
+    while op is not None and op.opcode in ("copy", "bitcast"):
+        op = computation.ops.get(op.operands[0])
+    return op
+
+
+def _number(op: Op | None) -> int | None:
+    return (
+        int(op.attributes) if op and op.opcode == "constant" and op.attributes.isdigit() else None
+    )
+
+
+def _step(module: Module, body: Computation, index: int) -> int:
+    """What a turn of a loop adds to element `index` of its tuple; 1 where that cannot be read."""
+    if body.root.opcode != "tuple":
+        return 1
+    step, op = 0, _behind(body, body.root.operands[index])
+    while op is not None and op.opcode in ("add", "fusion"):
+        inner = module.computations.get(op.called[0]) if op.opcode == "fusion" else None
+        total = inner.root if inner else op
+        parts = [_behind(inner or body, n) for n in total.operands] if total.opcode == "add" else []
+        more = [n for x in parts if (n := _number(x)) is not None]
+        rest = [x for x in parts if _number(x) is None]
+        if len(more) != 1 or len(rest) != 1:
+            return 1
+        step, given = step + more[0], rest[0]
+        if inner and given is not None and given.opcode == "parameter":
+            given = _behind(body, op.operands[int(given.attributes)])
+        op = given
+    return step or 1
 
 
 # -- operations ----------------------------------------------------------------------------------
@@ -200,6 +257,8 @@ def flops(module: Module, computation: Computation, op: Op) -> float:
         dims = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', op.attributes)
         inner = math.prod(left.shape[int(d)] for d in re.findall(r"\d+", dims[1] if dims else ""))
         return 2.0 * math.prod(op.arrays[0].shape) * inner
+    if op.opcode == "custom-call" and fused.SCOPE in op.attributes:
+        return _kernel(computation, op)
     if op.opcode in ("fusion", "call", "async-start"):
         return sum(
             flops(module, inner, o)
@@ -208,6 +267,20 @@ def flops(module: Module, computation: Computation, op: Op) -> float:
             for o in inner.ops.values()
         )
     return 0.0
+
+
+# Products over the pairs of a query and a key in the kernels of splash attention: logits and
+# outputs; logits again, and gradients of weights and queries; the same of weights, keys and values
+_PRODUCTS = {"_fwd": 2, "_dq": 3, "_dkv": 4}
+
+
+def _kernel(computation: Computation, op: Op) -> float:
+    """A kernel of mg_jax/fused.py; its first operand of floating point is the queries [...,T,H]."""
+    given = (a for n in op.operands for a in computation.ops[n].arrays)
+    queries = next(a.shape for a in given if "f" in a.dtype and len(a.shape) > 2)
+    pairs = int(op.attributes.split(fused.SCOPE)[1].partition("/")[0])
+    products = next(n for kind, n in _PRODUCTS.items() if f"splash_mha{kind}" in op.attributes)
+    return 2.0 * products * math.prod(queries[:-2]) * queries[-1] * pairs
 
 
 def _convolution(computation: Computation, op: Op) -> float:

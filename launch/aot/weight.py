@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from mg_jax import models, sharding
+from mg_jax import models, quant, sharding
 from mg_jax.optim import flatten, partition
 
 
@@ -28,16 +28,16 @@ def batch_size(text: str) -> int:
 
 
 @functools.cache
-def held(text: str, program: str) -> float:
-    """Bytes of parameters, and of moments and gradients where it trains, of all devices together:
-    12 a trained parameter (without the gradient, which need not be whole at any time) and 2 a
-    frozen one."""
+def held(text: str, program: str, quantize: str = "none") -> float:
+    """Bytes of parameters, and of moments where it trains, of all devices together: 12 a trained
+    parameter (without the gradient, which need not be whole at any time) and 2 a frozen one."""
     config = config_of(text)
     system = models.build(config.system, config.model.to_dict())
     boxed = sharding.abstract_params(system.init(config.stage), jax.random.key(0))
     shapes = flatten(sharding.unbox(boxed))
     if program != "train":
-        return 2.0 * sum(math.prod(x.shape) for x in shapes.values())
+        lm = config.model.lm.to_dict()
+        return quant.needed(shapes, lm, "bfloat16", quantize, positions=0)["params"]
     trained, frozen = partition(shapes, config.trainable)
     counts = [sum(math.prod(x.shape) for x in part.values()) for part in (trained, frozen)]
     return 12.0 * counts[0] + 2.0 * counts[1]

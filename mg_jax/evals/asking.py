@@ -2,12 +2,13 @@
 
 Each function takes an Example and gives it the questions of one kind as turns, with the annotated
 answers, or None where it affords none. Wording: the first of Groma's published questions of the
-kind, ours for presence and object images. What is drawn depends on the example's id alone.
+kind, ours for presence and object images; `reworded` puts what locates into a system's own words.
+What is drawn depends on the example's id alone.
 """
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from mg_jax.data.tasks.base import Talk, absent_names, classes, draw, named, pre
 from mg_jax.data.tasks.filters import Filters
 from mg_jax.data.tasks.locating import expressions
 from mg_jax.data.tasks.objects import OBJECT_TASKS, OPTIONS, image
+from mg_jax.evals.questions import Item
 from mg_jax.example import Example
 from mg_jax.text import instructions, markup, words
 
@@ -131,6 +133,26 @@ def naming(example: Example) -> Example | None:
         talk.say("naming", _WORDING.texts["region_caption"][0].replace("{}", mark),
                  name.capitalize())  # fmt: skip
     return talk.done()
+
+
+def reworded(items: Sequence[Item], system: str) -> list[Item]:
+    """The items, with questions of `rec` and `all_instances` that were written here as the system
+    words them first: TinyGroundingGPT's "Output the coordinate of ..." (its spec, 6)."""
+    texts = instructions.get(system).texts
+
+    def one(item: Item) -> Item:
+        task = str(item.record.get("task", "")).removesuffix("_absent")
+        if task not in ("rec", "all_instances") or item.turn is None:
+            return item
+        turns = list(item.example.turns)
+        asked = turns[item.turn]
+        phrase = next((s.text for s in markup.parse(asked.user) if s.kind == "phrase"), "")
+        if asked.user != _locate(task, phrase):
+            return item
+        turns[item.turn] = replace(asked, user=texts[task][0].replace("{}", f"<p>{phrase}</p>"))
+        return replace(item, example=replace(item.example, turns=tuple(turns)))
+
+    return [one(item) for item in items]
 
 
 def _locate(task: str, phrase: str) -> str:

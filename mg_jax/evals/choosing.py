@@ -23,7 +23,8 @@ OBJECTS = 10  # of a picture that are asked about, a draw where it has more
 class WhichBox(Task):
     """Is the object in a box a <name> or a <name>? accuracy: the answer names its class by the
     published reading (`ferret_text.names_class`), so one that names both is right too; both: share
-    of answers that do. Of scenes also the accuracy of small, medium and large things.
+    of answers that do; one that names neither is invalid. Of scenes also the accuracy of small,
+    medium and large things.
 
     Of annotations: up to OBJECTS labelled objects a picture. The other name is drawn from those
     that the data set says are absent, else from the picture's other labels.
@@ -71,7 +72,7 @@ class WhichBox(Task):
         return str(item.record["answer"]), item.record.get("synonyms") or ()
 
     def invalid(self, item: Item, prediction: str) -> bool:
-        return not prediction.strip()
+        return not (self.right(item, prediction) or _other(item) in without_denials(prediction))
 
     def drawn(self, prediction: str) -> list[tuple[str, np.ndarray]]:
         return []
@@ -124,7 +125,8 @@ def published_region(row: Mapping[str, Any], kind: str) -> Region:
     """The region of a line of Ferret's own test file on LVIS.
 
     kind: "point" (sample_point), "box" (bbox_norm) or "free_shape" (free_shape_segment_mask, [W, H]
-    as upstream's masks are, within free_shape_bbox_raw). Raises UserError for another kind.
+    as upstream's masks are, within free_shape_bbox_raw; that alone where no pixel is set). Raises
+    UserError for another kind.
     """
     width, height = row["width"], row["height"]
     if kind == "point":
@@ -135,8 +137,9 @@ def published_region(row: Mapping[str, Any], kind: str) -> Region:
     if kind != "free_shape":
         raise UserError(f"region kind {kind!r}: choose point, box or free_shape")
     x0, y0, x1, y1 = row["free_shape_bbox_raw"]
-    mask = Region.from_mask(np.asarray(row["free_shape_segment_mask"], bool).T)
-    return replace(mask, box=(x0 / width, y0 / height, x1 / width, y1 / height))
+    box = x0 / width, y0 / height, x1 / width, y1 / height
+    inside = np.asarray(row["free_shape_segment_mask"], bool).T
+    return replace(Region.from_mask(inside), box=box) if inside.any() else Region("box", box)
 
 
 def _choices(item: Item) -> tuple[str, str]:

@@ -206,7 +206,9 @@ def flickr_rows(
         found = None
         if text is not None:
             found = scanned_boxes(text, float(image["width"]), float(image["height"]))
-        known = [p for p in sentences[number][line]["phrases"] if p["phrase_id"] in boxes[number]]
+        lines = sentences[number]
+        phrases = lines[line]["phrases"] if line < len(lines) else []
+        known = [p for p in phrases if p["phrase_id"] in boxes[number]]
         for spans in image["tokens_positive_eval"]:
             start, end = spans[0]
             phrase = image["caption"][start:end]

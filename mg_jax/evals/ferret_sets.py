@@ -60,7 +60,8 @@ class RefCoco(PublishedSet):
 
     def __init__(self, file: Path):
         super().__init__(file)
-        self.data = _record(file, "images", "annotations")
+        self.data = _record(file, images=("id", "file_name", "caption", "width", "height"),
+                            annotations=("image_id", "bbox"))  # fmt: skip
 
     def questions(self) -> Iterator[Question]:
         for row in self.data["images"]:
@@ -85,7 +86,9 @@ class Flickr(PublishedSet):
 
     def __init__(self, file: Path, entities: Path):
         super().__init__(file)
-        self.data, self.entities = _record(file, "images"), entities
+        self.entities = entities
+        self.data = _record(file, images=("original_img_id", "sentence_id", "file_name", "caption",
+                                          "tokens_positive_eval", "width", "height"))  # fmt: skip
 
     def questions(self) -> Iterator[Question]:
         for row in self.data["images"]:
@@ -185,12 +188,18 @@ def _sentence(row: Mapping[str, Any]) -> str:
     return f"{row['original_img_id']}/{row['sentence_id']}"
 
 
-def _record(file: Path, *keys: str) -> dict[str, Any]:
+def _record(file: Path, **lists: Sequence[str]) -> dict[str, Any]:
+    """A file with these lists, whose rows have these fields."""
     data = read_json(file)
-    missing = [k for k in keys if not isinstance(data, dict) or not isinstance(data.get(k), list)]
+    missing = [k for k in lists if not isinstance(data.get(k), list)]
     if missing:
         raise UserError(f"{file}: has no list {', '.join(missing)}")
-    return dict(data)
+    for key, fields in lists.items():
+        for n, row in enumerate(data[key]):
+            lacking = [f for f in fields if not isinstance(row, dict) or f not in row]
+            if lacking:
+                raise UserError(f"{file}: {key}[{n}] lacks {', '.join(lacking)}")
+    return data
 
 
 def _lines(file: Path, *keys: str) -> list[dict[str, Any]]:

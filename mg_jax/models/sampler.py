@@ -78,7 +78,7 @@ class Stage(nn.Module):
         def pooled(knn, still, apart):
             near = take_points(apart, knn)
             x = layer_norm(jax.nn.relu(near + still[:, :, :, None]), *norm, EPS)
-            return x.max(3) if self.pooler == "max" else x.mean(3)
+            return largest(x) if self.pooler == "max" else x.mean(3)
 
         if self.is_mutable_collection("intermediates"):
             self.spell_out(features, points, fps, knn, (diff, shift), (mix, bias), norm)
@@ -94,6 +94,17 @@ class Stage(nn.Module):
         self.sow("intermediates", "diff_out", d)
         mixed = layer_norm(jax.nn.relu(affine(both, *mix)), *norm, EPS)
         self.sow("intermediates", "mix_out", mixed)
+
+
+def largest(x: Float[Array, "B Q n k C"]) -> Float[Array, "B Q n C"]:
+    """Maximum over the neighbours; of equals the first has the gradient, as PyTorch's.
+
+    jax's own divides by the number of those equal to the maximum, which is 0, and the gradient NaN,
+    where XLA computes them once for the maximum and again, rounded otherwise, to compare.
+    """
+    at = jnp.argmax(x, 3, keepdims=True)
+    chosen = jax.lax.broadcasted_iota(at.dtype, x.shape, 3) == at
+    return jnp.where(chosen, x, 0).sum(3)
 
 
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:

@@ -22,13 +22,15 @@ from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.pointing import gaze_shapes, looking_loss
-from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, true_first, unit
-from mg_jax.nn import MLP
+from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, true_first, unit
+from mg_jax.nn import MLP, Linear
 from mg_jax.vision import preprocess
 from mg_jax.vision.vit import ViT, ViTConfig
 
 STAGES = ("projector", "llm", "local", "global")
 PLACES = ("image", "object")  # placeholder ids follow the vocabulary in this order
+LABELS = 4  # label words of a thing at most
+PLACE_WEIGHT = 5.0  # of where things are, beside what they are; a detector's for its boxes
 CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
 QWEN_3B = LMConfig(
     vocab=151936, width=2048, mlp=11008, layers=36, heads=16, kv_heads=2, eps=1e-6,
@@ -46,8 +48,11 @@ class TinyGroundingGPTConfig:
     picture or means over squares of them. `dino_pixels`: "imagenet", as DINOv2 was trained, or
     "clip", the pixels that CLIP gets. `unit_vectors`: visual vectors are brought to unit mean
     square before they join the text; a language model that learns from nothing beside them needs
-    it. `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of
-    the language model to look at what an answer is about, as a pretrained one would.
+    it. `label_words`: size of a vocabulary of label words that stage "labels" has; there the
+    towers learn to name and to place things linearly, which stands in for pretraining where there
+    is none. `pointing_weight`: share of a loss that teaches the first head of layer
+    `pointing_layer` of the language model to look at what an answer is about, and that of the layer
+    before to look from object images at where they are from, as a pretrained one would.
     """
 
     clip: ViTConfig = CLIP_L
@@ -57,6 +62,7 @@ class TinyGroundingGPTConfig:
     object_tokens: int = 144
     dino_pixels: Literal["imagenet", "clip"] = "imagenet"
     unit_vectors: bool = False
+    label_words: int = 0
     pointing_weight: float = 0.0
     pointing_layer: int = 2
 
@@ -81,7 +87,7 @@ class TinyGroundingGPTConfig:
 
 
 class TinyGroundingGPT(nn.Module):
-    """Parameters: clip, dino, projector, lm."""
+    """Parameters: clip, dino, projector, lm; in stage "labels" clip, dino and labels alone."""
 
     cfg: TinyGroundingGPTConfig
 
@@ -91,6 +97,9 @@ class TinyGroundingGPT(nn.Module):
         width, dtype = c.lm.width, jnp.dtype(c.lm.dtype)
         self.projector = MLP(c.clip.width + c.dino.width, width, width, dtype=dtype)
         self.lm = LM(c.lm)
+        if c.label_words:
+            shape = (c.clip.width + c.dino.width, c.label_words + 4)
+            self.labels = Linear(shape, ("embed", "new_vocab"))
 
     def see(self, pixels: Float[Array, "B S S 3"]) -> dict[str, jax.Array]:
         """Padded squares, normalised for CLIP -> `features` [B,P,C], channels of CLIP first.
@@ -107,22 +116,48 @@ class TinyGroundingGPT(nn.Module):
             "features": joined,
         }  # fmt: skip
 
-    def encode(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        """Picture and crops -> `image_tokens` [B,P,D], `object_tokens` [B,O,n,D].
-
-        Also the intermediates of all pictures, whose batch axis is B*(1+O): the picture, then its
-        crops. Without a slot for crops there are no object tokens.
-        """
-        c = self.cfg
+    def look(self, batch: dict[str, jax.Array]) -> tuple[Float[Array, "B N P C"], dict[str, Any]]:
+        """Features of all pictures of a row, its own and then its object images', and what led
+        there, whose batch axis is B*N."""
         pixels = jnp.concatenate([batch["image"][:, None], batch["objects"]], axis=1)
         b, n = pixels.shape[:2]
         aux: dict[str, Any] = self.see(pixels.reshape(b * n, *pixels.shape[2:]))
-        features = aux["features"].reshape(b, n, *aux["features"].shape[1:])
+        return aux["features"].reshape(b, n, *aux["features"].shape[1:]), aux
+
+    def pooled(self, crops: Float[Array, "B O P C"]) -> Float[Array, "B*O n C"]:
+        """Features of object images as means over squares of their tokens."""
+        b, o, *shape = crops.shape
+        return pool(crops.reshape(b * o, *shape), self.cfg.object_pool)
+
+    def name_things(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What is read, linearly, of the token over the middle of each of `label_boxes`, and of the
+        middle one of each object image.
+
+        `words` [B,K,W]: logits of the label words; `places` [B,K,4]: xyxy in [0, 1] of the padded
+        square; `object_words` [B,O,W].
+        """
+        c, boxes = self.cfg, batch["label_boxes"]
+        features, _ = self.look(batch)
+        middle = (boxes[..., :2] + boxes[..., 2:]) / 2
+        at = jnp.clip((middle * c.clip.grid).astype(jnp.int32), 0, c.clip.grid - 1)
+        things = self.labels(take(features[:, 0], at[..., 1] * c.clip.grid + at[..., 0]))
+        side = math.isqrt(c.object_tokens)
+        shown = self.labels(self.pooled(features[:, 1:])[:, (side // 2) * side + side // 2])
+        words, places = jnp.split(things, [c.label_words], axis=-1)
+        shape = len(boxes), features.shape[1] - 1, c.label_words
+        shown = shown[:, : c.label_words].reshape(shape)
+        return {"words": words, "places": places, "object_words": shown}
+
+    def encode(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        """Picture and crops -> `image_tokens` [B,P,D], `object_tokens` [B,O,n,D].
+
+        Also the intermediates of `look`. Without a slot for crops there are no object tokens.
+        """
+        features, aux = self.look(batch)
         aux["image_tokens"] = self.projector(features[:, 0])
-        if n > 1:
-            crops = features[:, 1:].reshape(b * (n - 1), *features.shape[2:])
-            tokens = self.projector(pool(crops, c.object_pool))
-            aux["object_tokens"] = tokens.reshape(b, n - 1, *tokens.shape[1:])
+        if (slots := features.shape[1] - 1) > 0:
+            tokens = self.projector(self.pooled(features[:, 1:]))
+            aux["object_tokens"] = tokens.reshape(len(features), slots, *tokens.shape[1:])
         return aux
 
     def embed(self, batch: dict[str, jax.Array], aux: dict[str, Any]) -> dict[str, Any]:
@@ -190,18 +225,26 @@ def example_batch(
     *,
     tokens: int | None = None,
     objects: int = 1,
+    targets: int = 8,
     gaze: int = 8,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch: text length, slots of object images, and looks of a sample."""
+    """Shapes of a batch: text length, slots of object images, of labelled things, and looks of a
+    sample."""
     b, s = batch_size, cfg.image_size
     t = tokens or cfg.image_tokens + objects * cfg.object_tokens + 8
 
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
+    seen = {"image": array(s, s, 3), "objects": array(objects, s, s, 3)}
+    if stage == "labels":
+        return seen | {
+            "label_boxes": array(targets, 4),
+            "label_mask": array(targets, dtype=bool),
+            "labels": array(targets, LABELS, dtype=jnp.int32),
+        }
     return {
-        "image": array(s, s, 3),
-        "objects": array(objects, s, s, 3),
+        **seen,
         "object_mask": array(objects, dtype=bool),
         "tokens": array(t, dtype=jnp.int32),
         "valid": array(t, dtype=bool),
@@ -237,10 +280,20 @@ def check(cfg: TinyGroundingGPTConfig) -> None:
 
 
 def system(cfg: TinyGroundingGPTConfig) -> System:
-    """TinyGroundingGPT with its four stages, all of next-token loss; the config says what each
-    of them trains."""
+    """TinyGroundingGPT with its four stages, all of next-token loss (the config says what each of
+    them trains), and "labels", which teaches the towers where `label_words` says so."""
     check(cfg)
     model = TinyGroundingGPT(cfg)
+
+    def labels(params, batch, key):
+        out: Any = model.apply({"params": params}, batch, method=model.name_things)
+        known, given = batch["label_mask"], batch["labels"]
+        shown = out["object_words"].shape[1]  # object images are of the first things
+        loss, metrics = losses.label_loss(out["words"], given, known)
+        crops, named = losses.label_loss(out["object_words"], given[:, :shown], known[:, :shown])
+        place = losses.masked_l1(out["places"], batch["label_boxes"], known)
+        metrics = {**metrics, "named_object": named["named"], "place": place}
+        return loss + crops + PLACE_WEIGHT * place, metrics
 
     def language(params, batch, key):
         kept = ["intermediates"] if cfg.pointing_weight else []
@@ -250,16 +303,26 @@ def system(cfg: TinyGroundingGPTConfig) -> System:
         count = batch["object_mask"].sum(1).astype(jnp.float32)
         metrics = {**metrics, "objects": count.mean()}
         if cfg.pointing_weight:
-            look, found = looking_loss(maps, cfg.pointing_layer, batch)
+            look, found = looking(maps, batch)
             metrics |= {**found, "language": loss}
             loss = loss + cfg.pointing_weight * look
         return loss, metrics
 
+    def looking(maps, batch):
+        """Object images find where they are from in the layer before: answers need to know it."""
+        origin = take(batch["tokens"] == cfg.id("object"), batch["gaze"][..., 0])
+        weight = batch["gaze_weight"]
+        answers = {**batch, "gaze_weight": jnp.where(origin, 0, weight)}
+        objects = {**batch, "gaze_weight": jnp.where(origin, weight, 0)}
+        look, found = looking_loss(maps, cfg.pointing_layer, answers)
+        match, matched = looking_loss(maps, max(cfg.pointing_layer - 1, 0), objects)
+        return look + match, {**found, "matching": match, "matched": matched["pointed"]}
+
+    taught: dict[str, Any] = dict.fromkeys(STAGES, language)
+    entry: dict[str, Any] = dict.fromkeys(STAGES, lambda m, batch: m(batch))
+    if cfg.label_words:
+        taught = {"labels": labels, **taught}
+        entry["labels"] = lambda m, batch: m.name_things(batch)
     return System(
-        "tiny_grounding_gpt",
-        cfg,
-        model,
-        losses=dict.fromkeys(STAGES, language),
-        entry=dict.fromkeys(STAGES, lambda m, batch: m(batch)),
-        example=example_batch,
+        "tiny_grounding_gpt", cfg, model, losses=taught, entry=entry, example=example_batch
     )

@@ -63,11 +63,11 @@ def read_prompt(
     cache: KVCache,
     logits: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[Float[Array, "B V"], KVCache]:
-    """A joined prompt into the cache; logits after the last valid token of each row.
+    """A joined prompt into an empty cache; logits after the last valid token of each row.
 
     logits: of hidden states, where they are not the language model's own.
     """
-    hidden, grown = lm(embeddings, valid, cache)
+    hidden, grown = lm(embeddings, valid, cache, fresh=True)
     last = jnp.where(valid, jnp.arange(valid.shape[1])[None], 0).max(1)
     cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
     return (logits or lm.logits)(take(hidden, last[:, None]))[:, 0], cache

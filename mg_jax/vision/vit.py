@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax.linen import initializers as init
 from jaxtyping import Array, Float
 
+from mg_jax import fused
 from mg_jax.attention import attend
 from mg_jax.nn import MLP, LayerNorm, Linear, fan_in_init, gelu, param, stack, unrolled
 from mg_jax.ops.resize import resize_positions
@@ -27,6 +28,7 @@ class ViTConfig:
       "size_antialias": the same, antialiased (DINOv2 with registers); "scale_offset": by the
       factor (target + 0.1) / stored, as transformers did until 4.4x, which the published Groma
       weights were trained with (Groma spec 2.1).
+    attention: as of lm.LMConfig.
     """
 
     kind: Literal["dinov2", "clip"] = "dinov2"
@@ -44,6 +46,7 @@ class ViTConfig:
     dtype: str = "float32"
     remat: str = "none"
     scan: bool = True
+    attention: Literal["auto", "plain", "fused"] = "auto"
 
     @property
     def grid(self) -> int:
@@ -73,7 +76,7 @@ class Block(nn.Module):
         dtype = jnp.dtype(c.dtype)
         head = c.width // c.heads
         h = LayerNorm(c.width, c.eps, dtype, name="norm1")(x)
-        h = SelfAttention(c.width, c.heads, head, dtype, name="attn")(h)
+        h = SelfAttention(c.width, c.heads, head, dtype, c.attention, name="attn")(h)
         x = x + self._scaled("scale1", h)
         h = LayerNorm(c.width, c.eps, dtype, name="norm2")(x)
         activation = ACTIVATIONS[c.activation]
@@ -96,12 +99,13 @@ class SelfAttention(nn.Module):
     heads: int
     head: int
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x):
         shape, axes = (self.width, self.heads, self.head), ("embed", "heads", "head")
         q, k, v = (Linear(shape, axes, 2, dtype=self.dtype, name=n)(x) for n in "qkv")
-        out = attend(q, k, v)
+        out = (fused.attend if fused.chosen(self.attention, x.shape[1]) else attend)(q, k, v)
         shape, axes = (self.heads, self.head, self.width), ("heads", "head", "embed")
         return Linear(shape, axes, 1, True, self.dtype, fan_in_init(2), name="o")(out)
 

@@ -193,6 +193,7 @@ def test_fields_that_mean_another_model_are_refused(tmp_path, fields, message):
         ({"upsampling": "bilinear"}, "upsampling: 'bilinear'"),
         ({"tile_pool": 2}, "tile_pool: 2"),
         ({"low_size": 112}, "low_size: 112"),
+        ({"unit_vectors": True}, "unit_vectors: True"),
     ],
 )
 def test_what_upstream_would_compute_otherwise_is_not_written(change, message):

@@ -1,7 +1,9 @@
 """Ferret's rows and batches: tiles by the picture's shape, points of regions, lengths."""
 
 import dataclasses
+import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -89,6 +91,26 @@ def test_lengths_are_of_tiles_and_text():
     base = {n: 4 + 4 * n for n in (1, 2, 6)}
     assert lengths == {base[n] + text for n in base for text in (40, 100, 600)}
     assert cfg.largest == base[6]
+
+
+def test_processes_agree_on_shapes_without_seeing_each_others_rows(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    rows, cfg = rows_of(micro_config(codec__buckets=(40, 100), points=0.0))
+    shapes = []
+    for e in (example(28, 28, (("Hi?", "No."),)), example(28, 160)):
+        batch = rows.collate([rows.make(e, rng())])
+        shapes.append({name: x.shape for name, x in batch.items()})
+    assert shapes[0] == shapes[1]
+    assert shapes[0]["tokens"] == (1, cfg.largest + 600) and shapes[0]["tiles"][:2] == (1, 6)
+
+
+def test_points_where_regions_go_by_their_coordinates():
+    """The coin of a question decides about its text too, whether there is a vector or not."""
+    rows, _ = rows_of(micro_config(codec__refer_format="coordinates", points=1.0))
+    record = rows.make(example(100, 100), rng())
+    ids = record["tokens"][record["tokens"] < rows.codec.image_id]
+    (place,) = re.findall(r"What is \[([\d, ]+)\]", rows.codec.tokenizer.decode(ids))
+    assert len(place.split(",")) == 2
 
 
 def test_what_does_not_fit_is_left_out_or_refused(made):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -317,7 +318,7 @@ def test_the_command(coco, fake, monkeypatch, capsys, tmp_path):
     one = fake(found, text("a dog"))
 
     class Assistant:
-        propose = one.propose
+        propose, system = one.propose, SimpleNamespace(name="groma")
 
         def answer(self, queries, *, max_new_tokens, batch_size):
             return one.predict(queries)

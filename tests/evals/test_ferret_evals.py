@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mg_jax.data.sources import open_source
 from mg_jax.errors import UserError
-from mg_jax.evals import ferret_scores, ferret_text, metrics, pope
+from mg_jax.evals import ferret_scores, ferret_text, metrics, pope, tasks
 from mg_jax.evals.ferret_scores import Asked, Referred
 from mg_jax.example import Region
 from mg_jax.text.codecs.ferret_places import coordinates, format_place
@@ -241,6 +241,14 @@ def test_the_iou_is_the_general_one_where_boxes_have_an_area():
         ferret_scores.box_iou(boxes, boxes[::-1]), metrics.iou_matrix(boxes, boxes[::-1])
     )
     assert np.isnan(ferret_scores.box_iou([[1, 1, 1, 1]], [[1, 1, 1, 1]])).all()
+
+
+@pytest.mark.parametrize("size", ["112x112", "672x112"])
+def test_every_shape_has_words_to_read(size):
+    """Printed words are measured on pictures of all shapes; few small ones show any."""
+    data = f"scenes:seed=700001,n=40,size={size},vary=0.2"
+    items = tasks.questions(tasks.get("reading"), data)
+    assert len(items) == 40 and all(i.reference for i in items)
 
 
 def test_scenes_of_many_shapes():

@@ -10,6 +10,7 @@ from launch import published
 from mg_jax.answer import Answer, Phrase
 from mg_jax.data.regions import rasterise
 from mg_jax.errors import UserError
+from mg_jax.evals.choosing import published_region
 from mg_jax.evals.ferret_sets import SETS, open_set, plain_text
 from tests.ferret_micro import save_random
 
@@ -83,6 +84,9 @@ def test_flickr_has_merged_boxes(files):
     assert found["recall@1 all"] == found["recall@1 people"] == 1.0
     assert test.score({question.key: "two men [100, 200, 300, 400]."})["recall@1 all"] == 0.0
     assert test.score({})["unreadable"] == 1.0
+    (files / "Sentences" / "9.txt").write_text("x\n")  # its second line is missing
+    with pytest.raises(UserError, match="picture 9, sentence 1: no phrase 'Two men'"):
+        test.score({})
     (files / "Sentences" / "9.txt").unlink()
     with pytest.raises(UserError, match=r"9.txt: cannot be read"):
         test.score({})
@@ -102,6 +106,13 @@ def test_lvis(files, kind, place, pixels):
     assert test.score({"0": "a bow (weapon)", "1": "a cow"})["accuracy"] == 0.5
 
 
+def test_a_free_shape_without_pixels_is_its_box():
+    row = {"width": 100, "height": 50, "free_shape_bbox_raw": [10, 5, 29, 19],
+           "free_shape_segment_mask": np.zeros((100, 50), int).tolist()}  # fmt: skip
+    region = published_region(row, "free_shape")
+    assert region.kind == "box" and rasterise(region, 100, 50).whole().sum() == 20 * 15
+
+
 def test_pope(files):
     test = opened(files, "pope")
     assert [q.key for q in test.questions()] == ["0", "1"]
@@ -114,6 +125,8 @@ def test_pope(files):
     [
         ("refcoco", {"images": []}, "has no list annotations"),
         ("flickr", [1], "holds no JSON object"),
+        ("flickr", {"images": [{"id": 1, "caption": "a"}]}, r"images\[0\] lacks original_img_id"),
+        ("refcoco", {"images": [], "annotations": [7]}, r"annotations\[0\] lacks image_id, bbox"),
         ("lvis", {"image_path": "a.jpg"}, "lvis.json:1: lacks name, neg_class, synonyms"),
         ("pope", {"text": "?"}, "pope.json:1: no question of POPE"),
     ],

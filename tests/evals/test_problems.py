@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -45,7 +46,7 @@ def test_the_command_says_what_it_left_out(spoiled, monkeypatch, capsys):
         def answer(self, queries, **options):
             return [Answer("Cat", (), False, width=60, height=40) for _ in queries]
 
-        propose = None
+        propose, system = None, SimpleNamespace(name="groma")
 
     monkeypatch.setattr(mg_jax, "load", lambda checkpoint: Assistant(), raising=False)
     evaluate.main(["--task", "naming", "--data", spoiled, "--json"])

@@ -1,6 +1,7 @@
 """Systems side by side: operations counted by hand, costs, the page, and what is not repeated."""
 
 import json
+import shlex
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,10 @@ def test_page(tmp_path, capsys, monkeypatch):
     compare.main(argv)
     text = out.read_text()
     assert "| system | ferret | tiny_grounding_gpt |" in text and str(tmp_path) not in text
+    (command,) = (x for x in text.splitlines() if x.startswith("    python -m launch.compare "))
+    again = compare.arguments().parse_args(shlex.split(command)[3:])
+    assert again.releases == ["ferret", "tiny_grounding_gpt"] and again.data == DATA
+    assert again.task == ["presence", "object_match"] and again.out.name == "page.md"
     (line,) = (x for x in text.splitlines() if x.startswith("| object_match, acc@0.5 |"))
     assert line.split("|")[2].strip() == "" and line.split("|")[3].strip() != ""
     rows = [json.loads(x) for x in out.with_suffix(".jsonl").read_text().splitlines()]

@@ -82,6 +82,29 @@ def test_what_cannot_fit_is_known_without_compiling():
     assert weight.held(text, "decode") / 2**30 == pytest.approx(13.8, abs=0.3)
     flags = ["--config", text]
     assert pod_table.hopeless(flags, "v5e", 4) and not pod_table.hopeless(flags, "v5e", 16)
+    served = [*flags, "--program", "decode", "--quantize", "int8"]
+    assert not pod_table.hopeless(served, "v5e", 1)
+    assert weight.held(text, "decode", "int8") / 2**30 == pytest.approx(7.5, abs=0.3)
+
+
+def test_a_row_is_made_of_what_the_compiler_says_alone(tmp_path, monkeypatch):
+    said = {}
+
+    def compile_row(flags, topology, seconds):
+        return said.get(topology, {"fits": False, "needed": 2.0**35, "available": 2.0**34})
+
+    monkeypatch.setattr(pod_table, "compile_row", compile_row)
+    asked = ("row", ["--config", TINY, "--program", "decode"], "v5e", 16, tmp_path, 1.0)
+    said |= {"v5e:2x2": {"error": "not compiled within 1 s"}, "v5e:2x4": {"fits": True}}
+    pod_table.smallest(*asked)
+    assert not list(tmp_path.iterdir())  # 2x2 might fit
+    said |= {"v5e:2x2": {"fits": False, "needed": 2.0**35, "available": 2.0**34}}
+    pod_table.smallest(*asked)
+    row = json.loads((tmp_path / "row-v5e.json").read_text())
+    assert row["fits"] and [f["topology"] for f in row["failed"]] == ["v5e:2x2"]
+    said["v5e:2x4"] = {"error": "never asked again"}
+    pod_table.smallest(*asked)
+    assert json.loads((tmp_path / "row-v5e.json").read_text()) == row
 
 
 def test_rows_are_of_all_stages_and_of_serving():
@@ -90,6 +113,7 @@ def test_rows_are_of_all_stages_and_of_serving():
     for stage in ("detection", "alignment", "instruction", "prefill1", "decode32"):
         assert f"groma-{stage}-7b-published" in names
     assert "mg_llava-sft-yi34b-video" in names
+    assert "groma-decode1-7b-published-int8" in names
     variants = list(pod_table.variants(["--config", TINY], 32, 128))
     assert variants[0] == ["--mesh=data=1,fsdp=32,tensor=1", "--config.rules=fsdp",
                            "--config.accumulate=1"]  # fmt: skip

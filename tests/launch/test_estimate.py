@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from launch.aot import estimate, hlo, job, slices
-from mg_jax import chips, flops
+from mg_jax import chips, flops, fused
 from mg_jax.chips import Chip
 from mg_jax.errors import UserError
 
@@ -80,6 +80,33 @@ def test_a_loop_counts_as_often_as_it_runs(note):
     assert found.collectives["all-reduce"] == (1, 64 * 128 * 2)
 
 
+@pytest.mark.parametrize(
+    "was,now,turns",
+    [
+        ("%one = s32[] constant(1)", "%one = s32[] constant(2)", 3),
+        ("%one = s32[] constant(1)", "%one = s32[] constant(4)", 2),
+        ("%zero = s32[] constant(0)\n  %start", "%zero = s32[] constant(2)\n  %start", 4),
+        ("%next = s32[] add(%i, %one)", "%mid = s32[] add(%one, %i)\n"
+         "  %next = s32[] add(%mid, %one)", 3),
+        ("%next = s32[] add(%i, %one)", "%next = s32[] fusion(%one, %i), kind=kLoop, calls=%plus",
+         2),
+        ("%next = s32[] add(%i, %one)", "%next = s32[] custom-call(%i, %one)", 6),
+    ],
+)  # fmt: skip
+def test_a_loop_whose_body_the_compiler_doubled_turns_half_as_often(was, now, turns):
+    plus = """
+%plus (o: s32[], n: s32[]) -> s32[] {
+  %o = s32[] parameter(0)
+  %n = s32[] parameter(1)
+  %three = s32[] constant(3)
+  ROOT %sum = s32[] add(%n, %three)
+}
+"""
+    assert was in PROGRAM
+    found = estimate.estimate(PROGRAM.replace("NOTE", "").replace(was, now) + plus, CHIP)
+    assert next(p for p in found.programs if p.name == "body").times == turns
+
+
 def test_collectives_hide_behind_what_is_scheduled_between():
     found = estimate.estimate(PROGRAM.replace("NOTE", ""), CHIP)
     body, main = (next(p for p in found.programs if p.name == n) for n in ("body", "main"))
@@ -120,6 +147,40 @@ ENTRY %main (a: bf16[64,32], b: bf16[32,48]) -> bf16[64,48] {
         "CONFIG", 'backend_config={"gemm":{"dims":{"lhs_contracting_dimensions":["1"]}}}'
     )
     assert estimate.estimate(text, CHIP).flops == 2 * 64 * 48 * 32
+
+
+KERNEL = """
+ENTRY %main (a: s8[1,2,2], q: bf16[8,768,128], k: bf16[2,768,128]) -> bf16[8,768,128] {
+  %a = s8[1,2,2]{2,1,0} parameter(0)
+  %q = bf16[8,768,128]{2,1,0} parameter(1)
+  %k = bf16[2,768,128]{2,1,0} parameter(2)
+  %splash_mha_NAME.1 = (f32[384,128]{1,0:T(8,128)}, bf16[8,768,128]{2,1,0:T(8,128)(2,1)}) custom-call(%a, %q, %k, /*index=3*/%k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 384, \\"q_layout\\": 1}"
+}}, metadata={op_name="jit(f)/shard_map/fused_attention_pairs_442368/vmap(s)/splash_mha_NAME/pallas_call" stack_frame_id=7}
+  ROOT %out = bf16[8,768,128]{2,1,0:T(8,128)(2,1)} get-tuple-element(%splash_mha_NAME.1), index=1, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 384}"
+}}, metadata={op_name="jit(f)/fused_attention_pairs_442368/splash_mha_NAME"}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    "name,products",
+    [("fwd_segmented_residuals", 2), ("dq_segmented", 3), ("dkv_segmented", 4)],
+)
+def test_a_kernel_of_attention_counts_the_tiles_it_computes(name, products):
+    module = hlo.parse(KERNEL.replace("NAME", name))
+    assert [o.opcode for o in module.entry.ops.values()][-2:] == [
+        "custom-call",
+        "get-tuple-element",
+    ]
+    op = module.entry.ops[f"splash_mha_{name}.1"]
+    assert fused.pairs(700, causal=True) == 442368
+    assert hlo.flops(module, module.entry, op) == 2 * products * 8 * 128 * 442368
+    assert hlo.flops(module, module.entry, module.entry.root) == 0
+    found = estimate.estimate(KERNEL.replace("NAME", name), CHIP)
+    small = 4 + 384 * 128 * 4
+    assert found.bytes == 2 * (8 + 8 + 2 + 2) * 768 * 128 + small
 
 
 def test_groups_of_devices_are_read_in_every_notation():
@@ -249,7 +310,8 @@ def test_model_flops_count_no_recomputation_and_no_frozen_gradients():
     from mg_jax.models import build
 
     cfg = build("groma", groma.get_config("size=7b").model.to_dict()).cfg
-    assert cfg.lm.remat == "full" and flops.without_remat(cfg).lm.remat == "none"
+    assert cfg.lm.remat == "full" and flops.counted(cfg).lm.remat == "none"
+    assert {flops.counted(cfg).lm.attention, flops.counted(cfg).vision.attention} == {"plain"}
 
 
 def test_slices_and_their_chips():

@@ -237,7 +237,7 @@ def test_boxes(tmp_path):
         (["--stages", "instruction"], "instruction starts from a detector: pass --start"),
         (["--steps", "many"], "--steps many: write a number of at least 1"),
         (["--steps", "alignment=3"], "the stages are detection"),
-        (["--system", "gromma"], "--system gromma: choose one of groma"),
+        (["--system", "gromma"], "--system gromma: choose one of ferret, groma, "),
         (["--system", "mg_llava"], "--system mg_llava: .* has no detector to train: choose groma"),
         (["--config.optim.lrr=1"], "--config.optim.lrr=1: unknown key"),
         (["--config.batch_size=many"], "--config.batch_size=many: "),

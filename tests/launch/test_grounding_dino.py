@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
             vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
             intermediate_size=48, max_position_embeddings=64,
         ),
-        num_queries=20, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        num_queries=20, encoder_layers=1, decoder_layers=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
         encoder_attention_heads=4, decoder_attention_heads=4, d_model=32, max_text_len=24,
     )  # fmt: skip
     torch.manual_seed(0)

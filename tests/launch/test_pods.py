@@ -119,7 +119,8 @@ def test_the_slurm_job_is_requeued_unless_finished_or_wrong(tmp_path):
     (tmp_path / "job").write_text(text)
     (tmp_path / "bin").mkdir()
     for code, again in ((0, False), (2, False), (75, True), (1, True)):
-        for name, body in (("srun", f"exit {code}"), ("scontrol", f"touch {tmp_path}/asked")):
+        given = f'echo "$JAX_LOCAL_DEVICE_IDS"; exit {code}'
+        for name, body in (("srun", given), ("scontrol", f"touch {tmp_path}/asked")):
             tool = tmp_path / "bin" / name
             tool.write_text(f"#!/bin/bash\n{body}\n")
             tool.chmod(0o755)
@@ -127,6 +128,7 @@ def test_the_slurm_job_is_requeued_unless_finished_or_wrong(tmp_path):
         path = f"{tmp_path}/bin:{os.environ['PATH']}"
         done = bash(tmp_path / "job", PATH=path, SLURM_JOB_ID="7")
         assert done.returncode == code and (tmp_path / "asked").exists() == again, done.stderr
+        assert done.stdout == "0,1,2,3,4,5,6,7\n"
 
 
 def test_the_sky_job_names_its_slice_and_mounts_its_bucket():

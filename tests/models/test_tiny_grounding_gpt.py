@@ -41,10 +41,10 @@ IMAGE, OBJECT = V, V + 1
 TOKENS = 16  # of the picture
 
 
-def drawn(system, seed=0):
+def drawn(system, seed=0, stage="local"):
     """Parameters without a constant leaf; no initialiser is compiled."""
     draw = np.random.default_rng(seed)
-    boxed = sharding.abstract_params(system.init("local"), jax.random.key(0))
+    boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
 
     def one(x):
         return jnp.asarray(draw.normal(scale=x.shape[0] ** -0.5 / 2, size=x.shape), jnp.float32)
@@ -215,28 +215,6 @@ def test_stages_have_one_loss_and_its_metrics(tiny):
     loss, metrics = jax.jit(lambda p: system.loss("global")(p, batch, jax.random.key(0)))(params)
     np.testing.assert_allclose(loss, np.mean(want), rtol=1e-5)
     assert float(metrics["targets"]) == 6 and float(metrics["objects"]) == 2.5
-
-
-def test_one_head_is_shown_where_to_look(tiny):
-    """The share of the second loss, and that it is of the layer and the places it is told."""
-    _, params = tiny
-    system = build("tiny_grounding_gpt", {**TINY, "pointing_weight": 0.5, "pointing_layer": 1})
-    gaze = np.array([[[20, 5], [21, 0], [0, 0]], [[22, 17], [0, 0], [0, 0]]], np.int32)
-    weight = np.array([[1.0, 0.5, 0.0], [1.0, 0.0, 0.0]], np.float32)
-    batch = make_batch([2, 3]) | {"gaze": gaze, "gaze_weight": weight}
-    loss, metrics = jax.jit(lambda p: system.loss("local")(p, batch, jax.random.key(0)))(params)
-    _, kept = system.module.apply({"params": params}, batch, mutable=["intermediates"])
-    (maps,) = jax.tree.leaves(kept)
-    assert maps.shape[0] == 2
-    found = [maps[1][b, p, t] for b, p, t in ((0, 20, 5), (0, 21, 0), (1, 22, 17))]
-    np.testing.assert_allclose(
-        metrics["pointing"], -np.average(found, weights=[1, 0.5, 1]), rtol=1e-5
-    )
-    np.testing.assert_allclose(loss, metrics["language"] + 0.5 * metrics["pointing"], rtol=1e-6)
-    stated = system.example_batch("local", 2, gaze=3)
-    assert stated["gaze"].shape == gaze.shape and stated["gaze_weight"].shape == weight.shape
-    with pytest.raises(UserError, match="pointing_layer: 2 is not one of the 2 layers"):
-        build("tiny_grounding_gpt", {**TINY, "pointing_weight": 0.5, "pointing_layer": 2})
 
 
 def test_unit_vectors_join_at_one_length(tiny):

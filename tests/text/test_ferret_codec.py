@@ -17,7 +17,7 @@ from mg_jax.text.codecs.ferret import FerretCodec
 from mg_jax.text.codecs.ferret_decode import Reader, phrase_start
 from mg_jax.text.codecs.ferret_places import coordinates, format_place, parse_box
 from mg_jax.text.codecs.marked import encode_marked
-from mg_jax.text.instructions.ferret import COORDINATES
+from mg_jax.text.instructions.ferret import COORDINATES, COORDINATES_UI
 from mg_jax.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "groma_tokenizer"
@@ -114,6 +114,21 @@ def test_ways_to_refer(refer, text, count):
     encoded = codec.encode_prompt([Turn("Is <r:0> red?")], REGIONS, size=SIZE, image_tokens=1)
     assert text in written(codec, encoded["tokens"])
     assert len(encoded["refer"]) == (encoded["tokens"] == codec.region_id).sum() == count
+
+
+@pytest.mark.parametrize(
+    ("template", "request_"),
+    [("ferret_v1", f" {COORDINATES}"), ("ferret_vicuna_v1", f"\n{COORDINATES_UI}")],
+)
+@pytest.mark.parametrize("text", ["[grounding] Where?", f"Where? {COORDINATES}",
+                                  f"[grounding] Where? {COORDINATES} "])  # fmt: skip
+def test_the_request_for_boxes(template, request_, text):
+    """Each release has its own words, once."""
+    codec = FerretCodec(PLAIN, template, text_tokens=300)
+    made = codec.prompt([Turn(text)], (), SIZE)
+    assert made.endswith(f"<image>\nWhere?{request_} ASSISTANT:")
+    alone = codec.prompt([Turn("[grounding]")], (), SIZE)
+    assert alone.endswith(f"<image>\n{request_.strip()} ASSISTANT:")
 
 
 def test_the_region_token_of_a_vocabulary():

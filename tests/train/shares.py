@@ -1,12 +1,14 @@
-"""Questions divided over processes, as launch.evaluate does: `python -m tests.train.shares DIR`."""
+"""Questions divided over processes, as launch.evaluate does, and a release of what each of them
+holds whole, as launch.train makes of a package's encoder: `python -m tests.train.shares DIR`."""
 
 import argparse
 import json
 from pathlib import Path
 
 import jax
+import numpy as np
 
-from mg_jax import processes
+from mg_jax import checkpoint, processes
 
 
 def main() -> None:
@@ -29,6 +31,9 @@ def main() -> None:
         answers = processes.divided(answer)(list(range(size)))
         found[size] = {"answers": answers, "sum": sum(answers)}
     found["asked"] = len(asked)
+    made = {"vision": {"kernel": np.arange(6, dtype=np.float32)}}
+    config = {"system": "parts", "model": {}}
+    checkpoint.save_release(Path(args.folder) / "release", made, config, dtype="float32")
     path = Path(args.folder) / f"{jax.process_index()}.json"
     path.write_text(json.dumps(found))
 

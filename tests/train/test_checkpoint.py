@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -33,12 +34,13 @@ def abstract(trees):
     )
 
 
-def test_saved_on_eight_devices_restored_on_one_and_on_another_mesh(tmp_path):
+def test_saved_on_eight_devices_restored_on_fewer_and_on_another_mesh(tmp_path):
     params, opt = tree(make_mesh(2, 2, 2))
     states = TrainStates(tmp_path)
     states.save(3, params, opt, {"step": 3, "data": 11})
     states.close()
-    for mesh in (make_mesh(1, 1, 1, jax.devices()[:1]), make_mesh(1, 4, 2)):
+    for shape in ((1, 1, 1), (1, 2, 1), (2, 1, 2), (1, 4, 2)):
+        mesh = make_mesh(*shape, jax.devices()[: math.prod(shape)])
         like, like_opt = tree(mesh, 0.0)
         found, found_opt, meta = TrainStates(tmp_path).restore(abstract(like), abstract(like_opt))
         assert meta == {"step": 3, "data": 11}

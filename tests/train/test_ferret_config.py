@@ -1,10 +1,13 @@
 """configs/ferret.py: published shapes and hyper-parameters, context, and the stages in a row."""
 
+import dataclasses
 import math
 
 import pytest
 
 from configs import ferret
+from conversion import manifests
+from conversion.hf_config import read_ferret
 from launch.evaluate import main as evaluate
 from launch.train import run
 from mg_jax import checkpoint
@@ -125,6 +128,11 @@ def test_hyperparameters():
         assert c.points == 0.5
     v1 = ferret.get_config("stage=instruction,size=7b,version=v1").model
     assert (v1.lm.vocab, v1.region_token, v1.transpose_sampling) == (32001, 32000, True)
+    published = build("ferret", read_ferret(manifests.config("ferret_7b_v13"))).cfg
+    ours = dataclasses.replace(
+        build("ferret", v1.to_dict()).cfg, text_positions=0, low=published.low, lm=published.lm
+    )
+    assert ours == published and v1.lm.eps == published.lm.eps == 1e-6
     v2 = ferret.get_config("stage=instruction,size=7b").model
     assert (v2.lm.vocab, v2.region_token, v2.transpose_sampling) == (32000, None, False)
     assert v2.lm.rope_scaling.factor == 1.125 and v2.lm.max_positions == 4608

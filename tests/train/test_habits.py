@@ -81,6 +81,12 @@ def test_a_profile_is_written_and_times_are_logged(tmp_path):
     assert last["compiles"] == 1
 
 
+def test_a_profile_that_the_end_comes_before_is_whole(tmp_path, capsys):
+    run(tmp_path, train__profile=100, train__steps=5)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert "steps 4 to 5 are in" in capsys.readouterr().err
+
+
 def test_the_share_of_the_peak_is_that_of_the_models_operations(monkeypatch):
     p = plan(fake_config(), 12, system=FakeSystem(), mesh=one_device())
     used = flops.Utilization(p)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mg_jax import processes
+from mg_jax import checkpoint, processes
 from mg_jax.errors import UserError
 from mg_jax.progress import read_metrics
 
@@ -154,6 +154,8 @@ def test_evaluation_gives_the_same_sums_however_many_compute_it(count, tmp_path)
             answers = [n * n for n in range(size)]
             assert found[str(size)] == {"answers": answers, "sum": sum(answers)}, (i, size)
         assert found["asked"] == sum(len(range(i, size, count)) for size in (0, 1, 3, 7, 16))
+    made = checkpoint.load_release(tmp_path / "release")[1]
+    np.testing.assert_array_equal(made["vision"]["kernel"], np.arange(6))
 
 
 def test_processes_are_told_of_wholly():

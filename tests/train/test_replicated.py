@@ -26,6 +26,10 @@ STAGES = [
     ("mg_llava", "stage=pretrain,llm=yi34b"),
     ("mg_llava", "stage=sft,llm=phi3"),
     ("mg_llava", "stage=sft,llm=yi34b,media=video"),
+    ("ferret", "stage=caption,size=7b"),
+    ("ferret", "stage=instruction,size=13b"),
+    ("tiny_grounding_gpt", "stage=projector,llm=qwen1.5b"),
+    ("tiny_grounding_gpt", "stage=global,llm=qwen7b"),
 ]
 
 

@@ -78,11 +78,12 @@ def test_tiny_is_small_enough_to_ship(stage):
     system = build(config.system, config.model.to_dict())
     sizes = pipeline.batch_sizes(config, system.cfg)
     p = plan(config, 100, system=system, mesh=make_mesh(8, 1, 1), sizes=sizes)
-    assert 2_000_000 < count(p.state.params) < 5_000_000
+    assert 2_000_000 < count(p.state.params) + count(p.frozen) < 4_000_000
+    assert {path.split("/")[0] for path in p.frozen} == {"clip", "dino"}
     assert sizes["tokens"] <= config.model.lm.max_positions
     pipeline.open_mixture(config.data)  # each of its tasks is known
     rows = pipeline.open_samples(config, system.cfg)
-    assert rows.buckets[-1] == sizes["tokens"] and len(rows.buckets) == 2
+    assert rows.buckets[-1] == sizes["tokens"] and len(rows.buckets) == 2 + (stage == "global")
 
 
 def test_ablations_leave_out_what_the_paper_leaves_out():
@@ -94,6 +95,8 @@ def test_ablations_leave_out_what_the_paper_leaves_out():
         less = {"local": ["objects"], "global": ["dialogues"]}.get(stage, [])
         assert [w for w in c if c[w].tasks != c["nothing"].tasks] == less
         parse_tasks(c["nothing"].tasks)
+    # both parts of stage 1 see the same captions
+    assert {config(s, "3b", "nothing").tasks for s in ("projector", "llm")} == {"caption"}
     assert "place_choice" in config("local", "3b", "nothing").tasks
     assert "place_choice" not in config("local", "3b", "objects").tasks
     assert "dialogue" not in config("global", "3b", "dialogues").tasks
@@ -108,19 +111,27 @@ def test_ablations_leave_out_what_the_paper_leaves_out():
 def test_a_wrong_size_is_named():
     with pytest.raises(UserError, match="did you mean qwen7b"):
         tiny_grounding_gpt.get_config("llm=qwen7")
+    with pytest.raises(UserError, match="stage=labels is for llm=tiny: the towers of qwen3b"):
+        tiny_grounding_gpt.get_config("stage=labels,llm=3b")
 
 
 def test_all_stages_in_a_row(tmp_path):
     with pytest.raises(UserError, match="stage=llm starts from a checkpoint of stage projector"):
         run(micro_config("llm"), str(tmp_path / "x"))
-    before = ""
+    assert run(micro_config("labels"), str(tmp_path / "labels")) == 0
+    taught = checkpoint.load_release(tmp_path / "labels" / "release")[1]
+    assert set(taught) == {"clip", "dino", "labels"}
+    before = str(tmp_path / "labels")
     for stage in STAGES:
-        changes = {"init_from": before} if before else {}
+        changes = {"init_from": before}
         if stage == "global":
             changes["data"] = SCENES.format("grounding_dialogue+grounded_description")
         assert run(micro_config(stage, **changes), str(tmp_path / stage)) == 0
         before = str(tmp_path / stage)
-    config, _, words = checkpoint.load_release(tmp_path / "global" / "release")
+    config, params, words = checkpoint.load_release(tmp_path / "global" / "release")
+    assert set(params) == {"clip", "dino", "projector", "lm"}
+    for tower in ("clip", "dino"):  # as pretrained ones do they stay as they are
+        jax.tree.map(np.testing.assert_array_equal, params[tower], taught[tower])
     assert config["system"] == "tiny_grounding_gpt" and config["stage"] == "global"
     assert config["preprocess"] == "clip_pad" and words is not None
     assert config["codec"]["object_slots"] == 5 and config["codec"]["object_tokens"] == 4
@@ -130,7 +141,7 @@ def test_a_run_starts_from_its_public_parts(tmp_path):
     """Releases of one part alone, as launch.convert makes them of the public files."""
     config = micro_config("projector")
     full = tiny_grounding_gpt.get_config("stage=projector,llm=qwen1.5b")
-    for key in ("init_parts", "init_required", "init_stages", "trainable"):
+    for key in ("init_parts", "init_required", "init_stages", "init_ignore", "trainable"):
         setattr(config, key, getattr(full, key))
     system = build(config.system, config.model.to_dict())
     shapes = flatten(plan(config, 2, system=system).frozen)

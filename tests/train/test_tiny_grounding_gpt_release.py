@@ -1,4 +1,4 @@
-"""From nothing to a release: all four steps of a micro system by the commands, shipped, asked,
+"""From nothing to a release: all steps of a micro system by the commands, shipped, asked,
 measured and explained."""
 
 import json
@@ -11,9 +11,10 @@ import mg_jax
 from launch import chat, evaluate, explain, ship
 from launch.train import run
 from mg_jax.example import Region
-from mg_jax.models.tiny_grounding_gpt import STAGES
+from mg_jax.models import tiny_grounding_gpt
 from tests.tiny_grounding_micro import SCENES, micro_config
 
+STAGES = ("labels", *tiny_grounding_gpt.STAGES)
 DATA = "scenes:seed=70000{},n=4,size=64"
 MEASURED = {
     task: DATA.format(n)
@@ -29,7 +30,8 @@ def runs(tmp_path_factory):
         changes = {"train__steps": 3, "init_from": before}
         if stage == "global":
             changes["data"] = SCENES.format("grounding_dialogue+grounded_description")
-        assert run(micro_config(stage, **changes), str(folder / stage)) == 0
+        command = f"python -m launch.train --workdir {folder / stage} --config.init_from={before}"
+        assert run(micro_config(stage, **changes), str(folder / stage), command) == 0
         losses = [json.loads(line)["loss"] for line in (folder / stage / "metrics.jsonl").open()]
         assert len(losses) == 3 and np.isfinite(losses).all()
         before = str(folder / stage)
@@ -56,7 +58,7 @@ def test_the_card(runs, shipped):
     card = (shipped / "README.md").read_text()
     assert "tiny_grounding_gpt at 56 px" in card and str(runs) not in card
     assert "--workdir runs/global --config.init_from=runs/local" in card
-    assert "| projector | 3 x 8 |" in card
+    assert "| labels | 3 x 8 |" in card and "| projector | 3 x 8 |" in card
     for task, data in MEASURED.items():
         assert f"| {task} | " in card and data in card
 

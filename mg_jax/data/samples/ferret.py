@@ -112,7 +112,7 @@ class Language(Conversations):
         return {"picture": Picture(example.width, example.height, self.cfg, self.tiled)}
 
     def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
-        example = pointed(example, rng, self.points) if self.described else example
+        example = pointed(example, rng, self.points)
         picture = seen["picture"]
         record: Record = self.codec.encode(example, image_tokens=picture.tokens if picture else 0)
         record["places"] = tuple(example.regions[k] for k in record.pop("refer"))
@@ -139,7 +139,7 @@ class Language(Conversations):
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
         most = self.cfg.max_tiles if self.fixed else max(len(r.get("tiles", ())) for r in records)
         slots = anyres.bucket(max(most, 1), self.cfg.max_tiles) if self.tiled else 0
-        size = self.codec.length if self.fixed else self.size(records, slots)
+        size = self.buckets[-1] if self.fixed else self.size(records, slots)
         names = [r["name"] for r in records]
         out: dict[str, np.ndarray] = self.codec.collate(records, [size], names)
         batching.refuse_empty_loss(out)
@@ -151,7 +151,7 @@ class Language(Conversations):
         cfg, longest = self.cfg, max(len(r["tokens"]) for r in records)
         grids = [g for g in cfg.grids if g[0] * g[1] <= slots] or [None]
         base = max(cfg.image_tokens(g) for g in grids)
-        return min([base + n for n in self.texts if base + n >= longest], default=self.codec.length)
+        return min([base + n for n in self.texts if base + n >= longest], default=self.buckets[-1])
 
     def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return normalised(batch, self.cfg)

@@ -20,7 +20,7 @@ from mg_jax.data.detections import (
     to_canvas,
 )
 from mg_jax.data.samples.base import Conversations, Record, Samples
-from mg_jax.data.samples.mg_llava_teaching import looks, named_boxes
+from mg_jax.data.samples.mg_llava_teaching import label_words, looks, named_boxes
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 from mg_jax.text.codecs.rows import GAZE, collate_gaze
@@ -89,12 +89,7 @@ class Labels(_Pictures):
 
     def __init__(self, config: Any, cfg: Any):
         super().__init__(config, cfg)
-        self.words, self.slots = tuple(config.label_words), config.target_slots
-        if len(self.words) != cfg.label_words:
-            raise UserError(
-                f"config.label_words names {len(self.words)} words, but config.model.label_words "
-                f"is {cfg.label_words}: set the one to the other"
-            )
+        self.words, self.slots = label_words(config, cfg), config.target_slots
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
         named = named_boxes(example, self.words, self.slots, self.cfg.canvas, rng)

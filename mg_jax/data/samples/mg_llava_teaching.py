@@ -10,9 +10,21 @@ import numpy as np
 from mg_jax.boxes import iou
 from mg_jax.data.detections import to_canvas
 from mg_jax.data.transforms import LABEL_WORDS, label_ids
+from mg_jax.errors import UserError
 from mg_jax.example import Example
 
 SAME = 0.4  # IoU from which on a detected box is that of a region
+
+
+def label_words(config: Any, cfg: Any) -> tuple[str, ...]:
+    """The words that towers learn to tell. Raises UserError where the model's count is another."""
+    words = tuple(config.label_words)
+    if len(words) != cfg.label_words:
+        raise UserError(
+            f"config.label_words names {len(words)} words, but config.model.label_words is "
+            f"{cfg.label_words}: set the one to the other"
+        )
+    return words
 
 
 def named_boxes(

@@ -1,6 +1,6 @@
 """TinyGroundingGPT: a picture padded to a square, and crops of it as object images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,18 +9,20 @@ import numpy as np
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
 from mg_jax.data.crops import CropAugment, check_augment, crop
-from mg_jax.data.samples.base import Conversations, Record
+from mg_jax.data.samples.base import Conversations, Record, Samples
+from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze
 from mg_jax.errors import BadRecord
 from mg_jax.example import Example
 from mg_jax.text import markup
 from mg_jax.text.codecs.rows import GAZE, collate_gaze
+from mg_jax.text.codecs.tiny_grounding_gpt import square
 from mg_jax.vision import preprocess
 
 
-def samples(config: Any, cfg: Any, codec: Any) -> "Language":
-    """Those of all stages."""
-    return Language(config, cfg, codec)
+def samples(config: Any, cfg: Any, codec: Any) -> Samples:
+    """Those of config.stage."""
+    return Labels(config, cfg) if codec is None else Language(config, cfg, codec)
 
 
 def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
@@ -36,25 +38,74 @@ def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
 
 
 def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
-    """Text length, slots of object images, and looks of a sample."""
+    """Text length, slots of object images, of labelled things, and looks of a sample."""
     slots = config.codec.object_slots
+    if config.stage == "labels":
+        return {"objects": slots, "targets": config.target_slots}
     text = cfg.image_tokens + slots * cfg.object_tokens + config.codec.text_tokens
     return {"tokens": text, "objects": slots, "gaze": GAZE}
 
 
-class Language(Conversations):
-    """All stages. Pixels stay bytes until a batch has left its worker.
+class _Pictures(Samples):
+    """Pixels stay bytes until a batch has left its worker.
 
-    `config.crop_augment`: what training changes of object images (`CropAugment`). A batch has room
-    for none, half of the slots, or all: few shapes, and nothing is looked at in vain.
+    `config.crop_augment`: what training changes of object images (`CropAugment`).
     """
 
-    def __init__(self, config: Any, cfg: Any, codec: Any):
-        super().__init__(config, cfg, codec)
+    def __init__(self, config: Any, cfg: Any):
         self.size, self.preprocessing = cfg.image_size, config.preprocess
         augment = configs.build(CropAugment, config.crop_augment.to_dict(), "config.crop_augment")
         check_augment(augment)
         self.augment = augment
+
+    def pixels(
+        self, example: Example, boxes: Iterable[Any], name: str, rng: np.random.Generator
+    ) -> Record:
+        """The picture as `image`, and crops of it as `objects`; boxes: xyxy in [0, 1] of it."""
+        picture, made = example.pixels(), preprocess.get(self.preprocessing)
+        where = f"{name}: object image"
+        crops = [crop(picture, box, made, self.size, where, self.augment, rng) for box in boxes]
+        return {"image": made.squash(picture, self.size), "objects": crops}
+
+    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return normalized(batch, preprocess.get(self.preprocessing))
+
+
+class Labels(_Pictures):
+    """The stage that teaches the towers by named things, the first of them as object images too;
+    things come in random order."""
+
+    def __init__(self, config: Any, cfg: Any):
+        super().__init__(config, cfg)
+        self.words, self.slots = label_words(config, cfg), config.target_slots
+        self.shown = config.codec.object_slots
+
+    def make(self, example: Example, rng: np.random.Generator) -> Record | None:
+        named = named_boxes(example, self.words, self.slots, 1, rng)
+        if named is None or example.image is None:
+            return None
+        order = np.arange(self.slots)
+        known = int(named["label_mask"].sum())
+        order[:known] = rng.permutation(known)
+        named = {k: v[order] for k, v in named.items()}
+        space = square(example.width, example.height)
+        boxes = space.to_original(named["label_boxes"][: min(known, self.shown)])
+        seen = self.pixels(example, boxes, f"example {example.id!r} of {example.source}", rng)
+        objects = np.zeros((self.shown, self.size, self.size, 3), np.uint8)
+        objects[: len(boxes)] = seen["objects"]
+        return {**named, "image": seen["image"], "objects": objects}
+
+    def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
+        return batching.stack(records)
+
+
+class Language(Conversations, _Pictures):
+    """The stages that train on answers. A batch has room for no object image, half of the slots, or
+    all: few shapes, and nothing is looked at in vain."""
+
+    def __init__(self, config: Any, cfg: Any, codec: Any):
+        Conversations.__init__(self, config, cfg, codec)
+        _Pictures.__init__(self, config, cfg)
         slots = codec.object_slots
         self.slots: tuple[int, ...] = (0, -(-slots // 2), slots)
         self.gaze = Gaze(codec) if cfg.pointing_weight else None
@@ -82,14 +133,7 @@ class Language(Conversations):
     def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
         if example.image is None:
             return record | {"image": None, "objects": []}
-        picture = example.pixels()
-        made = preprocess.get(self.preprocessing)
-        where = f"{record['name']}: object image"
-        crops = [
-            crop(picture, box, made, self.size, where, self.augment, rng)
-            for box in record["object_boxes"]
-        ]
-        return record | {"image": made.squash(picture, self.size), "objects": crops}
+        return record | self.pixels(example, record["object_boxes"], record["name"], rng)
 
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
         most = max(len(r["object_boxes"]) for r in records)
@@ -100,9 +144,6 @@ class Language(Conversations):
         if self.gaze:
             out |= collate_gaze(records)
         return batch(out, records, self.size)
-
-    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return normalized(batch, preprocess.get(self.preprocessing))
 
 
 def shown(example: Example) -> int:

@@ -11,7 +11,6 @@ from mg_jax.example import Example, Turn
 from mg_jax.text import markup
 from mg_jax.text.codecs.tiny_grounding_gpt import square
 
-_INSIDE = 1e-6  # the lower right corner is of the token that it ends in
 _LETTER = re.compile(r"([A-Z])\W*")
 
 
@@ -19,10 +18,10 @@ class Gaze:
     """The looks of encoded examples, for one codec.
 
     Before an answer begins the model looks at the picture's tokens over the middles of what the
-    answer rests on (`Turn.about`, else the regions of the answer, else of the question), or at the
-    object image of the option that it names; at the first token where it rests on nothing. While it
-    writes coordinates it looks at the corner that they are of. The middle of an object image looks
-    at where it was cut from.
+    answer rests on (`Turn.about`, else the regions of the answer, else of the question and its
+    object images), or at the object image of the option that it names; at the first token where it
+    rests on nothing. While it writes coordinates it looks at the middle of what they are of, whose
+    token knows its place. The middle of an object image looks at where it was cut from.
     """
 
     def __init__(self, codec: Any):
@@ -49,10 +48,14 @@ class Gaze:
             starts = np.flatnonzero(mask[1:] & ~mask[:-1]).tolist()
             before = 0  # object images of the turns so far
             for begin, turn in zip(starts, example.turns, strict=True):
-                at = [cell(*_middle(example.regions[k].box)) for k in rests_on(turn)] or [0]
+                own = shown[before : before + len(_objects(turn.user))]
+                before += len(own)
+                at = [cell(*_middle(example.regions[k].box)) for k in rests_on(turn)]
                 if (option := chosen(turn)) is not None:
-                    at = [shown[before + option]]
-                before += len(_objects(turn.user))
+                    at = [own[option]]
+                elif turn.about is None and not markup.regions_of(turn.assistant or ""):
+                    at += own
+                at = at or [0]
                 rows.extend((begin, position, 1 / len(at)) for position in at)
             for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
                 rows.append((position, cell(*_middle(box)), 1.0))
@@ -62,8 +65,8 @@ class Gaze:
                 for k in markup.regions_of(turn.assistant or "")
             )
             for box, places in zip(written, self._digits(tokens, mask), strict=False):
-                corners = cell(*box[:2]), cell(box[2] - _INSIDE, box[3] - _INSIDE)
-                rows.extend((at, corners[lower], 1 / len(places)) for at, lower in places)
+                middle = cell(*_middle(box))
+                rows.extend((position, middle, 1 / len(places)) for position in places)
         rows = [row for row in rows if row[1] <= row[0]]  # what comes later is not seen as yet
         return {
             "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
@@ -77,21 +80,21 @@ class Gaze:
         at = np.flatnonzero(tokens == self.codec.object_id).reshape(-1, count)
         return [int(position) for position in at[:, (side // 2) * side + side // 2]]
 
-    def _digits(self, tokens: np.ndarray, mask: np.ndarray) -> list[list[tuple[int, bool]]]:
+    def _digits(self, tokens: np.ndarray, mask: np.ndarray) -> list[list[int]]:
         """Of each box in the answers the positions that its digits behind the point are predicted
-        from, each with whether it is of the lower right corner."""
-        found: list[list[tuple[int, bool]]] = []
-        commas, inside = 0, False
+        from."""
+        found: list[list[int]] = []
+        inside = False
         for position in np.flatnonzero(mask).tolist():
             text = self._text(int(tokens[position]))
             if "[" in text:
                 found.append([])
-                commas, inside = 0, True
-            commas += text.count(",")
+                inside = True
             inside = inside and "]" not in text
-            after = self._text(int(tokens[position + 1])) if inside else ""
-            if text[-1:] not in ("[", ",", "") and any(c.isdigit() for c in after):
-                found[-1].append((position, commas >= 2))
+            after = tokens[position + 1 : position + 2].tolist() if inside else []
+            digits = any(c.isdigit() for token in after for c in self._text(token))
+            if digits and text[-1:] not in ("[", ",", ""):
+                found[-1].append(position)
         return [places for places in found if places]
 
     def _text(self, token: int) -> str:

@@ -107,7 +107,7 @@ def scene_example(
     that stays.
     Raises UserError where no scene of this number affords any of the tasks.
     """
-    for attempt in range(60):
+    for attempt in range(600):  # in a small picture few words can be read
         number = index + attempt * 10_000_019 * 2  # even, so that a scene stays odd or even
         world = make_world(seed, number, width, height, **options)
         film = None

@@ -155,8 +155,9 @@ class Endpoint:
         raise AssertionError("the loop returns or raises")
 
     def _rest(self, e: Trouble, attempt: int) -> None:
-        """Wait before the next attempt: as long as the server asks for, else with backoff."""
-        if e.wait is None:
+        """Wait before the next attempt: as long as the server asks for; with backoff where it does
+        not say, or says at once (its clock may be ahead), for it was just now too soon."""
+        if not e.wait:
             most = min(self._backoff * 2**attempt, LONGEST_BACKOFF)
             self._pace.sleep(most * self._random.uniform(0.5, 1.0))
             return

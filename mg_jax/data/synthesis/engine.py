@@ -80,7 +80,8 @@ def run(
         stop.set()
         tally.error = e
         say("stopping: waiting for requests under way (Ctrl-C again: not even that)")
-        _collect(workers, results, tally, stop, patience, advance)
+        # without `advance`, which may be what raises an interrupt that was lost, again and again
+        _collect(workers, results, tally, stop, patience, lambda _: None)
     return tally
 
 

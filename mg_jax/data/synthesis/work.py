@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ class Item:
 
 
 def of_folder(folder: str | Path) -> list[Item]:
-    """Every picture below a folder, by its path in it. Raises UserError where there is none."""
+    """Every picture below a folder, by its path in it; examples are called so without the ending,
+    unless two pictures differ in that alone. Raises UserError where there is none."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -42,13 +44,22 @@ def of_folder(folder: str | Path) -> list[Item]:
     ]
     if not files:
         raise UserError(f"{folder}: holds no picture ({', '.join(ENDINGS)})")
-    return [Item(file, _Photo(root, file)) for file in sorted(files)]
+    short = Counter(_short(file) for file in files)
+    return [
+        Item(file, _Photo(root, file, _short(file) if short[_short(file)] == 1 else file))
+        for file in sorted(files)
+    ]
+
+
+def _short(file: str) -> str:
+    return file[: len(file) - len(Path(file).suffix)]
 
 
 @dataclass(frozen=True)
 class _Photo:
     root: Path
     file: str
+    id: str
 
     def __call__(self) -> Example:
         path = self.root / self.file
@@ -56,8 +67,7 @@ class _Photo:
             width, height = image_size(path)
         except UserError as e:
             raise BadRecord(str(e)) from e
-        name = self.file[: len(self.file) - len(Path(self.file).suffix)]
-        return Example(str(path), width, height, id=name, meta={"file_name": self.file})
+        return Example(str(path), width, height, id=self.id, meta={"file_name": self.file})
 
 
 def of_source(source: Source, limit: int | None = None) -> list[Item]:
@@ -94,7 +104,9 @@ def annotated(example: Example) -> list[Thing]:
     """Everything in a picture that has a name and a place, no place twice: labels, expressions of
     one region, grounded phrases of captions."""
     found = [Thing(name, region) for name, region in named(example)]
-    pairs = [(e.text, e.regions) for e in example.expressions if len(e.regions) == 1]
+    pairs: list[tuple[str, tuple[int, ...]]] = [
+        (e.text, e.regions) for e in example.expressions if len(e.regions) == 1
+    ]
     pairs += [
         (s.text, s.regions)
         for caption in example.captions

@@ -7,7 +7,8 @@
 
 Coordinates are whole numbers of a picture of 1000x1000 (`ferret_places`). An answer of boxes alone
 repeats the phrase it was asked for. `[grounding]` in a question, Groma's mark for answers with
-boxes, becomes Ferret's own request for coordinates at its end.
+boxes, becomes Ferret's own request for coordinates at its end; Ferret-UI's templates have that in
+Ferret-UI's words.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,10 +34,11 @@ from mg_jax.text.codecs.ferret_places import coordinates, format_place
 from mg_jax.text.codecs.marked import Piece, encode_marked
 from mg_jax.text.codecs.rows import pad_rows
 from mg_jax.text.instructions import GROUNDING
-from mg_jax.text.instructions.ferret import COORDINATES
+from mg_jax.text.instructions.ferret import COORDINATES, COORDINATES_UI
 
 # How a question points at a region: as published, without the vector, or by the vector alone
 REFER = ("hybrid", "coordinates", "feature")
+UI = ("ferret_vicuna_v1", "ferret_llama_3", "ferret_phi3_instruct", "ferret_gemma_instruct")
 Size = tuple[int, int]
 
 
@@ -65,6 +67,7 @@ class FerretCodec(TextCodec):
         super().__init__(tokenizer, text_tokens, vocab)
         self.template = templates.get_dialogue(template)
         self.image_tokens, self.refer = image_tokens, refer
+        self.request = f"\n{COORDINATES_UI}" if template in UI else f" {COORDINATES}"
         self.image_id = self.vocab
         self.region_id = self.vocab + 1 if region_token is None else region_token
 
@@ -197,9 +200,9 @@ class FerretCodec(TextCodec):
         self, text: str, regions: Sequence[Region], size: Size, refer: list[int]
     ) -> Parts:
         """A question; `refer` gets the numbers of its regions with a vector."""
-        if GROUNDING in text:
-            text = text.replace(GROUNDING, "").strip()
-            text += "" if COORDINATES in text else f" {COORDINATES}"
+        if GROUNDING in text or text.rstrip().endswith(COORDINATES):
+            text = text.replace(GROUNDING, "").strip().removesuffix(COORDINATES).rstrip()
+            text = (text + self.request).lstrip()
         parts: Parts = []
         for s in markup.parse(text):
             if s.text:

@@ -2,14 +2,15 @@
 
 Published (spec 8 and 10): both dense tasks, the sentence that asks for coordinates, and the
 questions for one expression (RefCOCO), for phrases (Flickr30k) and of two classes (LVIS) of its
-evaluation. Its data set
-GRIT has turns of its own; the remaining questions are ours (`common`). An answer repeats the phrase
-before its box.
+evaluation. Its data set GRIT has turns of its own; the remaining questions are ours (`common`). An
+answer repeats the phrase before its box.
 """
 
 from mg_jax.text.instructions import common
 
 COORDINATES = "Include the coordinates for each mentioned object."
+# What Ferret-UI says in its place, on a line of its own
+COORDINATES_UI = "Provide the bounding boxes of the mentioned objects."
 
 
 def which(region: int, index: int, name: str, other: str) -> str:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from mg_jax.data.synthesis.client import Endpoint, Failed, Stopped
@@ -109,6 +110,16 @@ def test_retry_after_is_honoured(form):
         endpoint(server).chat(HELLO)
         between = server.times[1] - server.times[0]
     assert 0.9 <= between < 3 if form == "date" else 1.0 <= between < 2
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+def test_a_server_that_says_at_once_is_given_time(form):
+    """Else all retries are spent in a moment."""
+    wait = "0" if form == "seconds" else email.utils.formatdate(time.time() - 60, usegmt=True)
+    with ChatServer(echo, first("429", "429"), retry_after=wait) as server:
+        endpoint(server, backoff=0.2).chat(HELLO)
+        one, two = np.diff(server.times)
+    assert one >= 0.1 and two >= 0.2  # half of the backoff at least, which doubles
 
 
 def test_a_pause_holds_for_every_thread():

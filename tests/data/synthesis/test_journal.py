@@ -141,3 +141,23 @@ def test_an_endpoint_that_fails_on_everything_is_left(tmp_path):
         tally = engine.run(items(500), make, journal, stop, parallel=2, patience=5)
     assert isinstance(tally.error, UserError) and 5 <= len(tally.failed) < 50
     assert "failed on 5 pictures one after the other, last: 502 bad gateway" in str(tally.error)
+
+
+def test_what_ends_after_an_interrupt_is_kept(tmp_path):
+    """The bar raises for as long as it knows of Ctrl-C, also where a picture ends afterwards."""
+    stop, ended = threading.Event(), []
+
+    def make(item):
+        if item.key != "0.png":  # under way when the first one moves the bar
+            assert stop.wait(30)
+        ended.append(item.key)
+        return {}
+
+    def bar(count):
+        if count:
+            raise KeyboardInterrupt
+
+    with Journal(tmp_path / "j", {}) as journal:
+        tally = engine.run(items(500), make, journal, stop, parallel=3, advance=bar)
+        assert isinstance(tally.error, KeyboardInterrupt) and stop.is_set()
+        assert 3 <= tally.finished == len(ended) == len(journal) <= 4

@@ -65,7 +65,7 @@ def test_unusable_answers_are_asked_for_again(monkeypatch, capsys, tmp_path, pho
 
     with ChatServer(fault=fault) as server:
         code, _, err = run(
-            monkeypatch, capsys, *online(server, tmp_path / "o", photos, "--tries", "12")
+            monkeypatch, capsys, *online(server, tmp_path / "o", photos, "--tries", "40")
         )
     assert code == 0, err
     _, report = whole(tmp_path / "o")
