@@ -21,7 +21,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "  EXTRAS adds optional packages (torch, weights, photo, video, real, tfds, parquet, beam,"
-	@echo "  tpu, gpu, demo); PYTHON makes a new environment with another interpreter (best with its"
+	@echo "  tpu, gpu); PYTHON makes a new environment with another interpreter (best with its"
 	@echo "  own VENV); ARGS goes to pytest, the demo or the benchmark."
 
 setup: $(BASE) $(EXTRA_STAMPS) ## make the environment in .venv/; does nothing when it is current

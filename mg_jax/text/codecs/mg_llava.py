@@ -20,7 +20,7 @@ from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.added import AddedTokens
 from mg_jax.text.codecs.mg_llava_decode import decode_answer, format_box
-from mg_jax.text.codecs.rows import pad_rows
+from mg_jax.text.codecs.rows import check_length, pad_rows
 
 REFER = ("text", "token")
 IMAGE, BOX, REGION = range(3)  # placeholder ids, counted from the vocabulary's end
@@ -188,11 +188,8 @@ class MGLLaVACodec:
             if not t.suffix:
                 add([self.tokenizer.eos_id], target=True)
             add(encode(self.tokenizer.split(t.sep), bos=False))
-        if (count := len(tokens) - len(visual)) > self.text_tokens:
-            raise UserError(
-                f"{where}: {count} tokens of text, but text_tokens is {self.text_tokens}: "
-                "shorten the conversation or raise text_tokens"
-            )
+        asking = any(turn.assistant is None for turn in turns)
+        check_length(len(tokens) - len(visual), self.text_tokens, where, asking)
         return {
             "tokens": np.asarray(tokens, np.int32),
             "loss_mask": np.asarray(loss, bool),
