@@ -19,10 +19,15 @@ made. Every stage needs --config.data; the first starts from the package:
         --workdir runs/mini/detection --config.data=features:runs/mini/coco
 
 form=published takes the published code's choices where they differ from the paper's, to go on
-from converted weights; form=scratch the correct ones. Real pictures, detection alone:
+from converted weights; form=scratch the correct ones. Real pictures, detection alone, on about
+four fifths of them (of other formats part=train), measured on the others; target_slots is the room
+for boxes of a picture; where there are more the rest counts as background, and metrics.jsonl tells
+how many, as dropped:
 
     python -m launch.train --config configs/groma.py:stage=detection,size=tiny --workdir runs/d \\
-        --config.data=voc:FOLDER
+        --config.data=voc:FOLDER,split=train --config.target_slots=32
+    python -m launch.evaluate --checkpoint runs/d/release --task proposals \\
+        --data voc:FOLDER,split=heldout
 """
 
 import dataclasses

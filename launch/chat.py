@@ -3,26 +3,29 @@
     python -m launch.chat --checkpoint groma-tiny --image photo.jpg \\
         --prompt "[grounding] Describe the picture." --out answer.png
     python -m launch.chat --checkpoint mg-llava-tiny --video film.mp4 --prompt "What moves?"
-    python -m launch.chat --checkpoint RELEASE --image photo.jpg --object 40,30,120,90 \\
-        --prompt "Where is the object <object:0> in the image?"
 
 Regions are given in the picture's own pixels (of a video, its first frame) and are named <r:0>,
 <r:1>, ... in the prompt, in the order boxes, points, polygons, scribbles, masks, objects; one that
-the prompt does not name is appended. An object is shown as an image of its own, a crop, to systems
-that take one (TinyGroundingGPT): <object:K> in the prompt. Without --prompt questions are read line
-by line, as one conversation. MG-LLaVA is given detected boxes: those of --boxes, else what
+the prompt does not name is appended, an object as its image. Without --prompt questions are read
+line by line, as one conversation. MG-LLaVA is given detected boxes: those of --boxes, else what
 --detector finds, by default the one that its release names; where there is none, the answer says
 so.
 """
 
 import argparse
-import contextlib
+import functools
 import json
+import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import cli, detecting
+from mg_jax.disk import disk_errors
+from mg_jax.errors import UserError
+
+PLACES = ("--box", "--point", "--polygon", "--scribble", "--object")  # flags of coordinates
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -64,78 +67,30 @@ def add_regions(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def numbers(text: str, flag: str, count: int | None = None) -> list[float]:
-    """Comma-separated numbers of a flag. Raises UserError naming the flag and the value."""
-    from mg_jax.errors import UserError
-
-    try:
-        values = [float(v) for v in text.split(",")]
-    except ValueError:
-        values = []
-    if not values or (count and len(values) != count) or len(values) % 2:
-        shape = f"{count} numbers" if count else "an even count of numbers"
-        raise UserError(f"{flag} {text}: expected {shape} separated by commas, in pixels")
-    return values
-
-
-@contextlib.contextmanager
-def named(flag: str):
-    """Say which flag a region that is refused came from."""
-    from mg_jax.errors import UserError
-
-    try:
-        yield
-    except UserError as e:
-        raise UserError(f"{flag}: {e}") from e
-
-
-def inside(values: list[float], name: str, width: int, height: int) -> None:
-    """Raises UserError when a point x, y, x, y, ... leaves the picture."""
-    from mg_jax.errors import UserError
-
-    for x, y in zip(values[::2], values[1::2], strict=True):
-        if not (0 <= x <= width and 0 <= y <= height):
-            raise UserError(f"{name}: ({x:g}, {y:g}) is outside the {width}x{height} picture")
+def joined(words: Sequence[str]) -> list[str]:
+    """The words of a command line, negative coordinates joined to their flag: argparse would take
+    "-5,1,20,30" for a flag, and not say what is wrong with it."""
+    out: list[str] = []
+    for word in words:
+        if out and out[-1] in PLACES and re.match(r"-[\d.]", word):
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def regions(args: argparse.Namespace, width: int, height: int) -> list:
     """Regions of the flags, from pixels of a width x height picture."""
-    from mg_jax.boxes import check_boxes
-    from mg_jax.errors import UserError
-    from mg_jax.example import Region
-    from mg_jax.vision.preprocess import load_image
+    from mg_jax import places
 
-    def scaled(values):
-        return [v / (width, height)[i % 2] for i, v in enumerate(values)]
-
-    def boxes(texts, flag):
-        for text in texts:
-            box = numbers(text, flag, 4)
-            with named(f"{flag} {text}"):
-                check_boxes(box, width, height)
-            yield Region.from_box(tuple(scaled(box)))
-
-    found = list(boxes(args.box, "--box"))
-    for text in args.point:
-        inside(values := numbers(text, "--point", 2), f"--point {text}", width, height)
-        found.append(Region.from_point(*scaled(values)))
-    for flag, texts, make in (
-        ("--polygon", args.polygon, Region.from_polygon),
-        ("--scribble", args.scribble, Region.from_scribble),
-    ):
-        for text in texts:
-            inside(values := numbers(text, flag), f"{flag} {text}", width, height)
-            values = scaled(values)
-            with named(f"{flag} {text}"):
-                found.append(make(list(zip(values[::2], values[1::2], strict=True))))
-    for file in args.mask:
-        mask = load_image(file).any(-1)
-        if mask.shape != (height, width):
-            rows, columns = mask.shape
-            raise UserError(f"--mask {file}: {columns}x{rows}, but the picture is {width}x{height}")
-        with named(f"--mask {file}"):
-            found.append(Region.from_mask(mask))
-    return [*found, *boxes(args.object, "--object")]
+    found = []
+    for kind in places.KINDS:
+        for text in getattr(args, kind):
+            try:
+                found.append(places.parse(kind, text, width, height))
+            except UserError as e:
+                raise UserError(f"--{kind} {e}") from e
+    return found
 
 
 def with_objects(prompt: str, count: int, objects: int) -> str:
@@ -161,14 +116,13 @@ def show(answer, args: argparse.Namespace, picture) -> None:
         for note in answer.notes:
             print(f"  note: {note}")
     if args.out:
-        answer.draw(picture).save(args.out)
+        with disk_errors(Path(args.out)):
+            answer.draw(picture).save(args.out)
         print(f"wrote {args.out}", file=sys.stderr)
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises UserError for values that would fail only after the model has run."""
-    from mg_jax.errors import UserError
-
     if args.image and args.video:
         raise UserError("--image, --video: give one of them")
     if args.boxes and not (args.image or args.video):
@@ -178,7 +132,8 @@ def check(args: argparse.Namespace) -> None:
     if not args.temperature >= 0:
         raise UserError(f"--temperature {args.temperature:g}: give 0 or more")
     if args.out:
-        cli.check_picture(args.out)
+        read = (args.image, args.video, args.boxes, *args.mask)
+        cli.check_picture(args.out, inputs=[file for file in read if file])
 
 
 def ask() -> str:
@@ -208,44 +163,60 @@ def detections(args: argparse.Namespace) -> Any:
         return None
     from mg_jax.data.detections import read_box_file
 
-    file, path = read_box_file(args.boxes), args.video or args.image
-    names = (path, Path(path).name)
-    return file.lookup(next((n for n in names if n in file), names[-1]))
+    return read_box_file(args.boxes).of_file(args.video or args.image)
+
+
+def refuse_blank(args: argparse.Namespace, needed: bool) -> None:
+    """Raises UserError when a picture is needed and the flags give none."""
+    if needed and not (args.image or args.video):
+        raise UserError(f"{args.checkpoint} answers about pictures alone: give --image")
+
+
+def converse(chat: Callable[..., Any], given: list, args: argparse.Namespace, picture) -> None:
+    """Answer line by line. On a terminal a mistake is told and the conversation goes on."""
+    print("Ask about the picture; an empty line ends.", file=sys.stderr)
+    while prompt := ask():
+        try:
+            objects = len(args.object) if given else 0
+            answer = chat(with_objects(prompt, len(given), objects), given)
+            given = []
+            show(answer, args, picture)
+        except UserError as e:
+            if not sys.stdin.isatty():
+                raise
+            print(cli.error_line(e), file=sys.stderr)
 
 
 def main() -> None:
-    args = arguments().parse_args()
+    args = arguments().parse_args(joined(sys.argv[1:]))
     check(args)
     import mg_jax
-    from mg_jax.errors import UserError
+    from mg_jax import places
+    from mg_jax.assistant import needs_picture
     from mg_jax.generate import Sampling
 
     picture = look(args)
-    placed = (
-        args.box or args.point or args.polygon or args.scribble or args.mask or args.object
-    )  # fmt: skip
-    if picture is None and (placed or args.out):
+    if picture is None and (args.out or any(getattr(args, kind) for kind in places.KINDS)):
         raise UserError("regions and --out are of a picture: give --image or --video")
     given = regions(args, picture.shape[1], picture.shape[0]) if picture is not None else []
     found = detections(args)
+    refuse_blank(args, needs_picture(args.checkpoint))
     assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
-    options = {
-        "video": args.video,
-        "detections": found,
-        "max_new_tokens": args.max_new_tokens,
-        "sampling": Sampling(args.temperature),
-        "seed": args.seed,
-    }
-    image = None if args.video else picture
-    if args.prompt is not None:
+    refuse_blank(args, not assistant.adapter.text_alone)  # told of weights of PyTorch only now
+    chat = functools.partial(
+        assistant.chat,
+        None if args.video else picture,
+        video=args.video,
+        detections=found,
+        max_new_tokens=args.max_new_tokens,
+        sampling=Sampling(args.temperature),
+        seed=args.seed,
+    )
+    if args.prompt is None:
+        converse(chat, given, args, picture)
+    else:
         prompt = with_objects(args.prompt, len(given), len(args.object))
-        show(assistant.chat(image, prompt, given, **options), args, picture)
-        return
-    print("Ask about the picture; an empty line ends.", file=sys.stderr)
-    while prompt := ask():
-        prompt = with_objects(prompt, len(given), len(args.object) if given else 0)
-        show(assistant.chat(image, prompt, given, **options), args, picture)
-        given = []
+        show(chat(prompt, given), args, picture)
 
 
 if __name__ == "__main__":

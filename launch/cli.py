@@ -28,8 +28,7 @@ def run(main: Callable[[], int | None]) -> None:
     except UserError as e:
         if os.environ.get("MG_JAX_TRACEBACK"):
             raise
-        first, *more = [line.strip() for line in str(e).splitlines() if line.strip()]
-        code = _say("\n  ".join([f"error: {first}", *more]), 2)
+        code = _say(error_line(e), 2)
     except Exception as e:
         if not full_disk(e):
             raise
@@ -37,6 +36,12 @@ def run(main: Callable[[], int | None]) -> None:
         mend = "free some or name another folder; what was saved before is kept"
         code = _say(f"error: no space left on the disk{where}: {mend}", 2)
     sys.exit(code)
+
+
+def error_line(e: UserError) -> str:
+    """What a user is told of a mistake."""
+    first, *more = [line.strip() for line in str(e).splitlines() if line.strip()]
+    return "\n  ".join([f"error: {first}", *more])
 
 
 def parse_flags(argv: Sequence[str] | None = None) -> list[str]:
@@ -107,8 +112,9 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "mg_jax", "compiled"))
 
 
-def check_picture(name: str, flag: str = "--out") -> None:
-    """Raises UserError unless a picture can be written under that name, as Pillow knows it."""
+def check_picture(name: str, flag: str = "--out", inputs: Sequence[str] = ()) -> None:
+    """Raises UserError unless a picture can be written under that name, as Pillow knows it, and
+    none of the `inputs` is lost by that."""
     from PIL import Image
 
     path = Path(name)
@@ -117,6 +123,8 @@ def check_picture(name: str, flag: str = "--out") -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind not in Image.SAVE or path.is_dir():
         raise UserError(f"{flag} {path}: name a file that ends in .png or .jpg")
+    if path.exists() and any(Path(i).exists() and path.samefile(i) for i in inputs):
+        raise UserError(f"{flag} {path}: is read here, and would be lost: name another file")
 
 
 def full_disk(e: BaseException | None) -> bool:

@@ -9,10 +9,12 @@ photo that scikit-image ships, and groma-mini is asked, whose encoder comes from
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
 from launch import cli
+from mg_jax.disk import disk_errors
 from mg_jax.errors import UserError
 
 QUESTIONS = (
@@ -96,7 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         picture = render(make_world(RESERVED_SEED, 1, 448, 448, min_objects=4, max_objects=7))
         first = about_scene(assistant, picture)
-    first.draw(picture).save(out)
+    with disk_errors(Path(out)):
+        first.draw(picture).save(out)
     print(f"The first answer's boxes are drawn in {out}")
 
 

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: give at least 1")
-    cli.check_picture(args.out)
+    cli.check_picture(args.out, inputs=[args.image])
     from mg_jax.vision.preprocess import load_image
 
     args.video = None

@@ -88,7 +88,8 @@ class Answer:
         }
 
     def draw(self, image: "Image.Image | np.ndarray | str") -> "Image.Image":
-        """The picture (PIL, uint8 RGB array, or path) with boxes and labels, as an RGB image.
+        """The picture (PIL, uint8 RGB array, or path) with boxes and labels, as an RGB image;
+        read as it was for the answer: turned by its EXIF data, transparency on white.
 
         Each phrase has its colour; a label is phrase and score. A picture whose longer side is
         under 512 px is enlarged by a whole factor first, or no label could be read on it.

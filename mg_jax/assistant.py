@@ -36,6 +36,18 @@ def releases() -> tuple[str, ...]:
     return tuple(sorted(p.name for p in root.iterdir() if (p / "config.json").is_file()))
 
 
+def needs_picture(source: str | Path) -> bool:
+    """Whether a release cannot answer without one, told before its parameters are read.
+
+    False for what is no release, such as weights of PyTorch: then `load` tells.
+    """
+    try:
+        config, _ = checkpoint.open_release(source)
+        return not assistants.get(config["system"]).text_alone
+    except UserError:
+        return False
+
+
 def load(
     source: str | Path,
     dtype: str = "float32",
@@ -324,7 +336,8 @@ class Assistant:
 
     def propose(self, images: Sequence[Any]) -> Proposals:
         """Regions the detector selects: (boxes [n,4] xyxy pixels, scores [n]), best first."""
-        return self.adapter.propose(self.params, images)
+        with self.adapter.fitting(self.params):
+            return self.adapter.propose(self.params, images)
 
     def _answer_chunk(self, queries, max_new_tokens, sampling, key):
         rows, _, out, kept = self.generate(queries, max_new_tokens, sampling, key)
@@ -373,7 +386,8 @@ class Assistant:
                 )  # fmt: skip
                 return out, adapter.keep(aux)
 
-            return model.apply({"params": params}, method=respond)
+            with adapter.fitting(params):
+                return model.apply({"params": params}, method=respond)
 
         return jax.jit(run, static_argnums=(3, 4))
 

@@ -104,11 +104,10 @@ def grid(pictures: Sequence[Image.Image], columns: int = 4, cell: int = 360) -> 
 def _open(image: "Image.Image | np.ndarray | str") -> Image.Image:
     if isinstance(image, np.ndarray):
         return Image.fromarray(image).convert("RGB")
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
-    from mg_jax.vision.preprocess import load_image
+    from mg_jax.vision.preprocess import from_pil, load_image
 
-    return Image.fromarray(np.asarray(load_image(image)))
+    pixels = from_pil(image) if isinstance(image, Image.Image) else load_image(image)
+    return Image.fromarray(pixels)
 
 
 def _area(r: Sequence[float]) -> float:

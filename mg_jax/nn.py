@@ -308,6 +308,8 @@ def stack(block: type[nn.Module], layers: int, broadcast: int = 0, remat: str = 
     fields of `block`; its call takes `scanned` with a leading axis L (or None) and returns
     (carry, outs stacked on L). `remat` names a policy of REMAT_POLICIES.
     """
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
     if remat != "none":
         block = nn.remat(block, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return nn.scan(

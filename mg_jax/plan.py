@@ -75,8 +75,8 @@ def plan(
     """Shapes, shardings and the step of a run of `steps` updates; computes nothing.
 
     `system` and `mesh` default to those the config describes; `sizes` are passed to the system's
-    `example_batch`. Raises UserError for wrong config values: unknown keys, patterns that match
-    nothing, a batch that does not divide.
+    `example_batch`. Raises UserError for wrong config values: unknown keys, sizes of the model
+    that do not fit together, patterns that match nothing, a batch that does not divide.
     """
     system = system or models.build(config.system, config.model.to_dict())
     mesh = mesh if mesh is not None else sharding.make_mesh(**config.mesh.to_dict())
@@ -89,11 +89,12 @@ def plan(
             f"config.batch_size: {rows} rows do not divide over accumulate={config.accumulate} "
             f"x {ways} devices (mesh data x fsdp)"
         )
-    init = system.init(stage)
-    boxed = sharding.abstract_params(init, jax.random.key(0))
+    with models.config_errors():
+        init = system.init(stage)
+        boxed = sharding.abstract_params(init, jax.random.key(0))
     shapes = flatten(sharding.unbox(boxed))
     places = flatten(sharding.param_shardings(boxed, mesh, rules))
-    frozen_dtype = jnp.dtype(config.frozen_dtype)
+    frozen_dtype = _float_dtype(config.frozen_dtype, "config.frozen_dtype")
 
     def described(flat, dtype):
         return {
@@ -133,6 +134,16 @@ def plan(
         step=jax.jit(step, donate_argnums=0, out_shardings=out),
         example=batch,
     )  # fmt: skip
+
+
+def _float_dtype(name: str, where: str) -> Any:
+    try:
+        dtype = jnp.dtype(name)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"{where}: {name!r} is no dtype of floats: float32 or bfloat16")
+    return dtype
 
 
 def make_step(

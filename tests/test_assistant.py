@@ -1,6 +1,8 @@
 """`load`, `chat`, `answer`, `propose` and `launch.chat`, on a random tiny Groma."""
 
+import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -114,22 +116,47 @@ def run_chat(monkeypatch, capsys, *arguments):
     return stop.value.code, out.out, out.err
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "I;16"])
-def test_chat_answers_on_a_photo_of_any_mode(folder, tmp_path, monkeypatch, capsys, mode):
-    file = tmp_path / f"photo.{'jpg' if mode == 'CMYK' else 'png'}"
+def photo(folder, mode):
+    """An 80 x 60 file of that mode; "turned" has 60 x 80 pixels that EXIF says to turn."""
+    file = folder / f"photo.{'jpg' if mode in ('CMYK', 'turned') else 'png'}"
     if mode == "I;16":
-        Image.fromarray(np.arange(60 * 80, dtype=np.uint16).reshape(60, 80)).save(file)
+        Image.fromarray(13 * np.arange(60 * 80, dtype=np.uint16).reshape(60, 80)).save(file)
+    elif mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(noise(60, 80)).save(file, exif=exif)
+    elif mode == "RGBA":
+        Image.fromarray(np.dstack([noise(80, 60), noise(80, 60, 1)[..., 0]])).save(file)
     else:
         Image.fromarray(noise(80, 60)).convert(mode).save(file)
+    return file
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "I;16", "L", "CMYK", "P", "turned"])
+def test_a_pil_picture_is_answered_as_its_file(assistant, tmp_path, mode):
+    file = photo(tmp_path, mode)
+    image = Image.open(file)
+    (by_path, _), (by_pil, _) = assistant.propose([file, image])
+    np.testing.assert_array_equal(by_path, by_pil)
+    queries = [Query(x, "[grounding] Describe the picture.") for x in (file, image)]
+    one, other = assistant.answer(queries, max_new_tokens=3)
+    assert one == other and (other.width, other.height) == (80, 60)
+    np.testing.assert_array_equal(np.asarray(one.draw(file)), np.asarray(one.draw(image)))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "CMYK", "I;16", "turned"])
+def test_chat_answers_on_a_photo_of_any_mode(folder, tmp_path, monkeypatch, capsys, mode):
+    file = photo(tmp_path, mode)
     code, out, _ = run_chat(
         monkeypatch, capsys, "--checkpoint", folder, "--image", file, "--prompt", "What is this?",
-        "--box", "10,10,40,50", "--polygon", "1,1,70,2,40,50", "--json", "--max-new-tokens", 3,
+        "--box", "10,10,78,50", "--polygon", "1,1,70,2,40,50", "--json", "--max-new-tokens", 3,
         "--out", tmp_path / "drawn.png",
     )  # fmt: skip
     answer = json.loads(out)
     assert code == 0 and (answer["width"], answer["height"]) == (80, 60)
     assert "polygon passed as its tightest box" in answer["notes"]
-    assert Image.open(tmp_path / "drawn.png").size[0] >= 80
+    drawn = Image.open(tmp_path / "drawn.png")
+    assert drawn.width >= 80 and drawn.width * 60 == drawn.height * 80
 
 
 @pytest.mark.parametrize(
@@ -138,9 +165,13 @@ def test_chat_answers_on_a_photo_of_any_mode(folder, tmp_path, monkeypatch, caps
         (["--box", "1,2,3"], "--box 1,2,3: expected 4 numbers"),
         (["--box", "30,10,10,20"], "did you mean [10, 10, 30, 20]?"),
         (["--box", "10,10,4000,20"], "leaves the image; clip it to 0..80"),
+        (["--box", "-5,10,20,30"], "--box -5,10,20,30: box 0 [-5, 10, 20, 30] leaves the image"),
         (["--point", "x,y"], "--point x,y"),
         (["--point", "500,50"], "--point 500,50: (500, 50) is outside the 80x60 picture"),
         (["--checkpoint", "nope"], "nope"),
+        (["--mask", "nope.png"], "--mask nope.png: no such file"),
+        (["--mask", "{}/p.png", "--out", "{}/p.png"], "p.png: is read here, and would be lost"),
+        (["--out", "{}/../{}/p.png"], "p.png: is read here, and would be lost"),
     ],
 )
 def test_bad_arguments_give_one_line_and_exit_2(
@@ -148,8 +179,86 @@ def test_bad_arguments_give_one_line_and_exit_2(
 ):
     file = tmp_path / "p.png"
     Image.fromarray(noise(80, 60)).save(file)
+    before = file.read_bytes()
     base = ["--checkpoint", folder, "--image", file, "--prompt", "What?"]
+    arguments = [a.replace("{}/../{}", f"{tmp_path}/../{tmp_path.name}") for a in arguments]
+    arguments = [a.replace("{}", str(tmp_path)) for a in arguments]
     code, _, err = run_chat(monkeypatch, capsys, *base, *arguments)
-    assert code == 2
+    assert code == 2 and file.read_bytes() == before
     line = [x for x in err.splitlines() if x.startswith("error: ")]
     assert len(line) == 1 and message in line[0], err
+
+
+class Lines(io.StringIO):
+    """What a user types; `terminal`: at one, or through a pipe."""
+
+    def __init__(self, text, terminal):
+        super().__init__(text)
+        self.terminal = terminal
+
+    def isatty(self):
+        return self.terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_mistake_ends_a_chat_only_where_nobody_reads(
+    folder, tmp_path, monkeypatch, capsys, terminal
+):
+    lines = f"What is <r:5>?\nWhat is <r:0>?\n{'dog ' * 400}\nAnd this?\n\n"
+    monkeypatch.setattr(sys, "stdin", Lines(lines, terminal))
+    asked, real = [], mg_jax.Assistant.answer
+    monkeypatch.setattr(
+        mg_jax.Assistant, "answer",
+        lambda self, queries, **kw: asked.append(queries[0]) or real(self, queries, **kw),
+    )  # fmt: skip
+    code, _, err = run_chat(
+        monkeypatch, capsys, "--checkpoint", folder, "--image", photo(tmp_path, "RGB"),
+        "--box", "10,10,40,40", "--max-new-tokens", 2,
+    )  # fmt: skip
+    told = [x for x in err.splitlines() if x.startswith("error: ")]
+    assert "region 5" in told[0]
+    if not terminal:
+        assert code == 2 and len(told) == len(asked) == 1
+        return
+    assert code == 0 and len(told) == 2
+    assert "the model takes 160: shorten it, or begin a new conversation" in told[1]
+    assert "text_tokens" not in told[1]
+    assert [len(q.history) for q in asked] == [0, 0, 1, 1]
+    assert asked[1].prompt == "What is <r:0>?" and len(asked[1].regions) == 1
+
+
+@pytest.mark.parametrize("prompt", [[], ["--prompt", "What?"]])
+def test_a_missing_picture_is_told_before_anything_is_read(folder, monkeypatch, capsys, prompt):
+    monkeypatch.setattr(mg_jax, "load", None)
+    code, _, err = run_chat(monkeypatch, capsys, "--checkpoint", folder, *prompt)
+    assert code == 2 and err == f"error: {folder} answers about pictures alone: give --image\n"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 60}, "picture 60x60 is not a multiple of patch 14"),
+        ({"image_size": 70}, "5x5 patches cannot be joined two by two"),
+        ({"lm": {"heads": 5}}, "5 heads cannot share 2 kv_heads evenly"),
+        ({"vision": {"width": 32}}, r"by it \S+/kernel is \(.*, but the parameters hold \("),
+    ],
+)
+def test_a_release_whose_config_is_wrong_is_named(folder, tmp_path, changes, message):
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    config = json.loads((wrong / "config.json").read_text())
+    for key, value in changes.items():
+        part = config["model"]
+        config["model"][key] = part[key] | value if isinstance(value, dict) else value
+    (wrong / "config.json").write_text(json.dumps(config))
+    assistant = mg_jax.load(wrong)
+    with pytest.raises(UserError, match="^config.json of the release, model: .*" + message):
+        assistant.answer([Query(noise(), "What?")], max_new_tokens=2)
+    if message.startswith("picture"):  # the others are of what answers alone
+        with pytest.raises(UserError, match="^config.json of the release, model: "):
+            assistant.propose([noise()])
+
+
+def test_an_error_of_ours_is_not_laid_on_the_release(assistant):
+    with pytest.raises(KeyError), assistant.adapter.fitting(assistant.params):
+        raise KeyError("a bug")

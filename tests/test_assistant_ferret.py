@@ -88,7 +88,7 @@ def test_a_conversation(assistant):
         (Query(None, "x", video="a.mp4"), "pictures, not about videos"),
         (Query(None, "What is <r:0>?", REGIONS[:1]), "there is none: pass an image"),
         (Query(noise()[..., 0], "x"), "expected uint8 RGB"),
-        (Query(noise(), "x " * 2000), "raise text_tokens"),
+        (Query(noise(), "x " * 2000), "begin a new conversation"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line(assistant, query, message):

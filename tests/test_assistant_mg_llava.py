@@ -178,7 +178,7 @@ def test_a_conversation_about_a_video(assistant, monkeypatch):
         ({"image": noise(), "detections": {"boxes": []}}, "detections: has no list 'scores'"),
         ({"image": noise(), "detections": FOUND | {"boxes": [[9, 9, 1, 1]] * 2}}, "is reversed"),
         ({"detections": FOUND}, "detections without a picture"),
-        ({"image": noise(), "prompt": "dog " * 400}, "but text_tokens is 160"),
+        ({"image": noise(), "prompt": "dog " * 400}, "tokens of text, but the model takes 160"),
     ],
 )
 def test_bad_questions_are_named(assistant, fields, message):

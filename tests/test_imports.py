@@ -20,7 +20,7 @@ BASE = {
     "errors", "config", "boxes", "chips", "disk", "pickles", "vision.preprocess", "vision.anyres"
 }  # fmt: skip
 # Host side: annotation files, text and answers. Knows no model.
-HOST = {"example", "draw", "answer", "text", "data", "evals"}
+HOST = {"example", "draw", "answer", "places", "text", "data", "evals"}
 # Device side, lowest first: a room imports rooms below it.
 DEVICE = (
     {"sharding", "processes"},
@@ -42,7 +42,7 @@ DEVICE = (
 MEETS_HOST = {"generate", "train", "assistants", "assistant", "explain"}
 ROOMS = BASE | HOST | set().union(*DEVICE)
 # Libraries that cost seconds or are optional: inside functions only. Others are never imported.
-LAZY = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "gradio", "libtpu"}
+LAZY = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "libtpu"}
 # The name under which an extra that is not installed here is asked for, where it differs
 SOLD_AS = {"skimage": "scikit-image"}
 NEVER = {"mg_jax": {"torch", "tensorflow", "absl"}, "conversion": {"tensorflow", "absl"}}

@@ -4,18 +4,23 @@ A question goes through `read` (one row: pictures and prompt), `collate` (rows t
 model's prefill and decoding, which are the same for all, and `answer`.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from PIL import Image
 
+from mg_jax import sharding
 from mg_jax.answer import Answer
 from mg_jax.boxes import BoxSpace
 from mg_jax.errors import UserError
 from mg_jax.example import Query, Region, Turn
-from mg_jax.models import System
+from mg_jax.models import System, config_errors
+from mg_jax.optim import flatten
 from mg_jax.vision import preprocess
 
 Proposals = list[tuple[np.ndarray, np.ndarray]]
@@ -117,12 +122,34 @@ class Adapter:
         """Regions of pictures: (boxes [n,4] xyxy pixels, scores [n]) each, best first."""
         raise UserError(f"{self.system.name} proposes no regions: it is given them")
 
+    @contextlib.contextmanager
+    def fitting(self, params: Any) -> Iterator[None]:
+        """Around a run of the model: an error becomes a UserError where the release is at fault,
+        its config.json holding what cannot be built or is not what `params` are of."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as e:
+            where = "config.json of the release, model"
+            with config_errors(where):
+                init = self.system.init(self.system.stages[-1])
+                made = sharding.abstract_params(init, jax.random.key(0))
+            shapes = flatten(sharding.unbox(made))
+            for path, x in flatten(params).items():
+                if path in shapes and shapes[path].shape != x.shape:
+                    raise UserError(
+                        f"{where}: by it {path} is {shapes[path].shape}, but the parameters hold "
+                        f"{x.shape}"
+                    ) from e
+            raise
+
 
 def picture(image: Any) -> np.ndarray:
     """uint8 RGB [H,W,3] of a path, an array or a PIL picture; UserError says what it got."""
     if isinstance(image, (str, Path, bytes)):
         return preprocess.load_image(image)
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    array = preprocess.from_pil(image) if isinstance(image, Image.Image) else np.asarray(image)
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8 or 0 in array.shape:
         raise UserError(
             f"image: got an array of {array.dtype} {array.shape}; expected uint8 RGB [H,W,3], "

@@ -108,6 +108,11 @@ class Detections:
             raise BadRecord(f"{where}: frames is no list of what was found in each frame")
         return tuple(_found(frame, f"{where}, frame {n}") for n, frame in enumerate(frames))
 
+    def of_file(self, path: str) -> tuple[Found, ...]:
+        """`lookup` of a picture or video by its path or, where there is none, its name."""
+        name = PurePosixPath(path).name
+        return self.lookup(path if path in self else name)
+
     def about(self, example: Example) -> tuple[Found, ...]:
         """`lookup` of what the example's data set calls its picture or video."""
         names = [str(example.meta[k]) for k in _KEYS if example.meta.get(k) is not None]

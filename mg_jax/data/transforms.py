@@ -7,6 +7,7 @@ are sampled once, bilinearly without antialiasing as cv2 would. Box coordinates 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -132,7 +133,7 @@ def detection_record(
     slots: int,
     augment: bool | Augment = True,
     words: Sequence[str] = (),
-) -> dict[str, np.ndarray] | None:
+) -> dict[str, Any] | None:
     """A picture and its boxes as the detector trains on them.
 
     size: side of the model's square view in pixels. slots: R, room for boxes; where there are
@@ -141,8 +142,9 @@ def detection_record(
     The objectness head is `example.meta["head"]`, coco where nothing is said. words: known words
     of labels, see `label_ids`.
     Returns pixels [S, S, 3] float32 normalised, boxes [R, 4] float32 xyxy in [0, 1] of the view
-    (zeros beyond the mask), region_mask [R] bool, head int32 (0 coco, 1 sa1b), and with words
-    labels [R, LABEL_WORDS] int32; None where no box is left.
+    (zeros beyond the mask), region_mask [R] bool, head int32 (0 coco, 1 sa1b), with words
+    labels [R, LABEL_WORDS] int32, and dropped, how many boxes had no slot, which `batches` counts;
+    None where no box is left.
     """
     if not example.objects:
         return None
@@ -166,7 +168,7 @@ def detection_record(
 
 def detection_targets(
     example: Example, rng: np.random.Generator, slots: int, words: Sequence[str] = ()
-) -> dict[str, np.ndarray] | None:
+) -> dict[str, Any] | None:
     """Boxes of the whole picture, keys as of `detection_record` but pixels; None without any."""
     if not example.objects:
         return None
@@ -193,8 +195,9 @@ def label_ids(example: Example, words: Sequence[str]) -> np.ndarray:
     return ids
 
 
-def _targets(boxes, labels, slots, head, rng) -> dict[str, np.ndarray]:
-    if len(boxes) > slots:
+def _targets(boxes, labels, slots, head, rng) -> dict[str, Any]:
+    dropped = max(len(boxes) - slots, 0)
+    if dropped:
         chosen = np.sort(rng.permutation(len(boxes))[:slots])
         boxes, labels = boxes[chosen], labels[chosen]
     out = np.zeros((slots, 4), np.float32)
@@ -206,4 +209,5 @@ def _targets(boxes, labels, slots, head, rng) -> dict[str, np.ndarray]:
         "region_mask": np.arange(slots) < len(boxes),
         "head": np.asarray(HEADS.index(head), np.int32),
         **({"labels": named} if named.size else {}),
+        "dropped": dropped,
     }

@@ -1,7 +1,8 @@
 """The systems by name. Each brings its config, its module and one loss per training stage."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -64,6 +65,19 @@ class System:
             return self.module.init(key, zeros, method=self.entry[stage])
 
         return init
+
+
+@contextlib.contextmanager
+def config_errors(where: str = "config.model") -> Iterator[None]:
+    """Around the working out of a model's shapes, where values that do not fit together come to
+    light: what a module raises becomes a UserError that begins with `where`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, TypeError, ArithmeticError) as e:
+        reason = next(filter(str.strip, str(e).splitlines()), type(e).__name__)
+        raise UserError(f"{where}: its values do not fit together: {reason.strip()}") from e
 
 
 def build(name: str, model: Mapping[str, Any] | Any) -> System:

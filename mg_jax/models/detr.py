@@ -59,7 +59,7 @@ class Proposer(nn.Module):
           dec_hidden [B,L,Q,d], dec_reference_points [B,L,Q,4], logits_coco and logits_sa1b
           [B,L,Q,1], boxes [B,L,Q,4], scores [B,Q]: sigmoid(coco)^0.4 * sigmoid(sa1b)^0.6 of the
           last layer. Boxes are (cx, cy, w, h) in [0, 1].
-        Raises ValueError when states, grid or queries do not fit.
+        Raises ValueError when states, grid, width or queries do not fit.
         """
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
@@ -98,7 +98,9 @@ class Proposer(nn.Module):
         """Feature maps of all levels, finest first, and their names in the output."""
         c = self.cfg
         if not 1 <= c.levels <= 4:
-            raise ValueError(f"levels={c.levels}: the proposer has 1 to 4 feature levels")
+            raise ValueError(f"proposer.levels={c.levels}: there are 1 to 4 feature levels")
+        if c.width % 4:
+            raise ValueError(f"proposer.width={c.width} is no multiple of 4")
         patches = states[-1].shape[1] - 1
         rows, cols = grid or (math.isqrt(patches),) * 2
         if rows * cols != patches:
@@ -145,7 +147,7 @@ class Proposer(nn.Module):
         c = self.cfg
         tokens = memory.shape[1]
         if c.queries > tokens:
-            raise ValueError(f"queries={c.queries} of only {tokens} tokens: lower queries")
+            raise ValueError(f"proposer.queries={c.queries} of only {tokens} tokens: lower it")
         dtype = jnp.dtype(c.dtype)
         anchors, usable = anchor_logits(shapes)
         x = jnp.where(usable[None, :, None], memory, 0)

@@ -116,6 +116,11 @@ def merge_patches(x: Float[Array, "B P C"]) -> Float[Array, "B P/4 4*C"]:
     """Join 2x2 neighbouring patches on channels: top-left, bottom-left, top-right, bottom-right."""
     b, p, c = x.shape
     side = int(p**0.5)
+    if side % 2:
+        raise ValueError(
+            f"{side}x{side} patches cannot be joined two by two: make image_size an even multiple "
+            "of vision.patch, or token_merge False"
+        )
     x = x.reshape(b, side // 2, 2, side // 2, 2, c)
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, p // 4, 4 * c)
 

@@ -23,6 +23,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 178_956_970  # Pillow's own limit for what may be a decompression bomb, twice
+_ORIENTATION = 0x0112  # EXIF's number of it
 _BITS = 11  # cv2 keeps bilinear weights of 8-bit pictures as integers of so many bits
 _BLOCK = 1 << 16  # numbers normalised at a time
 
@@ -37,23 +38,30 @@ def load_image(source: str | Path | bytes, max_pixels: int = MAX_PIXELS) -> np.n
     """
     name = "image bytes" if isinstance(source, bytes) else str(source)
     with _opened(source, name, max_pixels) as image:
-        try:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_rgb(image), np.uint8)
-        except UserError:
-            raise
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as e:
-            raise UserError(
-                f"{name}: the picture cannot be read to its end ({e}): it is cut off or damaged"
-            ) from None
+        return from_pil(image, name)
+
+
+def from_pil(image: Image.Image, name: str = "image") -> np.ndarray:
+    """An open picture as `load_image` reads a file of it; the picture stays as it is.
+
+    name: what to call it in errors. Raises UserError for one that is cut off.
+    """
+    try:
+        image.load()
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            image = ImageOps.exif_transpose(image)
+        return np.array(_rgb(image), np.uint8)
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as e:
+        raise UserError(
+            f"{name}: the picture cannot be read to its end ({e}): it is cut off or damaged"
+        ) from None
 
 
 def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the file's head. Raises UserError as above."""
     name = "image bytes" if isinstance(source, bytes) else str(source)
     with _opened(source, name, MAX_PIXELS) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         return image.size[::-1] if turned else image.size
 
 

@@ -109,6 +109,39 @@ def test_exif_rotation(orientation):
     assert pp.image_size(data) == got.shape[1::-1]
 
 
+def of_mode(mode: str) -> bytes:
+    """A file of that mode, or a "turned" one."""
+    rgb, deep = Image.fromarray(COLOR), GREY.astype(np.uint16) * 257
+    if mode == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        return save(rgb, "png", exif=exif)
+    if mode == "I;16":
+        return save(Image.fromarray(deep), "png")
+    if mode == "RGBA":
+        rgb.putalpha(Image.fromarray(GREY))
+    if mode == "P":
+        return save(rgb.quantize(16), "png", transparency=3)
+    return save(rgb if mode == "RGBA" else rgb.convert(mode), "jpeg" if mode == "CMYK" else "png")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "L", "LA", "1", "CMYK", "P", "turned"])
+def test_a_pil_picture_is_read_as_its_file(mode):
+    data = of_mode(mode)
+    want = pp.load_image(data)
+    image = Image.open(io.BytesIO(data))
+    opened, turned = image.mode, dict(image.getexif())
+    np.testing.assert_array_equal(pp.from_pil(image), want)
+    assert image.mode == opened and dict(image.getexif()) == turned  # as it was
+    np.testing.assert_array_equal(pp.from_pil(image.copy()), want)
+
+
+def test_a_pil_picture_that_is_cut_off_is_named():
+    data = save(Image.fromarray(COLOR), "png")[:-40]
+    with pytest.raises(UserError, match="image: the picture cannot be read to its end"):
+        pp.from_pil(Image.open(io.BytesIO(data)))
+
+
 def test_animation_gives_its_first_frame():
     frames = [Image.fromarray(np.full((8, 8), v, np.uint8)) for v in (10, 200)]
     data = save(frames[0], "gif", save_all=True, append_images=frames[1:])

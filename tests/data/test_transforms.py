@@ -129,6 +129,9 @@ def test_more_boxes_than_slots_leave_a_random_choice():
         for s in range(6)
     }  # fmt: skip
     assert len(kept) > 1 and all(len(set(k)) == 4 for k in kept)
+    for slots, dropped in ((4, 6), (10, 0), (12, 0)):
+        r = detection_record(example(boxes), np.random.default_rng(0), 64, slots, augment=False)
+        assert r["dropped"] == dropped == len(boxes) - r["region_mask"].sum()
 
 
 @pytest.mark.parametrize("augment", [True, False])

@@ -53,6 +53,15 @@ def test_a_scene_is_described(speaker, tmp_path):
     assert (tmp_path / "a.png").is_file()
 
 
+def test_a_picture_that_cannot_be_written_is_named(speaker, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(UserError, match=r"a\.png: cannot be written"):
+        demo.main(["--out", str(tmp_path / "a.png")])
+
+
 @pytest.mark.parametrize("name", demo.PHOTOS)
 def test_scikit_image_ships_the_photos(name):
     pytest.importorskip("skimage")

@@ -162,7 +162,7 @@ def test_a_caption_alone():
         ([Turn("<image> a"), Turn("b <image>")], "2 <image> marks"),
         ([Turn("a"), Turn("b")], "turn 0 of 2 has no answer"),
         ([Turn("What is <r:9>?")], "region 9, but there are 3"),
-        ([Turn("x " * 900)], "raise text_tokens"),
+        ([Turn("x " * 900)], "begin a new conversation"),
     ],
 )
 def test_refusals(codec, turns, message):

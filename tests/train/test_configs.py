@@ -4,6 +4,8 @@ Those of MG-LLaVA, Ferret and TinyGroundingGPT have files of their own, test_<sy
 """
 
 import math
+import operator
+import re
 from pathlib import Path
 
 import jax
@@ -97,6 +99,29 @@ def test_forms_and_derived_sizes():
     config = groma.get_config("size=tiny")
     config.image_size = 112
     assert config.model.image_size == 112
+
+
+def test_the_table_of_choices_states_the_configs_values():
+    text = (Path(groma.__file__).parents[1] / "docs" / "groma.md").read_text(encoding="utf-8")
+    forms = {f: groma.get_config(f"size=7b,form={f}") for f in ("published", "scratch")}
+    stated = set()
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(" | ")]
+        names = re.findall(r"`([\w.]+)`", cells[1]) if len(cells) == 5 else []
+        for name in names:
+            if name == "text_after_token":  # of the tokenizer
+                continue
+            for (form, config), cell in zip(forms.items(), cells[3:], strict=True):
+                here = config if name in ("trainable", "codec.refer_format") else config.model
+                value = operator.attrgetter(name)(here)
+                if isinstance(value, (str, bool)):
+                    assert f"`{value}" in cell, (form, name)
+                    stated.add(name)
+    assert stated >= {
+        "regions.box_format", "regions.strides", "proposer.levels_from", "proposer.refinement",
+        "proposer.two_heads", "regions.mlp", "codec.refer_format", "region_order",
+        "frozen_dropout", "vision.position_rule",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

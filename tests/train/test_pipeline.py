@@ -63,6 +63,22 @@ def test_batches_have_the_shapes_the_system_states(tokenizer, stage):
         np.testing.assert_array_equal(v, second[k])
 
 
+@pytest.mark.parametrize("stage", ["detection", "alignment"])
+def test_boxes_past_the_slots_are_counted_in_the_run(tokenizer, stage):
+    data = "scenes:seed=3,n=20,tasks=grounded_caption,size=64,min_objects=4,max_objects=8"
+    changes = {"data": data, "target_slots": 2, "model__detection_weight": 1.0}
+    config = micro_config(stage, tokenizer, **changes)
+    cfg = model(config)
+    iterator = pipeline.open_batches(config, cfg)
+    batch = next(iterator)
+    assert batch["region_mask"].sum(1).max() == 2 and iterator.dropped > config.batch_size
+    assert "dropped" not in batch
+    config.target_slots = 40
+    iterator = pipeline.open_batches(config, cfg)
+    next(iterator)
+    assert iterator.dropped == 0
+
+
 def test_buckets_and_the_work_of_processes(tokenizer):
     config = micro_config("alignment", tokenizer, codec__buckets=(100, 200))
     cfg = model(config)

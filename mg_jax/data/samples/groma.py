@@ -87,7 +87,7 @@ class Detection(_Pictures):
         )
 
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
-        return batching.stack(records)
+        return stacked(records, "pixels", "states", "boxes", "region_mask", "head", "labels")
 
 
 class Language(Conversations, _Pictures):

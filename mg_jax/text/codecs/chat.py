@@ -11,6 +11,7 @@ from mg_jax.errors import UserError
 from mg_jax.example import Example, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.added import AddedTokens
+from mg_jax.text.codecs.rows import check_length
 
 Encoded = dict[str, np.ndarray]
 Parts = list[str | int]
@@ -54,13 +55,10 @@ class TextCodec:
                 "tokenizer: choose the template of its language model"
             ) from None
 
-    def check_length(self, count: int, where: str) -> None:
+    def check_length(self, count: int, turns: Sequence[Turn], where: str) -> None:
         """Raises UserError, beginning with `where`, for more tokens of text than allowed."""
-        if count > self.text_tokens:
-            raise UserError(
-                f"{where}: {count} tokens of text, but text_tokens is {self.text_tokens}: "
-                "shorten the conversation or raise text_tokens"
-            )
+        asking = any(turn.assistant is None for turn in turns)
+        check_length(count, self.text_tokens, where, asking)
 
 
 class ChatCodec(TextCodec):
@@ -128,7 +126,7 @@ class ChatCodec(TextCodec):
             if not t.suffix:
                 add([self.tokenizer.eos_id], target=True)
             add(encode(self.tokenizer.split(t.sep), bos=False))
-        self.check_length(sum(i not in self.not_text for i in tokens), where)
+        self.check_length(sum(i not in self.not_text for i in tokens), turns, where)
         return tokens, loss
 
 

@@ -151,7 +151,7 @@ class FerretCodec(TextCodec):
             tokens += [self.image_id] * (end - side)
             loss += [False] * (end - side)
             pieces = pieces[end:]
-        self.check_length(len(tokens) - image_tokens, where)
+        self.check_length(len(tokens) - image_tokens, turns, where)
         return {
             "tokens": np.asarray(tokens, np.int32),
             "loss_mask": np.asarray(loss, bool),

@@ -23,7 +23,7 @@ from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup, templates
 from mg_jax.text.codecs.groma_decode import decode_answer
 from mg_jax.text.codecs.groma_gaze import add_gaze
-from mg_jax.text.codecs.rows import collate_gaze, pad_rows
+from mg_jax.text.codecs.rows import check_length, collate_gaze, pad_rows
 from mg_jax.text.instructions import GROUNDING
 from mg_jax.text.tokenizer import PAD, Tokenizer
 
@@ -139,7 +139,7 @@ class GromaCodec:
                     "the first region you pass, <p>...</p> around a phrase"
                 )
         turns = [*turns[:-1], Turn(last, None)]
-        encoded = self._finish(*self._write(turns, regions, where), where)
+        encoded = self._finish(*self._write(turns, regions, where), where, asking=True)
         del encoded["loss_mask"]
         return encoded
 
@@ -256,14 +256,16 @@ class GromaCodec:
                 script.ground += [regions[k].box for k in boxes]
 
     def _finish(
-        self, raw: list[int], ids: list[int], loss: list[bool], script: _Script, where: str
+        self,
+        raw: list[int],
+        ids: list[int],
+        loss: list[bool],
+        script: _Script,
+        where: str,
+        asking: bool = False,
     ) -> Encoded:
         """Expands `<image>` and `<region>` to the model's slots."""
-        if len(ids) - 2 > self.text_tokens:
-            raise UserError(
-                f"{where}: text of {len(ids) - 2} tokens, but text_tokens is {self.text_tokens}: "
-                "shorten it or raise text_tokens"
-            )
+        check_length(len(ids) - 2, self.text_tokens, where, asking)
         if len(script.refer) > self.max_regions:
             raise UserError(
                 f"{where}: {len(script.refer)} regions in the questions, but the model has "

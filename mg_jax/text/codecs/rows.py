@@ -9,6 +9,20 @@ from mg_jax.errors import UserError
 GAZE = 64  # looks of a sample in a batch; what it has beyond is left out
 
 
+def check_length(count: int, limit: int, where: str, asking: bool) -> None:
+    """Raises UserError when a text has more tokens than a codec's `text_tokens`, its limit.
+
+    asking: it is a question to a trained model, whose limit is what it is.
+    """
+    if count <= limit:
+        return
+    if asking:
+        fact, mend = f"the model takes {limit}", "shorten it, or begin a new conversation"
+    else:
+        fact, mend = f"text_tokens is {limit}", "shorten the conversation or raise text_tokens"
+    raise UserError(f"{where}: {count} tokens of text, but {fact}: {mend}")
+
+
 def pad_rows(
     samples: Sequence[Mapping[str, np.ndarray]],
     sizes: Iterable[int],
