@@ -99,8 +99,6 @@ def attend(
     """Softmax attention, softmax in float32; query head n reads key head n // (N/K)."""
     b, t, n, h = q.shape
     kv = k.shape[2]
-    if n % kv:
-        raise ValueError(f"{n} heads cannot share {kv} kv_heads evenly")
     scale = h**-0.5 if scale is None else scale
     # heads before tokens: plain batched matmuls, much faster than the einsums on a CPU
     q = (q * jnp.asarray(scale, q.dtype)).reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4)

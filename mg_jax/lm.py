@@ -80,6 +80,8 @@ class Attention(nn.Module):
         c = self.cfg
         dtype = jnp.dtype(c.dtype)
         alone = mask.ndim == 2
+        if c.heads % c.kv_heads:
+            raise ValueError(f"{c.heads} heads cannot share {c.kv_heads} kv_heads evenly")
 
         def project(heads, axis, name):
             shape, axes = (c.width, heads, c.head), ("embed", axis, "head")
