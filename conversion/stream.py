@@ -75,7 +75,7 @@ def _most(shape: Sequence[int], names: Sequence[str | None]) -> list[int]:
     for name, size, count in zip(names, shape, own, strict=True):
         if size % count:
             for i, other in enumerate(names):
-                most[i] *= count if other in sharding.INSTEAD.get(name, ()) else 1
+                most[i] *= count if other in sharding.INSTEAD.get(name or "", ()) else 1
     return [math.gcd(size, count) for size, count in zip(shape, most, strict=True)]
 
 

@@ -33,9 +33,10 @@ def start(
     given = (coordinator != "", count > 0, index >= 0)
     if any(given) and not all(given):
         raise UserError("--coordinator, --processes and --process belong together: give all three")
-    options: Any = (coordinator, count, index) if all(given) else (None, None, None)
+    names = ("coordinator_address", "num_processes", "process_id")
+    options: Any = zip(names, (coordinator, count, index), strict=True) if all(given) else ()
     try:
-        jax.distributed.initialize(*options, heartbeat_timeout_seconds=heartbeat)
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **dict(options))
     except (ValueError, RuntimeError) as e:
         reason = str(e).split("\n")[0][:200]
         raise UserError(

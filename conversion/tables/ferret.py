@@ -36,11 +36,12 @@ def table(cfg: Any, manifest: Collection[str]) -> Table:
     if manifest:
         check_whole(manifest)
     inner = {name.removeprefix(TOWER) for name in manifest if name.startswith(TOWER)}
+    spelling: Any = spelling_of(inner, clip.MARKS)
     width = cfg.lm.width
     out = (
         under("", "lm/", llama.table(cfg.lm))
         + under(PROJECTOR, "projector/", projector(cfg.projector, cfg.low.width, width))
-        + under(TOWER, "low/", clip.table(cfg.low, spelling_of(inner, clip.MARKS)))
+        + under(TOWER, "low/", clip.table(cfg.low, spelling))
     )
     if cfg.merge == "spatial_unpad":
         out += bind((Rule(NEWLINE, "newline", "d -> d"),), {"d": width})

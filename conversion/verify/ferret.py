@@ -97,10 +97,10 @@ class Instance:
         for row, crop in zip(tiles, crops, strict=True):
             row[: len(crop) - 1] = crop[1:]
         c = self.cfg
-        chosen = [anyres.select(*size, c.grids, c.tile_size) for size in sizes]
+        chosen = [anyres.select(w, h, c.grids, c.tile_size) for w, h in sizes]
         windows = [
-            anyres.window(*size, c.grids[g], c.token_side)
-            for size, g in zip(sizes, chosen, strict=True)
+            anyres.window(w, h, c.grids[g], c.token_side)
+            for (w, h), g in zip(sizes, chosen, strict=True)
         ]
         return {
             "low": np.stack([crop[0] for crop in crops]),
@@ -139,8 +139,7 @@ class Instance:
 
     def prompt(self, cfg: Any, ids: np.ndarray | None = None, row: int | None = None) -> "Prompt":
         """The recorded ids (or `ids` [1,T] for the picture of `row`) with a slot a vector."""
-        given = ids is None
-        ids = self.inputs["input_ids"] if given else ids
+        given, ids = ids is None, self.inputs["input_ids"] if ids is None else ids
         images = range(len(ids)) if row is None else [row]
         counts = [self.image_tokens(cfg, i) for i in images]
         labels = self.inputs["labels"] if given else np.full(ids.shape, NO_LABEL)

@@ -82,14 +82,16 @@ class Sketch:
         for fusion, upsampling in product(SHORT, ("nearest", "bilinear")):
             yield f"{fusion}, {upsampling}", partial(self.reading, fusion, upsampling)
 
-    def params(self, fusion: str) -> dict[str, Any]:
+    def params(self, fusion: Any) -> dict[str, Any]:
         """Everything but the language model; each reading's sampler is of its own width."""
         c = dataclasses.replace(self.cfg, fusion=fusion)
+        tile = c.tile
+        assert tile is not None
         table = (
             engine.under("clip.", "low/", clip.table(c.low))
-            + engine.under("dinov2.", "tile/", dinov2.table(c.tile))
+            + engine.under("dinov2.", "tile/", dinov2.table(tile))
             + engine.under("mlp_g.", "projector/", projector("mlp", c.low.width, c.lm.width))
-            + engine.under("mlp_l.", "tile_projector/", projector("mlp", c.tile.width, c.lm.width))
+            + engine.under("mlp_l.", "tile_projector/", projector("mlp", tile.width, c.lm.width))
             + engine.under(
                 f"sampler_{SHORT[fusion]}.", "sampler/", sampler(c.sampler, c.map_width, c.lm.width)
             )
@@ -126,7 +128,7 @@ class Sketch:
             "visual_tokens": self.seen["image_tokens"][0],
         }
 
-    def reading(self, fusion: str, upsampling: str) -> dict[str, Any]:
+    def reading(self, fusion: Any, upsampling: Any) -> dict[str, Any]:
         """The fused map and the region's vector in one reading."""
         cfg = dataclasses.replace(self.cfg, fusion=fusion, upsampling=upsampling)
         points = self.fed["sampled_points"]

@@ -48,11 +48,9 @@ def check(folder: Path) -> Case | None:
         if not (folder / file).exists():
             continue
         try:
-            for name, text, produce in read(
-                json.loads((folder / file).read_text(encoding="utf-8"))
-            ):
+            for name, text, make in read(json.loads((folder / file).read_text(encoding="utf-8"))):
                 recorded[f"{file.removesuffix('.json')}/{name}"] = text
-                made[f"{file.removesuffix('.json')}/{name}"] = produce
+                made[f"{file.removesuffix('.json')}/{name}"] = make
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
             raise UserError(f"{folder / file}: is no recording of GroundingGPT's ({e!r})") from None
     if not recorded:

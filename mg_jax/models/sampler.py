@@ -92,7 +92,7 @@ class Stage(nn.Module):
         d = affine(take_points(x, knn) - anchors, *diff)
         both = jnp.concatenate([d, jnp.broadcast_to(anchors, d.shape)], -1)
         self.sow("intermediates", "diff_out", d)
-        mixed = layer_norm(jax.nn.relu(affine(both, *mix)), *norm, EPS)
+        mixed = layer_norm(jax.nn.relu(affine(both, *mix)), norm[0], norm[1], EPS)
         self.sow("intermediates", "mix_out", mixed)
 
 
@@ -170,7 +170,8 @@ class GeoRegionSampler(nn.Module):
 
         `fed` may hold fps_0, knn_0, fps_1, ...: indexes that take the place of those found.
         """
-        c, fed, aux = self.cfg, fed or {}, {}
+        c, fed = self.cfg, fed or {}
+        aux: dict[str, Any] = {}
         x, xy = features.astype(jnp.float32), points.astype(jnp.float32)
         for i, (n, k) in enumerate(zip(c.anchors, c.neighbours, strict=True)):
             start = jnp.zeros(xy.shape[:2], jnp.int32)
