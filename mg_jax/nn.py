@@ -129,7 +129,7 @@ class Conv(nn.Module):
         kernel = param(self, "kernel", self.shape, axes, self.kernel_init or fan_in_init(3))
         y = conv2d(x, kernel, self.stride, self.padding, self.dtype)
         if self.bias:
-            bias = param(self, "bias", self.shape[3:], ("conv_out",), init.zeros)
+            bias = param(self, "bias", self.shape[3:], (None,), init.zeros)
             y = y + bias.astype(self.dtype)[None, None, None]
         return y
 
@@ -137,17 +137,20 @@ class Conv(nn.Module):
 def conv2d(x, kernel, stride: int = 1, padding: int = 0, dtype: Dtype = jnp.float32):
     """NHWC convolution of x[B,Y,X,C] with kernel[y,x,C,C']; zero padding in pixels.
 
-    On a mesh the kernel is gathered first: with kernel and batch split over the same axis, XLA's
-    partitioner returned wrong gradients (seen with jax 0.10 on CPU devices).
+    On a mesh the kernel is gathered first, and only the batch is split: with kernel and batch split
+    over the same axis, or channels over another (the bias's, say), XLA's partitioner returned
+    wrong gradients (seen with jax 0.10 on CPU devices).
     """
     kernel = shard(kernel, None, None, None, None)
-    return jax.lax.conv_general_dilated(
-        x.astype(dtype),
+    x = shard(x.astype(dtype), "batch", None, None, None)
+    y = jax.lax.conv_general_dilated(
+        x,
         kernel.astype(dtype),
         (stride, stride),
         ((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
+    return shard(y, "batch", None, None, None)
 
 
 class ConvTranspose(nn.Module):
@@ -163,7 +166,7 @@ class ConvTranspose(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         axes = ("taps", "taps", "conv_in", "conv_out")
         kernel = param(self, "kernel", self.shape, axes, fan_in_init(3))
-        bias = param(self, "bias", self.shape[3:], ("conv_out",), init.zeros)
+        bias = param(self, "bias", self.shape[3:], (None,), init.zeros)
         k = self.shape[0]
         y = jnp.einsum("byxc,uvcd->byuxvd", x.astype(self.dtype), kernel.astype(self.dtype))
         b, rows, _, cols, _, d = y.shape

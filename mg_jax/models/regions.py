@@ -16,6 +16,7 @@ from mg_jax.boxes import cxcywh_to_xyxy
 from mg_jax.nn import LayerNorm, Linear, conv2d, fan_in_init, gelu, group_norm, param
 from mg_jax.ops.resize import resize_bilinear
 from mg_jax.ops.roi_align import roi_align
+from mg_jax.sharding import shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ class RegionEncoder(nn.Module):
         aux["roi_flat_out"] = x
         position = Position(c, name="position")(boxes)
         aux["roi_pos_embed"] = position
-        x = x + position.astype(dtype)
+        x = shard(x + position.astype(dtype), "batch", "regions", "act_embed")
         x = Linear((c.hidden, self.out), ("conv_in", "embed_out"), dtype=dtype, name="output")(x)
         if c.mlp:
             shape, axes = (self.out, self.out), ("embed", "embed_out")
@@ -184,7 +185,7 @@ class StackedConv(nn.Module):
         kernel = param(self, "kernel", self.shape, self.axes, stacked)
         if not self.bias:
             return kernel, None
-        bias_shape, bias_axes = (self.shape[0], self.shape[-1]), (self.axes[0], self.axes[-1])
+        bias_shape, bias_axes = (self.shape[0], self.shape[-1]), (self.axes[0], None)
         return kernel, param(self, "bias", bias_shape, bias_axes, init.zeros)
 
 
@@ -202,7 +203,7 @@ class Position(nn.Module):
         c = self.cfg
         x = Linear((4, c.position_width), ("coord", None), name="fc1")(boxes)
         x = LayerNorm(c.position_width, 1e-5, name="norm1")(jax.nn.relu(x))
-        x = Linear((c.position_width, c.hidden), (None, "conv_out"), name="fc2")(x)
+        x = Linear((c.position_width, c.hidden), (None, None), name="fc2")(x)
         return LayerNorm(c.hidden, 1e-5, name="norm2")(jax.nn.relu(x))
 
 

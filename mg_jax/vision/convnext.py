@@ -53,7 +53,7 @@ class Depthwise(nn.Module):
     def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y X C"]:
         shape, axes = (self.side, self.side, self.width), ("taps", "taps", "conv_out")
         kernel = param(self, "kernel", shape, axes, self.kernel_init)
-        bias = param(self, "bias", (self.width,), ("conv_out",), init.zeros)
+        bias = param(self, "bias", (self.width,), (None,), init.zeros)
         return depthwise(x.astype(self.dtype), kernel) + bias.astype(self.dtype)[None, None, None]
 
 
