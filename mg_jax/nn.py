@@ -21,7 +21,7 @@ from flax.linen import initializers as init
 from jax.sharding import PartitionSpec
 
 from mg_jax import sharding
-from mg_jax.sharding import Named, shard
+from mg_jax.sharding import Named, gathered, shard
 
 Dtype = Any
 
@@ -88,13 +88,15 @@ class Linear(nn.Module):
             if groups > 1:
                 parts = kernel.astype(self.dtype).reshape(groups, -1, *self.shape[in_dims:])
                 kernel = (parts * scale[:, None].astype(self.dtype)).reshape(self.shape)
+        if (used := gathered(self.axes)) != self.axes:
+            kernel = shard(kernel, *used)
         y = jax.lax.dot_general(
             x.astype(self.dtype), kernel.astype(self.dtype), (contract, ((), ()))
         )
         if self.quant != "none" and groups == 1:
             y = y * scale.astype(self.dtype).reshape((1,) * (y.ndim - self.out_dims) + shape[1:])
         if self.bias:
-            shape, axes = self.shape[in_dims:], self.axes[in_dims:]
+            shape, axes = self.shape[in_dims:], gathered(self.axes[in_dims:])
             bias = param(self, "bias", shape, axes, self.bias_init).astype(self.dtype)
             y = y + bias.reshape((1,) * (y.ndim - bias.ndim) + bias.shape)
         return y

@@ -64,6 +64,9 @@ INSTEAD = {
     "act_kv_heads": ("keys",),  # fewer key heads than devices: each device keeps part of the text
     "vocab": ("embed",),  # an odd number of tokens
 }
+# Axes along which parameters are stored in pieces, but not used so: behind activations with split
+# channels XLA's partitioner returned wrong gradients (seen with jax 0.10 on CPU devices)
+STORED = ("conv_out", "embed_out")
 LARGE = 16 * 2**20  # bytes from which an array should be split where it can be
 
 _RULES: contextvars.ContextVar[Mapping[str, Any] | None] = contextvars.ContextVar(
@@ -197,6 +200,11 @@ def shard(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names, x.shape)))
+
+
+def gathered(names: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """The names of a parameter's dimensions where it is used: STORED ones are whole."""
+    return tuple(None if name in STORED else name for name in names)
 
 
 def batch_sharding(mesh: Mesh, ndim: int = 1) -> NamedSharding:

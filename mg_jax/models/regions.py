@@ -16,7 +16,6 @@ from mg_jax.boxes import cxcywh_to_xyxy
 from mg_jax.nn import LayerNorm, Linear, conv2d, fan_in_init, gelu, group_norm, param
 from mg_jax.ops.resize import resize_bilinear
 from mg_jax.ops.roi_align import roi_align
-from mg_jax.sharding import shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class RegionEncoder(nn.Module):
         aux["roi_flat_out"] = x
         position = Position(c, name="position")(boxes)
         aux["roi_pos_embed"] = position
-        x = shard(x + position.astype(dtype), "batch", "regions", "act_embed")
+        x = x + position.astype(dtype)
         x = Linear((c.hidden, self.out), ("conv_in", "embed_out"), dtype=dtype, name="output")(x)
         if c.mlp:
             shape, axes = (self.out, self.out), ("embed", "embed_out")
