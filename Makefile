@@ -13,7 +13,7 @@ PYTEST := $(PY) -m pytest -n 2 --dist worksteal
 PIP := $(PY) -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow test-real lint format type demo demo-photo bench pods-check lock clean
+.PHONY: help setup test test-slow test-real lint format type demo demo-photo page bench pods-check lock clean
 
 help: ## this list
 	@echo "mg_jax: make TARGET [EXTRAS=torch,...] [PYTHON=python3.12] [VENV=.venv] [ARGS='...']"
@@ -82,6 +82,10 @@ demo: setup ## ask the shipped model about a picture and draw its answer
 demo-photo: setup $(VENV)/.installed-weights $(VENV)/.installed-photo ## the same about a photo
 	@echo "==> Asking groma-mini about a photo of scikit-image"
 	$(PY) -m launch.demo --photo $(ARGS)
+
+page: setup $(VENV)/.installed-demo ## the demo as a web page
+	@echo "==> Serving a page to ask the shipped model about pictures"
+	$(PY) -m launch.page $(ARGS)
 
 pods-check: ## compile one row of docs/pods_table.md again, in an environment with libtpu
 	$(MAKE) setup VENV=.venv-tpu EXTRAS=tpu

@@ -103,18 +103,22 @@ def with_objects(prompt: str, count: int, objects: int) -> str:
     return prompt + "".join(f" <object:{k}>" for k in missing)
 
 
+def told(answer) -> list[str]:
+    """Lines of an answer: its text, its phrases with their boxes in pixels, notes."""
+    lines = [answer.text or "(no words)"]
+    for phrase in answer.phrases:
+        for box, score in zip(phrase.boxes, phrase.scores, strict=True):
+            place = ", ".join(f"{v:.0f}" for v in box)
+            lines.append(f"  {phrase.text or 'region'}: [{place}]  score {score:.2f}")
+    return [*lines, *(f"  note: {note}" for note in answer.notes)]
+
+
 def show(answer, args: argparse.Namespace, picture) -> None:
     """Print an answer, and draw it when --out is given."""
     if args.json:
         print(json.dumps(answer.to_json()), flush=True)
     else:
-        print(answer.text or "(no words)")
-        for phrase in answer.phrases:
-            for box, score in zip(phrase.boxes, phrase.scores, strict=True):
-                place = ", ".join(f"{v:.0f}" for v in box)
-                print(f"  {phrase.text or 'region'}: [{place}]  score {score:.2f}")
-        for note in answer.notes:
-            print(f"  note: {note}")
+        print(*told(answer), sep="\n")
     if args.out:
         with disk_errors(Path(args.out)):
             answer.draw(picture).save(args.out)

@@ -1,6 +1,7 @@
 """What a user calls: `load()` a release, `chat()` about a picture, `answer()` many questions."""
 
 import contextlib
+import copy
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -264,6 +265,13 @@ class Assistant:
         self._detections: Any = None
         self._history: list[Turn] = []
         self._regions: list[Region] = []
+
+    def another(self) -> "Assistant":
+        """One with a conversation of its own, and the same parameters and compiled programs."""
+        _ = self._generate  # or each would compile its own
+        made = copy.copy(self)
+        made.reset()
+        return made
 
     def chat(
         self,

@@ -42,7 +42,7 @@ DEVICE = (
 MEETS_HOST = {"generate", "train", "assistants", "assistant", "explain"}
 ROOMS = BASE | HOST | set().union(*DEVICE)
 # Libraries that cost seconds or are optional: inside functions only. Others are never imported.
-LAZY = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "libtpu"}
+LAZY = {"torch", "transformers", "tensorflow", "tensorflow_datasets", "gradio", "libtpu"}
 # The name under which an extra that is not installed here is asked for, where it differs
 SOLD_AS = {"skimage": "scikit-image"}
 NEVER = {"mg_jax": {"torch", "tensorflow", "absl"}, "conversion": {"tensorflow", "absl"}}
