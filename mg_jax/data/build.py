@@ -7,6 +7,7 @@ does not open, and the same build again makes what is missing. A shard depends o
 on the settings alone, so it has the same bytes whoever makes it.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -291,24 +292,42 @@ def run(job: Job, source: Source, workers: int = 1, seen: Seen = lambda n: None)
     done, stop = context.RawArray("q", job.shards), context.RawValue("b", 0)
     shared = (job, source, done, stop, os.getpid())
     told = 0
-    pool = futures.ProcessPoolExecutor(workers, context, _begin_worker, shared)
+    with _noted_interrupt() as interrupted:
+        pool = futures.ProcessPoolExecutor(workers, context, _begin_worker, shared)
+        try:
+            waiting = {pool.submit(_work, k) for k in missing}
+            while waiting:
+                finished, waiting = futures.wait(waiting, 0.2, futures.FIRST_COMPLETED)
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                for future in finished:
+                    future.result()
+                count = sum(done)
+                seen(count - told)
+                told = count
+        except futures.process.BrokenProcessPool:
+            raise UserError(
+                f"{job.folder}: a worker was killed, perhaps for want of memory: run the same "
+                "command again with fewer workers; the finished shards are kept"
+            ) from None
+        finally:
+            stop.value = 1
+            pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _noted_interrupt() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets. Raised at any place it could leave a lock of a pool held for ever,
+    and its shutdown waiting for that."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: event.set())
     try:
-        waiting = {pool.submit(_work, k) for k in missing}
-        while waiting:
-            finished, waiting = futures.wait(waiting, 0.2, futures.FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-            count = sum(done)
-            seen(count - told)
-            told = count
-    except futures.process.BrokenProcessPool:
-        raise UserError(
-            f"{job.folder}: a worker was killed, perhaps for want of memory: run the same command "
-            "again with fewer workers; the finished shards are kept"
-        ) from None
+        yield event
     finally:
-        stop.value = 1
-        pool.shutdown(cancel_futures=True)
+        signal.signal(signal.SIGINT, before)
 
 
 _worker: dict[str, Any] = {}
