@@ -1,19 +1,27 @@
 """Ferret-v2 in three stages, each from the checkpoint of the one before:
 
-    python -m launch.train --config configs/ferret.py:stage=caption,size=tiny --workdir runs/a
+    python -m launch.train --config configs/ferret.py:stage=caption,size=tiny --workdir runs/a \\
+        --config.init_from=runs/labels
     python -m launch.train --config configs/ferret.py:stage=dense,size=tiny --workdir runs/b \\
-        --config.init_from=runs/a
+        --config.init_from=runs/labels,runs/a
     python -m launch.train --config configs/ferret.py:stage=instruction,size=tiny \\
         --workdir runs/c --config.init_from=runs/b
 
-stage=dense may be left out (the paper's ablation): the last one then starts from runs/a, and the
-tiles' projector from the global one's values. version=v1 and version=ui (Ferret-UI) have the last
-stage alone.
+stage=dense may be left out (the paper's ablation): the last one then starts from what that would.
+The tiles' projector begins with the global one's values, where none is there (size=tiny has one).
+version=v1 and version=ui (Ferret-UI) have the last stage alone.
 
-size=tiny trains on procedural scenes from squares to 1x6 on a CPU. size=7b|13b is Vicuna and
-version=ui,size=8b Llama-3-8B; they need --config.data=..., --config.codec.tokenizer=FOLDER, and for
-their first stage CLIP, DINOv2 (v2) and the language model as converted releases,
---config.init_from=FOLDER,FOLDER,FOLDER.
+size=tiny trains on procedural scenes from squares to 1x6 on a CPU. No pretrained encoders of that
+size exist, so a stage before the three teaches them, by things and the words that name them:
+
+    python -m launch.train --config configs/ferret.py:stage=labels,size=tiny --workdir runs/labels
+
+It stands behind --config.init_from of stage=caption, and, before the release of that stage, which
+has no tiles, behind that of the next: --config.init_from=runs/labels,runs/a.
+
+size=7b|13b is Vicuna and version=ui,size=8b Llama-3-8B; they need --config.data=...,
+--config.codec.tokenizer=FOLDER, and for their first stage CLIP, DINOv2 (v2) and the language model
+as converted releases, --config.init_from=FOLDER,FOLDER,FOLDER.
 
 Hyper-parameters: v1's and Ferret-UI's are published (spec 8). Of v2 the paper's text names the data
 of each stage and what trains, but no learning rate, batch size or number of epochs: they are v1's
@@ -30,7 +38,8 @@ Ablations of the paper, of v2 (docs/ferret.md has the commands): arm=fixed sees 
 alone; arm=direct too, in a size that CLIP's positions are interpolated for (448 px), and arm=any in
 up to four tiles of half that side by the same encoder; arm=ground reads regions from the whole
 picture alone; arm=clip lets CLIP see the tiles. encoder=frozen keeps the encoders as they are in
-the last stage.
+the last stage, encoder=trained does not; by default they are trained as published, and of size=tiny
+frozen.
 """
 
 import dataclasses
@@ -39,6 +48,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.mg_llava import labels
 from mg_jax.attention import RopeScaling
 from mg_jax.config import to_dict
 from mg_jax.errors import UserError
@@ -50,12 +60,12 @@ from mg_jax.vision.anyres import GRIDS_V2, up_to
 from mg_jax.vision.vit import ViTConfig
 
 CHOICES = {
-    "stage": ("caption", "dense", "instruction"),
+    "stage": ("caption", "dense", "instruction", "labels"),
     "size": ("tiny", "7b", "13b", "8b"),
     "version": ("v2", "v1", "ui"),
     "context": ("slow", "pool", "fewer"),
     "arm": ("full", "fixed", "direct", "any", "ground", "clip"),
-    "encoder": ("trained", "frozen"),
+    "encoder": ("auto", "trained", "frozen"),
 }
 # positions of the language model, and of these for text; of v2 by context
 CONTEXT = {
@@ -68,8 +78,15 @@ TRAINED = (*ferret.TRAINABLE["dense"], "lm/.*")
 
 UPSAMPLED = 448  # pixels of the whole picture, directly upsampled
 SIDE = 112  # pixels of the tiny model's tiles
-# Regions of all kinds, and Ferret's own question about them, which "all" leaves out
-TASKS = "all+point*2+scribble*2+mask*2+read*2+which_box+which_point+which_free"
+# What a whole picture and names are enough for
+WHOLE = "caption*2+attribute*2+presence*2+count+relation*2+rec*3+read"
+# Questions about one place or one thing, and Ferret's own about regions
+TASKS = (
+    "rec*5+rec_absent*1.5+all_instances*2+all_instances_absent*0.8+region*3+region_detail+point*2+"
+    "scribble*2+mask*2+which_box*1.5+which_point*1.5+which_free*1.5+presence*3+count*0.8+relation+"
+    "attribute+read*2+dialogue*0.5+caption*0.3"
+)
+SHARES = {1: 1.0, 2: 1.0, 4: 0.8, 6: 0.6}  # of batches by count of tiles: many take long
 SCENES = {  # by count of tiles: width x height in tiles
     1: ((1, 1),),
     2: ((2, 1), (1, 2)),
@@ -85,6 +102,10 @@ def get_config(arg: str = "") -> ConfigDict:
     if version != "v2" and stage != "instruction":
         raise UserError(
             f"version={version} has the stage instruction alone: write stage=instruction"
+        )
+    if stage == "labels" and size != "tiny":
+        raise UserError(
+            f"stage=labels is for size=tiny: the encoders of {size} are pretrained: take caption"
         )
     if size == "8b" and version != "ui":
         raise UserError("size=8b is Llama-3-8B, which only version=ui has: write size=7b or 13b")
@@ -111,19 +132,16 @@ def get_config(arg: str = "") -> ConfigDict:
     c.batch_size = 128
     c.optim.lr = 2e-5
     c.optim.warmup_ratio = 0.03
-    {"caption": caption, "dense": dense, "instruction": instruction}[stage](c, version)
+    if stage == "labels":
+        labels(c)
+    else:
+        {"caption": caption, "dense": dense, "instruction": instruction}[stage](c, version)
     if size == "tiny":
-        tiny(c, version)
+        tiny(c, version, model)
     else:
         full(c, version, context)
-    if choice["encoder"] == "frozen" and stage != "caption":
-        if size == "tiny" and model.tile:
-            raise UserError(
-                "encoder=frozen: size=tiny has no pretrained encoder of tiles to freeze: take "
-                "arm=clip, arm=fixed or arm=direct"
-            )
-        if stage == "instruction" or size == "tiny":
-            c.trainable = TRAINED
+    if stage == "instruction" and choice["encoder"] != "auto":
+        encoders(c, choice["encoder"], model)
     return c.lock()
 
 
@@ -164,6 +182,14 @@ def instruction(c: ConfigDict, version: str) -> None:
         c.init_required = ("low/.*", "lm/.*")
         c.init_parts = (("clip", "vision", "low"),)
         c.trainable = TRAINED
+
+
+def encoders(c: ConfigDict, how: str, model: FerretConfig) -> None:
+    """Whether the last stage trains the encoders; those of size=tiny as slowly as suits them."""
+    c.trainable = TRAINED if how == "frozen" else ferret.TRAINABLE["instruction"]
+    if how == "trained" and c.size == "tiny":
+        parts = "(low|tile)/.*" if model.tile else "low/.*"
+        c.optim.lr_multipliers = ((parts, 0.1),)
 
 
 def full(c: ConfigDict, version: str, context: str) -> None:
@@ -235,8 +261,11 @@ def tiny_model(version: str) -> FerretConfig:
     shape = dict(width=128, layers=4, heads=2, mlp_ratio=3.0, image_size=SIDE)
     fields = ferret.version(version) | {"transpose_sampling": False, "low_layer": -1}
     fields["low"] = ViTConfig(kind="clip", activation="quick_gelu", eps=1e-5, **shape)
+    sampler = SamplerConfig(points=128, anchors=(32, 8), neighbours=(12, 8))
     if version == "v2":
         fields["tile"] = ViTConfig(kind="dinov2", **shape)
+        fields["tile_places"] = True
+        sampler = dataclasses.replace(sampler, residual=True)
     return FerretConfig(
         lm=LMConfig(
             vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
@@ -244,48 +273,85 @@ def tiny_model(version: str) -> FerretConfig:
         ),
         low_size=SIDE,
         tile_size=SIDE,
-        sampler=SamplerConfig(points=128, anchors=(32, 8), neighbours=(12, 8)),
+        sampler=sampler,
         unit_vectors=True,
         text_positions=320,
         **fields,
     )  # fmt: skip
 
 
-def tiny(c: ConfigDict, version: str) -> None:
+# Peak learning rate and updates of size=tiny
+UPDATES = {
+    "labels": (1e-3, 5000), "caption": (1e-3, 1500), "dense": (1e-3, 1500),
+    "instruction": (1e-3, 5000),
+}  # fmt: skip
+
+
+def tiny(c: ConfigDict, version: str, model: FerretConfig) -> None:
     """What size=tiny does otherwise than the published recipe, and why."""
     c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
     c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
-    c.codec.tokenizer = "tokenizer-tiny"
-    c.codec.template = "ferret_short"
-    c.codec.text_tokens = 320
-    c.codec.buckets = (96, 160)
-    c.trainable = (".*",)  # no pretrained encoder or language model is shipped: they learn here
     c.single_source = True  # one count of tiles a batch
     c.batch_size = 16
     c.optim.warmup_steps = 200
     c.train.save_minutes = 5.0
+    c.optim.lr, c.train.steps = UPDATES[c.stage]
+    if c.stage == "labels":
+        c.target_slots = 8  # each is a region too
+        c.data = scenes(5, "none")
+        return
+    c.codec.tokenizer = "tokenizer-tiny"
+    c.codec.template = "ferret_short"
+    c.codec.text_tokens = 176
+    c.model.pointing_weight = 1.0  # what a pretrained language model would bring along
     c.init_parts = ()
+    if version == "v2":
+        c.trainable = TRAINED  # no language model of this size is pretrained either
+        start(c, model)
+    else:  # nothing teaches these beforehand
+        c.trainable = (".*",)
+        c.init_required, c.init_stages = (), ("instruction",)
     if c.stage == "caption":
-        c.init_required, c.init_stages = (), ("caption",)
-        c.data = scenes(6, "caption")
-        c.optim.lr, c.train.steps = 6e-4, 1000
+        c.data = scenes(6, f"{WHOLE},turns=3,named=1", 2)  # in others it sees too little
     elif c.stage == "dense":
-        c.init_required = ("low/.*", "lm/.*", "projector/.*")  # the tiles' encoder begins here
-        c.data = scenes(7, "none")
-        c.codec.text_tokens = 400  # ten objects, of some twenty tokens a box
-        c.optim.lr, c.train.steps = 6e-4, 2000
-    else:
-        c.init_required = ("low/.*", "lm/.*", "projector/.*") if version == "v2" else ()
-        c.init_stages = (*c.init_stages, "instruction") if version == "v2" else ("instruction",)
-        c.data = scenes(8, f"{TASKS},turns=3")
+        c.data = scenes(7, "none,max_objects=8")
+        c.codec.text_tokens = 304  # of some thirty tokens an object
+        c.codec.buckets = (208,)
+    else:  # few captions with all boxes fit where most other conversations do: they are kept apart
+        c.codec.text_tokens = 288
+        c.codec.buckets = (176,)
+        grounded = scenes(9, "grounded_caption,max_objects=8", share=0.15)
+        c.data = f"{scenes(8, f'{TASKS},turns=3')} + {grounded}"
         c.codec.refer_slots = 4
-        c.optim.lr, c.train.steps = 4e-4, 4000
 
 
-def scenes(seed: int, tasks: str) -> str:
-    """Scenes of every count of tiles, each a data set of its own, sides up to a fifth shorter."""
+def start(c: ConfigDict, model: FerretConfig) -> None:
+    """What a stage of size=tiny takes from stage labels and from those before."""
+    whole = c.stage == "caption"  # without tiles and regions
+    parts = {
+        "low": True,
+        "projector": True,
+        "sampler": not whole,
+        "tile": not whole and model.tile is not None,
+        "tile_projector": not whole and model.tile_projector == "own" and bool(model.grids),
+        "tile_places": not whole and model.grids == GRIDS_V2,
+    }
+    c.init_required = tuple(f"{name}/.*" for name, there in parts.items() if there)
+    c.init_ignore = ("labels/.*", *(f"{name}/.*" for name, there in parts.items() if not there))
+    c.init_stages = ("labels", *(s for s in c.init_stages if s != "encoder"))
+    if not whole:
+        c.init_required = (*c.init_required, "lm/.*")
+        c.init_stages = (*dict.fromkeys((*c.init_stages, c.stage)),)
+
+
+def scenes(seed: int, tasks: str, most: int = 6, share: float = 1.0) -> str:
+    """Scenes of every count of tiles up to `most`, each a data set of its own, sides up to a fifth
+    shorter; share: of their batches, beside other data."""
     parts = []
     for tiles, grids in SCENES.items():
+        if tiles > most:
+            continue
         sizes = "|".join(f"{SIDE * w}x{SIDE * h}" for w, h in grids)
-        parts.append(f"scenes:seed={seed}{tiles},n=1000000,tasks={tasks},size={sizes},vary=0.2")
+        data = f"scenes:seed={seed}{tiles},n=1000000,tasks={tasks},size={sizes},vary=0.2"
+        parts.append(f"{data} * {SHARES[tiles] * share:g}")
     return " + ".join(parts)

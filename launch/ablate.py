@@ -2,7 +2,7 @@
 
     python -m launch.ablate --start runs/alignment --workdir runs/ablations
     python -m launch.ablate --start runs/labels --workdir runs/ablations
-    python -m launch.ablate --start runs/caption --workdir runs/ablations
+    python -m launch.ablate --start runs/labels,runs/caption --workdir runs/ablations
     python -m launch.ablate --start runs/llm --workdir runs/ablations
 
 of Groma, from stage=alignment:
@@ -13,10 +13,11 @@ of MG-LLaVA, from stage=labels, whose towers stay as they are; all else starts a
   resolution  low resolution alone, with boxes, with boxes and Conv-Gate (paper, table 4)
   fusion      how the high resolution gets into the tokens of the low one (table 5a)
   merging     how boxes and image meet (table 5b)
-of Ferret-v2, from stage=caption:
+of Ferret-v2, from stage=labels, whose encoders stay as they are but where one is said to be
+trained, and stage=caption:
   upsampling  direct upsampling or any resolution, each with the encoder frozen or trained (3.2)
   referring   fixed resolution, any resolution for grounding, for referring too (table 5)
-  tiles       CLIP sees the tiles, or an encoder of their own, which starts afresh
+  tiles       CLIP sees the tiles, or an encoder of their own
   dense       without or with stage II (table 6), half of the steps each
 of TinyGroundingGPT, from stage=llm, two thirds of the steps in local, the others in global:
   objects     without or with the object images of both, as the paper without its 256K
@@ -194,7 +195,12 @@ def arguments() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--start", required=True, help="release or workdir of the stage before")
+    p.add_argument(
+        "--start",
+        required=True,
+        help="release or workdir of the stage before, or "
+        "several with commas between, as --config.init_from takes them",
+    )
     p.add_argument("--workdir", required=True, type=Path, help="folder of all runs")
     p.add_argument("--only", choices=list(STUDIES), help="one (default: all of the start's system)")
     p.add_argument("--steps", type=int, metavar="N", help="of every run; by default 400 to 800, as "
@@ -295,7 +301,7 @@ def chosen(args: argparse.Namespace) -> list[str]:
         return [args.only]
     from mg_jax.plan import source
 
-    system = source(args.start)[0].get("system")
+    system = source(args.start.split(",")[0])[0].get("system")
     found = [name for name, study in STUDIES.items() if study.system == system]
     if not found:
         raise UserError(f"--start {args.start}: there are no ablations of system {system!r}")

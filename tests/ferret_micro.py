@@ -23,10 +23,11 @@ def micro_config(stage="instruction", version="v2", **changes):
     m.sampler.update({"points": 16, "anchors": (8, 4), "neighbours": (4, 4)})
     m.lm.update({"width": 16, "mlp": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head": 8})
     m.lm.max_positions, m.text_positions = 1200, 600
+    m.pointing_layer = 0
     c.codec.text_tokens, c.codec.buckets = 600, ()
     c.batch_size, c.optim.warmup_steps = 8, 1
     c.train.steps, c.train.log_every, c.train.tensorboard = 2, 1, False
-    tasks = {"caption": "caption", "dense": "none"}.get(stage, "all+mask,turns=2")
+    tasks = {"caption": "caption", "dense": "none", "labels": "none"}.get(stage, "all+mask,turns=2")
     c.data = f"scenes:seed=1,n=99,tasks={tasks},size=40|120x40|40x120,max_objects=4"
     c.single_source = False
     c.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})

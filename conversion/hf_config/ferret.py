@@ -77,7 +77,7 @@ ACTIVATION, EPS, HEAD = "quick_gelu", 1e-5, 64
 NARROW, NARROW_HEAD = 256, 16  # recorded towers are narrower than any published, with such heads
 PUBLISHED_LAYERS, PUBLISHED_PATCH, PUBLISHED_SIZE = 24, 14, 336
 # Fields of ours that do not change what the weights mean
-NOT_WRITTEN = frozenset(("text_positions",))
+NOT_WRITTEN = frozenset(("text_positions", "pointing_weight", "pointing_layer"))
 
 
 def is_ferret(raw: Mapping[str, Any], kind: str = "") -> bool:

@@ -22,6 +22,8 @@ from mg_jax.attention import KVCache
 from mg_jax.lm import LM
 from mg_jax.models import System
 from mg_jax.models.ferret_config import TRAINABLE, FerretConfig, check, version
+from mg_jax.models.naming import label_shapes, naming_loss
+from mg_jax.models.pointing import gaze_shapes, with_looks
 from mg_jax.models.sampler import GeoRegionSampler
 from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, unit
 from mg_jax.nn import MLP, Linear, param
@@ -39,7 +41,8 @@ __all__ = ["TRAINABLE", "Ferret", "FerretConfig", "example_batch", "system", "ve
 
 
 class Ferret(nn.Module):
-    """Parameters: low, tile, projector, tile_projector, newline, sampler or region_adapter, lm.
+    """Parameters: low, tile, projector, tile_projector, tile_places, newline, sampler or
+    region_adapter, lm; in stage "labels" labels in place of lm.
 
     A part that the config has no use for has no parameters.
     """
@@ -61,6 +64,8 @@ class Ferret(nn.Module):
             self.tile = ViT(c.tile)
         if c.tile_projector == "own":
             self.tile_projector = projector(tower.width)
+        if c.tile_places and c.grids:
+            self.tile_places = TilePlaces((len(c.grids), c.max_tiles, tower.width))
         if c.merge == "spatial_unpad":
             std = init.normal(c.lm.width**-0.5)
             self.newline = param(self, "newline", (c.lm.width,), (None,), std)
@@ -70,6 +75,8 @@ class Ferret(nn.Module):
             shape = (c.map_width, c.lm.width)
             self.region_adapter = Linear(shape, ("embed", "mlp"), dtype=dtype)
         self.lm = LM(c.lm)
+        if c.label_words:
+            self.labels = Linear((c.lm.width, c.label_words + 4), ("embed", "new_vocab"))
 
     def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
         """Pictures and points -> `image_tokens` [B,n,D] in the prompt's order, the whole picture's
@@ -78,10 +85,10 @@ class Ferret(nn.Module):
         Without tiles in the batch only the whole picture is seen, without points no region.
         """
         aux = {"low_features": self.see(self.low, batch["low"], self.cfg.low_layer)}
-        aux["low_tokens"] = self.projector(aux["low_features"])
+        aux["low_tokens"] = self.project(self.projector, aux["low_features"])
         image = aux["low_tokens"]
         if "tiles" in batch:
-            aux |= self.see_tiles(batch["tiles"])
+            aux |= self.see_tiles(batch["tiles"], batch["grid"])
             image = jnp.concatenate([image, self.merge(aux["tile_tokens"], batch)], 1)
         aux["image_tokens"] = image
         if "points" in batch and self.cfg.regions != "none":
@@ -93,14 +100,23 @@ class Ferret(nn.Module):
         states, normed = tower(pixels)
         return (normed if layer is None else states[layer])[:, 1 + tower.cfg.registers :]
 
-    def see_tiles(self, tiles: Float[Array, "B N s s 3"]) -> dict[str, Any]:
+    def project(self, projector: nn.Module, features: Float[Array, "B P C"]) -> jax.Array:
+        """Tokens [B,P,D] of features."""
+        tokens = projector(features)
+        return unit(tokens) if self.cfg.unit_vectors else tokens
+
+    def see_tiles(self, tiles: Float[Array, "B N s s 3"], grid: Int[Array, " B"]) -> dict[str, Any]:
         """`tile_features` [B,N*P,C] and their projections `tile_tokens` [B,N*P,D]."""
         c, (b, n) = self.cfg, tiles.shape[:2]
         tower, layer = (self.tile, c.tile_layer) if c.tile else (self.low, c.low_layer)
         features = self.see(tower, tiles.reshape(b * n, *tiles.shape[2:]), layer)
         features = features.reshape(b, -1, features.shape[-1])
         own = self.tile_projector if c.tile_projector == "own" else self.projector
-        return {"tile_features": features, "tile_tokens": own(features)}
+        known = features
+        if c.tile_places:
+            places = self.tile_places(grid)[:, :n].astype(features.dtype)
+            known = features + jnp.repeat(places, c.tile_side**2, axis=1)
+        return {"tile_features": features, "tile_tokens": self.project(own, known)}
 
     def merge(
         self, tokens: Float[Array, "B N*P D"], batch: Mapping[str, jax.Array]
@@ -171,6 +187,34 @@ class Ferret(nn.Module):
         cells = tile_cell(row, column, across, c.tile_side)
         return whole + gather_weighted(aux[f"tile_{kind}"], cells, weight)
 
+    def name_things(self, batch: Mapping[str, jax.Array]) -> dict[str, Float[Array, "B K W+4"]]:
+        """What is read, by one linear map, of the tokens over the middle of each of `label_boxes`
+        (xyxy in [0, 1]) and of the vector of each region, of which there are as many.
+
+        By part ("low", "tile", "region"): logits of the label words, then xyxy in [0, 1]. One map,
+        so that the sum of both encoders' tokens, which regions are read from, tells it too.
+        """
+        aux, side = self.encode(batch), self.cfg.low_side
+        middle = (batch["label_boxes"][..., :2] + batch["label_boxes"][..., 2:]) / 2
+
+        def cell(rows, columns):
+            x, y = (jnp.floor(middle[..., i] * n) for i, n in enumerate((columns, rows)))
+            x, y = jnp.clip(x, 0, columns - 1), jnp.clip(y, 0, rows - 1)
+            return y.astype(jnp.int32), x.astype(jnp.int32)
+
+        row, column = cell(side, side)
+        found = {"low": take(aux["low_tokens"], row * side + column)}
+        if "tile_tokens" in aux:
+            side = self.cfg.tile_side
+            size = self.grid_size(batch["grid"], side)[..., None]
+            row, column = cell(size[:, 0], size[:, 1])
+            at = tile_cell(row, column, size[:, 1] // side, side)
+            found["tile"] = take(aux["tile_tokens"], at)
+        if "region_tokens" in aux:
+            vectors = aux["region_tokens"]
+            found["region"] = unit(vectors) if self.cfg.unit_vectors else vectors
+        return {part: self.labels(x.astype(jnp.float32)) for part, x in found.items()}
+
     # -- language ----------------------------------------------------------------------------
 
     def embed(self, batch: Mapping[str, jax.Array], aux: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +254,17 @@ class Ferret(nn.Module):
         return next_token(self.lm, tokens, cache)
 
 
+class TilePlaces(nn.Module):
+    """A vector for every tile of every grid. Parameters: table [grids, tiles, C]."""
+
+    shape: tuple[int, int, int]
+
+    @nn.compact
+    def __call__(self, grid: Int[Array, " B"]) -> Float[Array, "B tiles C"]:
+        axes = (None, None, "embed")
+        return param(self, "table", self.shape, axes, init.normal(0.1))[grid]
+
+
 def example_batch(
     cfg: FerretConfig,
     stage: str,
@@ -218,10 +273,14 @@ def example_batch(
     tokens: int | None = None,
     tiles: int | None = None,
     regions: int = 8,
+    targets: int = 8,
+    gaze: int = 8,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a batch: text length, tile slots, region slots.
+    """Shapes of a batch: text length, tile slots, slots of regions, of labelled things, and looks
+    of a sample.
 
-    Stage "caption" sees the whole picture alone and no regions.
+    Stage "caption" sees the whole picture alone and no regions; in "labels" every labelled thing
+    is a region.
     """
     tiled = bool(cfg.grids) and stage != "caption"
     n, side = tiles or cfg.max_tiles, cfg.tile_size
@@ -230,12 +289,13 @@ def example_batch(
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype)
 
-    out = {
-        "low": array(cfg.low_size, cfg.low_size, 3),
-        "tokens": array(t, dtype=jnp.int32),
-        "valid": array(t, dtype=bool),
-        "loss_mask": array(t, dtype=bool),
-    }
+    out = {"low": array(cfg.low_size, cfg.low_size, 3)}
+    if stage == "labels":
+        out, regions = out | label_shapes(batch_size, targets), targets
+    else:
+        out["tokens"] = array(t, dtype=jnp.int32)
+        out |= {name: array(t, dtype=bool) for name in ("valid", "loss_mask")}
+        out |= gaze_shapes(batch_size, gaze) if cfg.pointing_weight else {}
     if tiled:
         out |= {"tiles": array(n, side, side, 3), "grid": array(dtype=jnp.int32)}
         if cfg.merge == "spatial_unpad":
@@ -247,7 +307,8 @@ def example_batch(
 
 
 def system(cfg: FerretConfig) -> System:
-    """Ferret with its three stages, all of next-token loss; TRAINABLE says what they train.
+    """Ferret with its three stages, all of next-token loss (TRAINABLE says what they train), and
+    "labels", which teaches the encoders where `label_words` says so.
 
     The first has no tiles and no regions, so neither has its checkpoint; v1 has the last alone.
     """
@@ -255,20 +316,24 @@ def system(cfg: FerretConfig) -> System:
     model = Ferret(cfg)
 
     def language(params, batch, key):
-        out: Any = model.apply({"params": params}, batch, rngs={"points": key})
-        logits, aux = out
+        kept = ["intermediates"] if cfg.pointing_weight else []
+        out: Any = model.apply({"params": params}, batch, rngs={"points": key}, mutable=kept)
+        (logits, aux), maps = out
         loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
         if "point_count" in batch:
             count = (batch["point_count"] > 0).sum(1).astype(jnp.float32)
             metrics = {**metrics, "regions": count.mean()}
-        return loss, metrics
+        return with_looks(loss, metrics, maps, cfg, batch)
+
+    def labels(params, batch, key):
+        variables, rngs = {"params": params}, {"points": key}
+        read: Any = model.apply(variables, batch, rngs=rngs, method=model.name_things)
+        return naming_loss(read, cfg.label_words, batch)
 
     stages = ("caption", "dense", "instruction")
-    return System(
-        "ferret",
-        cfg,
-        model,
-        losses=dict.fromkeys(stages, language),
-        entry=dict.fromkeys(stages, lambda m, batch: m(batch)),
-        example=example_batch,
-    )
+    taught: dict[str, Any] = dict.fromkeys(stages, language)
+    entry: dict[str, Any] = dict.fromkeys(stages, lambda m, batch: m(batch))
+    if cfg.label_words:
+        taught = {"labels": labels, **taught}
+        entry["labels"] = lambda m, batch: m.name_things(batch)
+    return System("ferret", cfg, model, losses=taught, entry=entry, example=example_batch)

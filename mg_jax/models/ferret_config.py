@@ -6,6 +6,7 @@ from typing import Any, Literal
 from mg_jax.attention import RopeScaling
 from mg_jax.errors import UserError
 from mg_jax.lm import LMConfig
+from mg_jax.models.pointing import check_pointing
 from mg_jax.models.sampler import SamplerConfig
 from mg_jax.vision.anyres import GRIDS_UI, GRIDS_V2, Grid
 from mg_jax.vision.vit import ViTConfig
@@ -43,6 +44,13 @@ class FerretConfig:
     `region_token`: id of `<region_fea>` where it is a row of the vocabulary (published weights).
     `unit_vectors`: visual vectors are brought to unit mean square before they join the text.
     `text_positions`: least that the largest picture must leave of lm.max_positions.
+    `tile_places`: a learned vector for every tile of every grid joins the features of its tokens.
+    No version has it: a pretrained language model tells tiles apart by their order.
+    `label_words`: size of a vocabulary of label words that stage "labels" has; there the tokens of
+    both encoders and the vectors of regions learn to name and to place things by one linear map,
+    which stands in for pretraining where there is none.
+    `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of the
+    language model to look at what an answer is about, as a pretrained one would.
     """
 
     low: ViTConfig = CLIP_L
@@ -67,6 +75,10 @@ class FerretConfig:
     region_token: int | None = None
     unit_vectors: bool = False
     text_positions: int = 512
+    tile_places: bool = False
+    label_words: int = 0
+    pointing_weight: float = 0.0
+    pointing_layer: int = 2
 
     @property
     def low_side(self) -> int:
@@ -141,7 +153,7 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "v2": {},
 }  # fmt: skip
 # Between encoders and language model: one pattern, for no config has all of them
-OWN = ("(projector|tile_projector|sampler|region_adapter|newline)(/.*)?",)
+OWN = ("(projector|tile_projector|tile_places|sampler|region_adapter|newline)(/.*)?",)
 # What each stage trains (spec 8); v1, which has the last alone, leaves its encoder frozen
 TRAINABLE = {"caption": ("projector/.*",), "dense": OWN, "instruction": (".*",)}
 
@@ -189,6 +201,12 @@ def check(cfg: FerretConfig) -> None:
                     f"{cfg.low.width} and tile.width={cfg.tile.width}"
                 )
     check_sampler(cfg.sampler, f"{where}.sampler")
+    check_pointing(cfg)
+    if cfg.sampler.residual and cfg.map_width != cfg.lm.width:
+        raise UserError(
+            f"{where}.sampler.residual: points of {cfg.map_width} channels are no vectors of "
+            f"lm.width={cfg.lm.width}: set fusion='projected'"
+        )
     room = cfg.lm.max_positions - cfg.largest
     if room < cfg.text_positions:
         raise UserError(

@@ -20,7 +20,8 @@ from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
 from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
-from mg_jax.models.pointing import gaze_shapes, looking_loss
+from mg_jax.models.naming import label_shapes
+from mg_jax.models.pointing import check_pointing, gaze_shapes, with_looks
 from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
@@ -30,7 +31,6 @@ from mg_jax.vision.vit import ViT, ViTConfig
 
 CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
 PLACES = ("image", "box", "refer")  # placeholder ids follow the vocabulary in this order
-LABELS = 4  # label words of a box at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,12 +244,7 @@ def example_batch(
         return jax.ShapeDtypeStruct((b, *shape), dtype)
 
     if stage == "labels":
-        return {
-            "high": array(1, s, s, 3),
-            "label_boxes": array(targets, 4),
-            "label_mask": array(targets, dtype=bool),
-            "labels": array(targets, LABELS, dtype=jnp.int32),
-        }
+        return {"high": array(1, s, s, 3), **label_shapes(b, targets)}
     given = {"refer_boxes": array(refer, 4), "refer_mask": array(refer, dtype=bool)}
     return {
         "high": array(frames, s, s, 3),
@@ -286,11 +281,7 @@ def check(cfg: MGLLaVAConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {cfg.low.layers + 1} "
             "hidden states of the low-resolution tower"
         )
-    if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
-        raise UserError(
-            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
-            "layers of the language model, 0 the first"
-        )
+    check_pointing(cfg)
 
 
 def system(cfg: MGLLaVAConfig) -> System:
@@ -315,11 +306,7 @@ def system(cfg: MGLLaVAConfig) -> System:
         loss, metrics = losses.next_token_loss(logits, aux["tokens"], batch["loss_mask"])
         count = batch["box_mask"].sum((1, 2)).astype(jnp.float32)
         metrics = {**metrics, "boxes": count.mean()}
-        if cfg.pointing_weight:
-            look, found = looking_loss(maps, cfg.pointing_layer, batch)
-            metrics |= {**found, "language": loss}
-            loss = loss + cfg.pointing_weight * look
-        return loss, metrics
+        return with_looks(loss, metrics, maps, cfg, batch)
 
     taught: dict[str, Any] = {"pretrain": language, "sft": language}
     entry: dict[str, Any] = dict.fromkeys(taught, lambda m, batch: m(batch))

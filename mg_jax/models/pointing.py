@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mg_jax import losses
+from mg_jax.errors import UserError
 from mg_jax.models.vlm import take
 
 
@@ -30,6 +31,30 @@ def looking_loss(
     at, target = jnp.moveaxis(batch["gaze"], -1, 0)
     look, pointed = losses.pointing_loss(maps[layer], at, target, batch["gaze_weight"])
     return look, {"pointing": look, "pointed": pointed}
+
+
+def with_looks(
+    loss: jax.Array,
+    metrics: Mapping[str, jax.Array],
+    kept: Any,
+    cfg: Any,
+    batch: Mapping[str, jax.Array],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(loss, metrics) of a language stage with the share of `looking_loss` that the model's config
+    gives it; both as they are where that is none. "language" is then the loss without."""
+    if not cfg.pointing_weight:
+        return loss, dict(metrics)
+    look, found = looking_loss(kept, cfg.pointing_layer, batch)
+    return loss + cfg.pointing_weight * look, {**metrics, **found, "language": loss}
+
+
+def check_pointing(cfg: Any) -> None:
+    """Raises UserError for a `pointing_layer` that the language model does not have."""
+    if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
+        raise UserError(
+            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
+            "layers of the language model, 0 the first"
+        )
 
 
 def gaze_shapes(rows: int, count: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -29,12 +29,16 @@ class SamplerConfig:
     """`points` a region begins with, and of every stage the anchors and the neighbours of each.
 
     pooler: how an anchor's neighbours become one feature; every published script uses "max".
+    residual: the mean of the points' features is added, and the last map begins as zero: a vector
+        then begins as that mean, and a model from scratch need not find its way through both stages
+        before regions mean anything. Published ones have no such path.
     """
 
     points: int = 512
     anchors: tuple[int, ...] = (128, 32)
     neighbours: tuple[int, ...] = (24, 24)
     pooler: Literal["max", "mean"] = "max"
+    residual: bool = False
 
 
 class Held(nn.Module):
@@ -183,4 +187,6 @@ class GeoRegionSampler(nn.Module):
         x = x.reshape(*x.shape[:2], -1)
         size = c.anchors[-1] * self.width
         x = aux["flat"] = Linear((size, self.width), ("embed", "mlp"), name="flatten")(x)
-        return Linear((self.width, self.out), ("mlp", "embed"), name="output")(x), aux
+        shape, first = (self.width, self.out), init.zeros if c.residual else None
+        x = Linear(shape, ("mlp", "embed"), kernel_init=first, name="output")(x)
+        return x + features.astype(jnp.float32).mean(2) if c.residual else x, aux

@@ -21,7 +21,8 @@ from mg_jax.attention import KVCache
 from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
-from mg_jax.models.pointing import gaze_shapes, looking_loss
+from mg_jax.models.naming import PLACE_WEIGHT, label_shapes
+from mg_jax.models.pointing import check_pointing, gaze_shapes, looking_loss
 from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.vision import preprocess
@@ -29,8 +30,6 @@ from mg_jax.vision.vit import ViT, ViTConfig
 
 STAGES = ("projector", "llm", "local", "global")
 PLACES = ("image", "object")  # placeholder ids follow the vocabulary in this order
-LABELS = 4  # label words of a thing at most
-PLACE_WEIGHT = 5.0  # of where things are, beside what they are; a detector's for its boxes
 CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
 QWEN_3B = LMConfig(
     vocab=151936, width=2048, mlp=11008, layers=36, heads=16, kv_heads=2, eps=1e-6,
@@ -238,11 +237,7 @@ def example_batch(
 
     seen = {"image": array(s, s, 3), "objects": array(objects, s, s, 3)}
     if stage == "labels":
-        return seen | {
-            "label_boxes": array(targets, 4),
-            "label_mask": array(targets, dtype=bool),
-            "labels": array(targets, LABELS, dtype=jnp.int32),
-        }
+        return seen | label_shapes(b, targets)
     return {
         **seen,
         "object_mask": array(objects, dtype=bool),
@@ -266,11 +261,7 @@ def check(cfg: TinyGroundingGPTConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {clip.layers + 1} "
             "hidden states of CLIP"
         )
-    if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
-        raise UserError(
-            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
-            "layers of the language model, 0 the first"
-        )
+    check_pointing(cfg)
     allowed = [(clip.grid // n) ** 2 for n in range(1, clip.grid + 1) if clip.grid % n == 0]
     if cfg.object_tokens not in allowed:
         raise UserError(

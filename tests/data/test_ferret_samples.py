@@ -18,6 +18,8 @@ from mg_jax.vision import preprocess
 from mg_jax.vision.anyres import GRIDS_V2
 from tests.ferret_micro import SIDE, micro_config, noise
 
+TEXT = ("tokens", "valid", "loss_mask", "gaze", "gaze_weight")
+
 
 def rows_of(config):
     """(samples, model config) of a training config."""
@@ -62,7 +64,7 @@ def test_a_batch(made):
     given[1] = dataclasses.replace(given[1], turns=(Turn("Where?", "There."),))
     records = [rows.make(e, rng(n)) for n, e in enumerate(given)]
     batch = rows.finish(rows.collate(records))
-    expected = {"low", "tiles", "grid", "points", "point_count", "tokens", "valid", "loss_mask"}
+    expected = {"low", "tiles", "grid", "points", "point_count", *TEXT}
     assert set(batch) == expected
     assert batch["tiles"].shape == (3, 4, SIDE, SIDE, 3)  # of 3 tiles, the smallest bucket is 4
     assert batch["point_count"].tolist() == [[16, 16, 16, 0], [0] * 4, [0] * 4]
@@ -144,7 +146,7 @@ def test_the_caption_stage_sees_whole_pictures_alone():
     config = micro_config("caption")
     rows, cfg = rows_of(config)
     batch = next(pipeline.open_batches(config, cfg))
-    assert set(batch) == {"low", "tokens", "valid", "loss_mask"}
+    assert set(batch) == {"low", *TEXT}
     assert ((batch["tokens"] == cfg.id("image")).sum(1) == 4).all()
     asked = rows.make(example(), rng())  # a region goes by its coordinates
     assert cfg.id("region") not in asked["tokens"]

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import mg_llava
+from configs import ferret, mg_llava
 from launch import ablate
 from mg_jax import models, plan, sharding
 from mg_jax.data import pipeline
@@ -75,23 +75,30 @@ def test_arms_of_mg_llava_build(study, config_of, labels):
     assert len(set(shapes)) == len(shapes) or study == "merging"  # f2b and b2f have one shape
 
 
+TILES = ("tile", "tile_projector", "tile_places")
 FERRETS = {  # run: (most image tokens, parts, what stays frozen)
     "direct-frozen": (256, {"low"}, {"low"}),
     "direct-trained": (256, {"low"}, set()),
-    "any-frozen": (320, {"low"}, {"low"}),
-    "any-trained": (320, {"low"}, set()),
-    "fixed": (64, {"low"}, set()),
-    "ground": (448, {"low", "tile", "tile_projector"}, set()),
-    "clip": (448, {"low", "tile_projector"}, set()),
-    "v2": (448, {"low", "tile", "tile_projector"}, set()),
-    "dense": (448, {"low", "tile", "tile_projector"}, set()),
+    "any-frozen": (320, {"low", "tile_places"}, {"low"}),
+    "any-trained": (320, {"low", "tile_places"}, set()),
+    "fixed": (64, {"low"}, {"low"}),
+    "ground": (448, {"low", *TILES}, {"low", "tile"}),
+    "clip": (448, {"low", "tile_projector", "tile_places"}, {"low"}),
+    "v2": (448, {"low", *TILES}, {"low", "tile"}),
+    "dense": (448, {"low", *TILES}, {"low", "tile"}),
 }
 
 
 @pytest.mark.parametrize("study", ["upsampling", "referring", "tiles", "dense"])
 def test_arms_of_ferret_build(study, config_of):
+    taught = plan.plan(ferret.get_config("stage=labels,size=tiny"), 3).state.params
     for run in ablate.STUDIES[study].arms.values():
-        cfg, p = built(config_of(study, run))
+        cfg, p = built(config := config_of(study, run))
+        ours = {**p.state.params, **p.frozen}
+        read = taught.keys() - matching(taught, config.init_ignore, "init_ignore")
+        required = matching(ours, config.init_required, "init_required")
+        assert read == {path for path in required if not path.startswith("lm/")}
+        assert all(taught[path].shape == ours[path].shape for path in read)
         tokens, parts, frozen = FERRETS[run]
         assert cfg.largest == tokens
         found = {path.split("/")[0] for path in (*p.state.params, *p.frozen)}
@@ -106,7 +113,10 @@ def test_arms_of_tiny_grounding_gpt_build(study, config_of):
     shapes = []
     for config in arms.values():
         _, p = built(config)
-        assert config.stage == "global" and {path.split("/")[0] for path in p.frozen} == {"clip", "dino"}
+        assert config.stage == "global" and {path.split("/")[0] for path in p.frozen} == {
+            "clip",
+            "dino",
+        }
         shapes.append({path: x.shape for path, x in p.state.params.items()})
     assert shapes[0] == shapes[1]
     mark = "object_match" if study == "objects" else "grounding_dialogue"
@@ -119,13 +129,14 @@ def test_arms_of_tiny_grounding_gpt_build(study, config_of):
 
 def test_stages_of_a_run_follow_each_other(tmp_path):
     study = ablate.STUDIES["dense"]
-    first, second = ablate.commands(tmp_path / "r", study, "runs/caption", 90, 2, "dense")
+    begin = "runs/labels,runs/caption"
+    first, second = ablate.commands(tmp_path / "r", study, begin, 90, 2, "dense")
     assert "configs/ferret.py:stage=dense,size=tiny" in first and ablate.FERRET in second
     assert (
         f"--workdir={tmp_path / 'r' / 'stage0'}" in first
         and f"--workdir={tmp_path / 'r'}" in second
     )
-    assert "--config.init_from=runs/caption" in first
+    assert f"--config.init_from={begin}" in first
     assert f"--config.init_from={tmp_path / 'r' / 'stage0'}" in second
     for command in (first, second):
         assert {"--config.train.steps=45", "--config.seed=2"} <= set(command)
@@ -175,6 +186,9 @@ def test_runs_are_shared_and_those_of_other_settings_refused(tmp_path, monkeypat
     monkeypatch.setattr(plan, "source", lambda start: ({"system": "mg_llava"}, []))
     args = ablate.arguments().parse_args(["--start", "a", "--workdir", "b"])
     assert ablate.chosen(args) == ["resolution", "fusion", "merging"]
+    monkeypatch.setattr(plan, "source", lambda start: ({"a": {"system": "ferret"}}[start], []))
+    args = ablate.arguments().parse_args(["--start", "a,c", "--workdir", "b"])
+    assert ablate.chosen(args) == ["upsampling", "referring", "tiles", "dense"]
     monkeypatch.setattr(plan, "source", lambda start: ({"system": "x"}, []))
     with pytest.raises(UserError, match="no ablations of system 'x'"):
         ablate.chosen(args)

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from configs import ferret
@@ -21,8 +23,9 @@ from tests.ferret_micro import micro_config
 # parameters of the language models by their config.json, and of the two encoders
 LANGUAGE = {"7b": 6_738_415_616, "13b": 13_015_864_320, "8b": 8_030_261_248}
 CLIP, DINOV2 = 303_507_456, 304_368_640
+STAGES = ("caption", "dense", "instruction")
 FULL = [
-    *(("v2", stage, size) for stage in ferret.CHOICES["stage"] for size in ("7b", "13b")),
+    *(("v2", stage, size) for stage in STAGES for size in ("7b", "13b")),
     *(("v1", "instruction", size) for size in ("7b", "13b")),
     *(("ui", "instruction", size) for size in ("7b", "13b", "8b")),
 ]
@@ -147,7 +150,9 @@ def test_hyperparameters():
         ("stage=dens", "did you mean dense"),
         ("arm=fixed,version=ui,stage=instruction", "arm=fixed is of version=v2"),
         ("context=pool,version=v1,stage=instruction", "context=pool is of version=v2"),
-        ("encoder=frozen,stage=instruction", "no pretrained encoder of tiles to freeze"),
+        ("encoder=trained,version=v1,stage=instruction", "encoder=trained is of version=v2"),
+        ("stage=labels,size=7b", "the encoders of 7b are pretrained: take caption"),
+        ("stage=labels,version=ui", "version=ui has the stage instruction alone"),
     ],
 )
 def test_wrong_arguments_are_named(arg, message):
@@ -155,14 +160,33 @@ def test_wrong_arguments_are_named(arg, message):
         ferret.get_config(arg)
 
 
+def test_tiny_encoders_stay_as_the_first_stage_taught_them():
+    """Unless they are said to be trained, slowly."""
+    fixed = "instruction,encoder=frozen,arm=fixed"
+    arms = {
+        "labels": set(), "caption": {"low"}, "dense": {"low", "tile"},
+        "instruction,arm=clip": {"low"},
+        "instruction": {"low", "tile"}, "instruction,encoder=trained": set(), fixed: {"low"},
+    }  # fmt: skip
+    for arg, frozen in arms.items():
+        config = ferret.get_config(f"stage={arg},size=tiny")
+        p = plan(config, 100, mesh=make_mesh(8, 1, 1))
+        assert {path.split("/")[0] for path in p.frozen} == frozen, arg
+        assert bool(config.optim.lr_multipliers) == ("trained" in arg)
+        assert ("labels/kernel" in p.state.params) == (arg == "labels")
+        assert ("gaze" in p.example) == (arg != "labels")
+        assert ("tile_places/table" in p.state.params) == (arg not in ("caption", fixed))
+
+
 @pytest.mark.parametrize("version", ferret.CHOICES["version"])
 def test_tiny_is_small_enough_to_ship(version):
     config = ferret.get_config(f"stage=instruction,size=tiny,version={version}")
     p = plan(config, 100, mesh=make_mesh(8, 1, 1))
-    assert count(p.state.params) < 5_000_000
+    assert count(p.state.params) + count(p.frozen) < 5_000_000
     sources, _ = pipeline.open_mixture(config.data)
     grids = {}
-    for source, (tiles, shapes) in zip(sources, ferret.SCENES.items(), strict=True):
+    assert len(sources) == 2 * len(ferret.SCENES)  # captions with boxes apart
+    for source, (tiles, shapes) in zip(sources, ferret.SCENES.items(), strict=False):
         assert len(source.sizes) == len(shapes)
         for i in range(40):
             width, height = source.size_of(i)
@@ -186,14 +210,25 @@ def test_context_is_checked(change, message):
 
 
 def test_stages_in_a_row(tmp_path, capsys):
-    with pytest.raises(UserError, match="stage=dense starts from a checkpoint of stage caption"):
-        run(micro_config("dense"), str(tmp_path / "x"))
-    assert run(micro_config("caption"), str(tmp_path / "a")) == 0
-    for stage, before in (("dense", "a"), ("instruction", "dense"), ("instruction", "a")):
-        name = f"{stage}-{before}"
-        folder = tmp_path / ("dense" if stage == "dense" else name)
-        assert run(micro_config(stage, init_from=str(tmp_path / before)), str(folder)) == 0
-    release = tmp_path / "instruction-dense" / "release"
+    with pytest.raises(UserError, match="stage=caption starts from a checkpoint of stage labels"):
+        run(micro_config("caption"), str(tmp_path / "x"))
+    assert run(micro_config("labels"), str(tmp_path / "labels")) == 0
+    taught = checkpoint.load_release(tmp_path / "labels" / "release")[1]
+    assert set(taught) == {"low", "tile", "projector", "tile_projector", "tile_places", "sampler",
+                           "labels"}  # fmt: skip
+    labels = str(tmp_path / "labels")
+    assert run(micro_config("caption", init_from=labels), str(tmp_path / "a")) == 0
+    with pytest.raises(UserError, match="sampler/.* first: stage=dense starts from"):
+        run(micro_config("dense", init_from=str(tmp_path / "a")), str(tmp_path / "y"))
+    both = f"{labels},{tmp_path / 'a'}"
+    for stage, before in (("dense", both), ("instruction", str(tmp_path / "dense")),
+                          ("instruction", both)):  # fmt: skip
+        folder = tmp_path / (stage if before != both or stage == "dense" else "without")
+        assert run(micro_config(stage, init_from=before), str(folder)) == 0
+        learned = checkpoint.load_release(folder / "release")[1]
+        for part in ("low", "tile"):
+            jax.tree.map(np.testing.assert_array_equal, learned[part], taught[part])
+    release = tmp_path / "instruction" / "release"
     config, params, words = checkpoint.load_release(release, "ferret")
     assert config["preprocess"] == "clip_squash" and config["codec"]["template"] == "ferret_short"
     assert words is not None and {"low", "tile", "sampler", "tile_projector"} <= set(params)

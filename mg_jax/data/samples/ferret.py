@@ -15,18 +15,22 @@ import numpy as np
 
 from mg_jax.data import batch as batching
 from mg_jax.data import regions as places
-from mg_jax.data.samples.base import Conversations, Record
+from mg_jax.data.samples.base import Conversations, Record, Samples, stacked
+from mg_jax.data.samples.ferret_teaching import Gaze
+from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup
+from mg_jax.text.codecs.rows import collate_gaze
 from mg_jax.vision import anyres, preprocess
 
+LOOKS = 192  # looks of a sample in a batch: ten boxes have up to some twenty each
 POINTED = ("box", "mask")  # kinds of regions that may be shown as points instead
 
 
-def samples(config: Any, cfg: Any, codec: Any) -> "Language":
-    """Those of all stages."""
-    return Language(config, cfg, codec)
+def samples(config: Any, cfg: Any, codec: Any) -> Samples:
+    """Those of config.stage."""
+    return Labels(config, cfg) if codec is None else Language(config, cfg, codec)
 
 
 def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
@@ -43,12 +47,16 @@ def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
 
 
 def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
-    """Text length, tile slots and region slots of the largest batch."""
+    """Text length, slots of tiles, regions and looks of the largest batch; of stage "labels" of
+    tiles and labelled things."""
+    if config.stage == "labels":
+        return {"tiles": cfg.max_tiles, "targets": config.target_slots}
     options = codec_options(config, cfg)
     return {
         "tokens": options["image_tokens"] + config.codec.text_tokens,
         "tiles": cfg.max_tiles,
         "regions": config.codec.refer_slots,
+        "gaze": LOOKS,
     }
 
 
@@ -66,14 +74,33 @@ class Picture:
     def __init__(self, width: int, height: int, cfg: Any, tiles: bool):
         self.grid = 0
         self.window: tuple[int, int, int, int] | None = None
+        self.sides = [(cfg.low_side, cfg.low_side)]  # (rows, columns) of each map of tokens
         chosen: tuple[int, int] | None = None
         if tiles:
             self.grid = anyres.select(width, height, cfg.grids, cfg.tile_size)
             chosen = cfg.grids[self.grid]
+            self.sides.append((chosen[1] * cfg.token_side, chosen[0] * cfg.token_side))
             if cfg.merge == "spatial_unpad":
                 self.window = anyres.window(width, height, chosen, cfg.token_side)
         self.tiles = chosen[0] * chosen[1] if chosen else 0
         self.tokens = int(cfg.image_tokens(chosen, self.window))
+
+    def cell(self, x: float, y: float) -> int:
+        """Number of the visual vector over a point in [0, 1]: a tile's, which sees most, but the
+        whole picture's where there are no tiles or the place is cut away."""
+        rows, columns = self.sides[-1]
+        row, column = min(int(y * rows), rows - 1), min(int(x * columns), columns - 1)
+        across = columns
+        if self.window:
+            top, left, rows, columns = self.window
+            row, column, across = row - top, column - left, columns + 1
+        before = 0
+        if len(self.sides) > 1:
+            side = self.sides[0][0]
+            before = side * side
+            if not (0 <= row < rows and 0 <= column < columns):
+                return min(int(y * side), side - 1) * side + min(int(x * side), side - 1)
+        return before + row * across + column
 
     def arrays(self, pixels: np.ndarray, cfg: Any) -> Record:
         """The pixels uint8 [h,w,3] as the model sees them, still bytes."""
@@ -82,20 +109,71 @@ class Picture:
         return made | {"grid": self.grid, "window": self.window}
 
 
-class Language(Conversations):
-    """All stages. Pixels stay bytes until a batch has left its worker."""
+class _Pictures(Samples):
+    """Pixels stay bytes until a batch has left its worker."""
 
-    def __init__(self, config: Any, cfg: Any, codec: Any):
-        super().__init__(config, cfg, codec)
+    def __init__(self, config: Any, cfg: Any):
         self.cfg, self.tiled = cfg, tiled(config, cfg)
-        self.text_tokens = config.codec.text_tokens
-        self.texts = sorted({*(n for n in config.codec.buckets if n < self.text_tokens),
-                             self.text_tokens})  # fmt: skip
         self.fixed = jax.process_count() > 1  # they do not see each other's rows
-        self.slots = config.codec.refer_slots
         self.points = float(config.points)
         if not 0 <= self.points <= 1:
             raise UserError(f"config.points: {config.points} is no share from 0 to 1")
+
+    def drawn(self, found: Sequence[Region], example: Example, rng: np.random.Generator) -> Record:
+        """`points` and `point_count` of regions, lists of one entry each."""
+        size, count = (example.width, example.height), self.cfg.sampler.points
+        try:
+            pairs = [places.sample(places.rasterise(r, *size), rng, count) for r in found]
+        except UserError as e:
+            raise BadRecord(f"example {example.id!r} of {example.source}: {e}") from None
+        return {"points": [p for p, _ in pairs], "point_count": [n for _, n in pairs]}
+
+    def tile_slots(self, records: Sequence[Record]) -> int:
+        """Slots for the tiles of these rows, as few as their largest picture needs."""
+        most = self.cfg.max_tiles if self.fixed else max(len(r.get("tiles", ())) for r in records)
+        return anyres.bucket(max(most, 1), self.cfg.max_tiles) if self.tiled else 0
+
+    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return normalised(batch, self.cfg)
+
+
+class Labels(_Pictures):
+    """The stage that teaches the encoders, and the sampler, by named things: each is a region too,
+    a share of them (config.points) shown as a point."""
+
+    def __init__(self, config: Any, cfg: Any):
+        super().__init__(config, cfg)
+        self.words, self.slots = label_words(config, cfg), config.target_slots
+
+    def make(self, example: Example, rng: np.random.Generator) -> Record | None:
+        named = named_boxes(example, self.words, self.slots, None, rng)
+        if named is None or example.image is None:
+            return None
+        found = [Region.from_box(b, clip=True) for b in named["label_boxes"][named["label_mask"]]]
+        found = [_point(r, example, rng) if rng.random() < self.points else r for r in found]
+        picture = Picture(example.width, example.height, self.cfg, self.tiled)
+        name = f"example {example.id!r} of {example.source}"
+        seen = picture.arrays(example.pixels(), self.cfg)
+        return {**named, **self.drawn(found, example, rng), **seen, "name": name}
+
+    def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
+        slots, names = self.tile_slots(records), [r["name"] for r in records]
+        regions = self.slots if self.cfg.regions != "none" else 0
+        named = stacked(records, "label_boxes", "label_mask", "labels")
+        return named | arrays(records, self.cfg, slots, regions, names)
+
+
+class Language(Conversations, _Pictures):
+    """The stages that train on answers."""
+
+    def __init__(self, config: Any, cfg: Any, codec: Any):
+        Conversations.__init__(self, config, cfg, codec)
+        _Pictures.__init__(self, config, cfg)
+        self.gaze = Gaze(codec) if cfg.pointing_weight else None
+        self.text_tokens = config.codec.text_tokens
+        self.texts = sorted({*(n for n in config.codec.buckets if n < self.text_tokens),
+                             self.text_tokens})  # fmt: skip
+        self.slots = config.codec.refer_slots
         self.described = codec.refer != "coordinates" and config.stage != "caption"
 
     def check_vocabulary(self, name: str, cfg: Any, codec: Any) -> None:
@@ -120,29 +198,21 @@ class Language(Conversations):
             text = len(record["tokens"]) - (picture.tokens if picture else 0)
             if text > self.text_tokens or len(record["places"]) > self.slots:
                 return None
-        return record
+        return record | self.gaze(record, example, picture) if self.gaze else record
 
     def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
         picture, found = record.pop("picture"), record.pop("places")
-        try:
-            drawn = [
-                places.sample(
-                    places.rasterise(r, example.width, example.height), rng, self.cfg.sampler.points
-                )
-                for r in found
-            ]
-        except UserError as e:
-            raise BadRecord(f"example {example.id!r} of {example.source}: {e}") from None
-        record |= {"points": [p for p, _ in drawn], "point_count": [n for _, n in drawn]}
+        record |= self.drawn(found, example, rng)
         return record | (picture.arrays(example.pixels(), self.cfg) if picture else {})
 
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
-        most = self.cfg.max_tiles if self.fixed else max(len(r.get("tiles", ())) for r in records)
-        slots = anyres.bucket(max(most, 1), self.cfg.max_tiles) if self.tiled else 0
+        slots = self.tile_slots(records)
         size = self.buckets[-1] if self.fixed else self.size(records, slots)
         names = [r["name"] for r in records]
         out: dict[str, np.ndarray] = self.codec.collate(records, [size], names)
         batching.refuse_empty_loss(out)
+        if self.gaze:
+            out |= collate_gaze(records, LOOKS)
         described = self.slots if self.described else 0
         return out | arrays(records, self.cfg, slots, described, names)
 
@@ -152,9 +222,6 @@ class Language(Conversations):
         grids = [g for g in cfg.grids if g[0] * g[1] <= slots] or [None]
         base = max(cfg.image_tokens(g) for g in grids)
         return min([base + n for n in self.texts if base + n >= longest], default=self.buckets[-1])
-
-    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return normalised(batch, self.cfg)
 
 
 def pointed(example: Example, rng: np.random.Generator, share: float) -> Example:

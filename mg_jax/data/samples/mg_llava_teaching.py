@@ -9,6 +9,7 @@ import numpy as np
 
 from mg_jax.boxes import iou
 from mg_jax.data.detections import to_canvas
+from mg_jax.data.samples.teaching import Look, answer_starts, as_gaze, middle
 from mg_jax.data.transforms import LABEL_WORDS, label_ids
 from mg_jax.errors import UserError
 from mg_jax.example import Example
@@ -28,10 +29,15 @@ def label_words(config: Any, cfg: Any) -> tuple[str, ...]:
 
 
 def named_boxes(
-    example: Example, words: Sequence[str], slots: int, canvas: int, rng: np.random.Generator
+    example: Example,
+    words: Sequence[str],
+    slots: int,
+    canvas: int | None,
+    rng: np.random.Generator,
 ) -> dict[str, np.ndarray] | None:
-    """label_boxes [slots,4] float32 in canvas units, label_mask [slots], and of each box the labels
-    [slots,LABEL_WORDS], numbers in `words` as `label_ids` gives them.
+    """label_boxes [slots,4] float32 in canvas units (None: in [0, 1] of the picture), label_mask
+    [slots], and of each box the labels [slots,LABEL_WORDS], numbers in `words` as `label_ids` gives
+    them.
 
     Where there are more boxes than slots a random choice stays; boxes without a known word are left
     out; None where none is left.
@@ -47,7 +53,9 @@ def named_boxes(
         "labels": np.full((slots, LABEL_WORDS), -1, np.int32),
     }
     boxes = np.asarray([example.objects[n].box for n in chosen])
-    out["label_boxes"][: len(chosen)] = to_canvas(boxes, example.width, example.height, canvas)
+    if canvas is not None:
+        boxes = to_canvas(boxes, example.width, example.height, canvas)
+    out["label_boxes"][: len(chosen)] = boxes
     out["labels"][: len(chosen)] = labels[chosen]
     return out
 
@@ -73,9 +81,8 @@ def looks(
     images = np.flatnonzero(tokens == codec.image_id)
     side = math.isqrt(len(images) // max(frames, 1))
     slots = np.flatnonzero(tokens == codec.box_id)
-    starts = np.flatnonzero(mask[1:] & ~mask[:-1])
-    rows: list[tuple[int, int, float]] = []
-    for begin, turn in zip(starts.tolist(), example.turns, strict=True):
+    rows: list[Look] = []
+    for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
         if turn.about is None or not frames or begin < images[0]:  # not shown as yet
             continue
         found = [example.regions[k].box for k in turn.about]
@@ -84,12 +91,9 @@ def looks(
             overlap = iou(place[None], boxes)[0] if len(boxes) else np.zeros(1)
             if overlap.max() >= SAME:
                 at.append(int(slots[overlap.argmax()]))
-            middle = (place[:2] + place[2:]) / 2 * (side / canvas)
-            x, y = np.clip(middle.astype(int), 0, side - 1).tolist()
+            at_middle = np.array(middle(place)) * (side / canvas)
+            x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
             at.append(int(images[y * side + x]))
         at = at or [0]
         rows.extend((begin, position, 1 / len(at)) for position in at)
-    return {
-        "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
-        "gaze_weight": np.asarray([row[2] for row in rows], np.float32),
-    }
+    return as_gaze(rows)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mg_jax.data.samples.base import Record
+from mg_jax.data.samples.teaching import Look, Texts, answer_starts, as_gaze, middle, rests_on
 from mg_jax.example import Example, Turn
 from mg_jax.text import markup
 from mg_jax.text.codecs.tiny_grounding_gpt import square
@@ -27,13 +28,13 @@ class Gaze:
     def __init__(self, codec: Any):
         self.codec = codec
         self.side = math.isqrt(codec.image_tokens)
-        self._texts: dict[int, str] = {}
+        self.texts = Texts(codec)
 
     def __call__(self, record: Record, example: Example) -> Record:
         """gaze [P,2] int32 and gaze_weight [P] of an encoded example: (position, position looked
         at)."""
         tokens, mask = record["tokens"], record["loss_mask"]
-        rows: list[tuple[int, int, float]] = []
+        rows: list[Look] = []
         images = np.flatnonzero(tokens == self.codec.image_id)
         if len(images):
             space = square(example.width, example.height)
@@ -45,12 +46,11 @@ class Gaze:
                 return int(images[row * self.side + column])
 
             shown = self._middles(tokens)
-            starts = np.flatnonzero(mask[1:] & ~mask[:-1]).tolist()
             before = 0  # object images of the turns so far
-            for begin, turn in zip(starts, example.turns, strict=True):
+            for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
                 own = shown[before : before + len(_objects(turn.user))]
                 before += len(own)
-                at = [cell(*_middle(example.regions[k].box)) for k in rests_on(turn)]
+                at = [cell(*middle(example.regions[k].box)) for k in rests_on(turn)]
                 if (option := chosen(turn)) is not None:
                     at = [own[option]]
                 elif turn.about is None and not markup.regions_of(turn.assistant or ""):
@@ -58,20 +58,16 @@ class Gaze:
                 at = at or [0]
                 rows.extend((begin, position, 1 / len(at)) for position in at)
             for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
-                rows.append((position, cell(*_middle(box)), 1.0))
+                rows.append((position, cell(*middle(box)), 1.0))
             written = (
                 example.regions[k].box
                 for turn in example.turns
                 for k in markup.regions_of(turn.assistant or "")
             )
             for box, places in zip(written, self._digits(tokens, mask), strict=False):
-                middle = cell(*_middle(box))
-                rows.extend((position, middle, 1 / len(places)) for position in places)
-        rows = [row for row in rows if row[1] <= row[0]]  # what comes later is not seen as yet
-        return {
-            "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
-            "gaze_weight": np.asarray([row[2] for row in rows], np.float32),
-        }
+                target = cell(*middle(box))
+                rows.extend((position, target, 1 / len(places)) for position in places)
+        return as_gaze(rows)
 
     def _middles(self, tokens: np.ndarray) -> list[int]:
         """Of each object image the position of its middle token, which is of no padding."""
@@ -83,33 +79,11 @@ class Gaze:
     def _digits(self, tokens: np.ndarray, mask: np.ndarray) -> list[list[int]]:
         """Of each box in the answers the positions that its digits behind the point are predicted
         from."""
-        found: list[list[int]] = []
-        inside = False
-        for position in np.flatnonzero(mask).tolist():
-            text = self._text(int(tokens[position]))
-            if "[" in text:
-                found.append([])
-                inside = True
-            inside = inside and "]" not in text
-            after = tokens[position + 1 : position + 2].tolist() if inside else []
-            digits = any(c.isdigit() for token in after for c in self._text(token))
-            if digits and text[-1:] not in ("[", ",", ""):
-                found[-1].append(position)
+        found = (
+            [p for p in digits if self.texts(int(tokens[p]))[-1:] not in ("[", ",", "")]
+            for _, digits in self.texts.boxes(tokens, mask)
+        )
         return [places for places in found if places]
-
-    def _text(self, token: int) -> str:
-        if token not in self._texts:
-            known = token < self.codec.tokenizer.size
-            self._texts[token] = self.codec.tokenizer.decode([token]) if known else ""
-        return self._texts[token]
-
-
-def rests_on(turn: Turn) -> list[int]:
-    """The regions that an answer rests on, as far as the turn tells."""
-    if turn.about is not None:
-        return list(turn.about)
-    named = markup.regions_of(turn.assistant or "")
-    return list(dict.fromkeys(named or _plain(turn.user)))
 
 
 def chosen(turn: Turn) -> int | None:
@@ -125,12 +99,3 @@ def chosen(turn: Turn) -> int | None:
 
 def _objects(text: str) -> list[int]:
     return [s.regions[0] for s in markup.parse(text) if s.kind == "object"]
-
-
-def _plain(text: str) -> list[int]:
-    """The regions that a text points at by their coordinates."""
-    return [k for s in markup.parse(text) if s.kind != "object" for k in s.regions]
-
-
-def _middle(box: Any) -> tuple[float, float]:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2

@@ -74,13 +74,15 @@ def pad_rows(
     return batch
 
 
-def collate_gaze(samples: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Where answers look: gaze [B,GAZE,2] int32 and gaze_weight [B,GAZE] float32, 0 beyond what a
+def collate_gaze(
+    samples: Sequence[Mapping[str, np.ndarray]], slots: int = GAZE
+) -> dict[str, np.ndarray]:
+    """Where answers look: gaze [B,slots,2] int32 and gaze_weight [B,slots] float32, 0 beyond what a
     sample has."""
-    gaze = np.zeros((len(samples), GAZE, 2), np.int32)
-    weight = np.zeros((len(samples), GAZE), np.float32)
+    gaze = np.zeros((len(samples), slots, 2), np.int32)
+    weight = np.zeros((len(samples), slots), np.float32)
     for n, sample in enumerate(samples):
-        count = min(len(sample["gaze"]), GAZE)
+        count = min(len(sample["gaze"]), slots)
         gaze[n, :count] = sample["gaze"][:count]
         weight[n, :count] = sample["gaze_weight"][:count]
     return {"gaze": gaze, "gaze_weight": weight}

@@ -1,0 +1,83 @@
+"""What systems share that are shown where in the prompt answers look (`pointing_weight`)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mg_jax.data.samples.base import Record
+from mg_jax.example import Box, Turn
+from mg_jax.text import markup
+
+Look = tuple[int, int, float]  # position, the position looked at, weight
+
+
+def as_gaze(rows: Sequence[Look]) -> Record:
+    """gaze [P,2] int32 and gaze_weight [P]; without looks at what comes later, which is not seen as
+    yet."""
+    rows = [row for row in rows if row[1] <= row[0]]
+    return {
+        "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
+        "gaze_weight": np.asarray([row[2] for row in rows], np.float32),
+    }
+
+
+def answer_starts(mask: np.ndarray) -> list[int]:
+    """The position before each answer, from which its first token is predicted."""
+    starts: list[int] = np.flatnonzero(mask[1:] & ~mask[:-1]).tolist()
+    return starts
+
+
+def rests_on(turn: Turn) -> list[int]:
+    """The regions that an answer rests on, as far as the turn tells."""
+    if turn.about is not None:
+        return list(turn.about)
+    named = markup.regions_of(turn.assistant or "")
+    return list(dict.fromkeys(named or plain(turn.user)))
+
+
+def plain(text: str) -> list[int]:
+    """The regions that a text points at otherwise than as object images."""
+    return [k for s in markup.parse(text) if s.kind != "object" for k in s.regions]
+
+
+def middle(box: Box | Sequence[float]) -> tuple[float, float]:
+    """(x, y) of the middle of a box xyxy."""
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+class Texts:
+    """The text of each token of a codec's vocabulary, by itself."""
+
+    def __init__(self, codec: Any):
+        self.codec = codec
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token: int) -> str:
+        """The token's text, "" of one that is none."""
+        if token not in self._known:
+            known = token < self.codec.tokenizer.size
+            self._known[token] = self.codec.tokenizer.decode([token]) if known else ""
+        return self._known[token]
+
+    def boxes(self, tokens: np.ndarray, mask: np.ndarray) -> list[tuple[list[int], list[int]]]:
+        """Of each box that answers write: (the positions of the answer's words before it, since the
+        box before, up to that which its bracket is predicted from; those that digits are predicted
+        from)."""
+        found: list[tuple[list[int], list[int]]] = []
+        words: list[int] = []
+        inside, last = False, -1
+        for position in np.flatnonzero(mask).tolist():
+            if position != last + 1:  # another answer
+                words, inside = [], False
+            last, text = position, self(int(tokens[position]))
+            if "[" in text:
+                found.append((words, []))
+                inside = True
+            inside = inside and "]" not in text
+            if inside:
+                after = tokens[position + 1 : position + 2].tolist()
+                if any(c.isdigit() for token in after for c in self(token)):
+                    found[-1][1].append(position)
+            words = [] if inside or "]" in text else [*words, position]
+        return [box for box in found if box[1]]
