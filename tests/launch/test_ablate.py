@@ -106,7 +106,10 @@ def test_arms_of_tiny_grounding_gpt_build(study, config_of):
     shapes = []
     for config in arms.values():
         _, p = built(config)
-        assert config.stage == "global" and {path.split("/")[0] for path in p.frozen} == {"clip", "dino"}
+        assert config.stage == "global" and {path.split("/")[0] for path in p.frozen} == {
+            "clip",
+            "dino",
+        }
         shapes.append({path: x.shape for path, x in p.state.params.items()})
     assert shapes[0] == shapes[1]
     mark = "object_match" if study == "objects" else "grounding_dialogue"
