@@ -182,18 +182,18 @@ def of_classes(row: Mapping[str, Any]) -> list[str]:
 
 def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
     """(table lines, commands, name in the card by the folder's own) of the training runs."""
-    names = {}
-    for run in runs:
-        names |= dict.fromkeys((str(run), str(run.resolve())), f"runs/{_stage(run)}")
+    names, stages = {}, stage_names(runs)
+    for run, stage in zip(runs, stages, strict=True):
+        names |= dict.fromkeys((str(run), str(run.resolve())), f"runs/{stage}")
     lines = ["| stage | updates x batch | seed | data | hours |", "|---|---|---|---|---|"]
     commands = []
-    for run in runs:
+    for run, stage in zip(runs, stages, strict=True):
         config = _config(run)
         made = read_json(run / "release" / "config.json")["provenance"]
         meta = run / "checkpoints" / str(made["steps"]) / "meta" / "metadata"
         hours = read_json(meta)["seconds"] / 3600
         lines.append(
-            f"| {_stage(run)} | {made['steps']:,} x {config['batch_size']} | {made['seed']} | "
+            f"| {stage} | {made['steps']:,} x {config['batch_size']} | {made['seed']} | "
             f"`{told(made['data'])}` | {hours:.2f} |"
         )
         commands += [c for c in feature_commands(made["data"]) if c not in commands]
@@ -254,6 +254,15 @@ def _stage(run: Path) -> str:
     """What the card calls a run: its stage, and whether it was one on videos."""
     config = _config(run)
     return str(config["stage"]) + ("-video" if config.get("media") == "video" else "")
+
+
+def stage_names(runs: Sequence[Path]) -> list[str]:
+    """What the card calls the runs: their stages, the second of a stage with a 2 behind it."""
+    found = [_stage(run) for run in runs]
+    return [
+        name if (n := found[:i].count(name)) == 0 else f"{name}-{n + 1}"
+        for i, name in enumerate(found)
+    ]
 
 
 def _bytes(release: Path) -> int:
@@ -333,7 +342,9 @@ def main(argv: list[str] | None = None) -> None:
     part = args.out.with_name(args.out.name + ".tmp")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(release, part)
-    progress.draw_curves({_stage(run): run for run in args.runs}, part / "loss.png")
+    progress.draw_curves(
+        dict(zip(stage_names(args.runs), args.runs, strict=True)), part / "loss.png"
+    )
     config = json.loads((part / "config.json").read_text(encoding="utf-8"))
     made = config["provenance"]
     made |= {key: renamed(made[key], names) for key in ("command", "init_from")}

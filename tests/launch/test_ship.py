@@ -165,3 +165,14 @@ def test_measurements_of_a_run_before_it_was_trained_further_do_not_count(tmp_pa
     again = ship.measured(folder / "release", asked, kept)
     assert {row["made"] for row in again} == {ship.training(folder / "release")}
     assert not {row["made"] for row in again} & {row["made"] for row in first}
+
+
+def test_a_stage_that_was_run_twice_has_two_names(tmp_path):
+    runs = [run(tmp_path / name, stage) for name, stage in
+            (("a", "alignment"), ("b", "instruction"), ("c", "instruction"))]  # fmt: skip
+    assert ship.stage_names(runs) == ["alignment", "instruction", "instruction-2"]
+    lines, commands, _ = ship.stage_rows(runs)
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| alignment", "| instruction", "| instruction-2",
+    ]  # fmt: skip
+    assert "--workdir runs/instruction-2" in commands[-1]
