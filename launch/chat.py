@@ -196,8 +196,8 @@ def main() -> None:
     check(args)
     import mg_jax
     from mg_jax import places
-    from mg_jax.assistant import needs_picture
     from mg_jax.generate import Sampling
+    from mg_jax.loading import needs_picture
 
     picture = look(args)
     if picture is None and (args.out or any(getattr(args, kind) for kind in places.KINDS)):

@@ -54,8 +54,8 @@ def open_start(name: str, workdir: Path) -> Start:
     """
     from conversion import trunks
     from mg_jax import checkpoint
-    from mg_jax.assistant import releases
     from mg_jax.disk import read_json
+    from mg_jax.loading import releases
 
     if name == "auto":
         name = "groma-tiny" if "groma-tiny" in releases() else "none"

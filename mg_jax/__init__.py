@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mg_jax.answer import Answer
-    from mg_jax.assistant import Assistant, load
+    from mg_jax.assistant import Assistant
     from mg_jax.errors import UserError
     from mg_jax.example import Region
+    from mg_jax.loading import load
 
 __version__ = "0.1.0"
 
 __all__ = ["load", "Assistant", "Answer", "Region", "UserError", "__version__"]
 
 _HOMES = {
-    "load": "mg_jax.assistant",
+    "load": "mg_jax.loading",
     "Assistant": "mg_jax.assistant",
     "Answer": "mg_jax.answer",
     "Region": "mg_jax.example",

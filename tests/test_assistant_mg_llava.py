@@ -112,7 +112,7 @@ def test_boxes_are_given_found_or_none_and_the_answer_says_so(folder, assistant)
 
 def test_a_release_that_proposes_serves_as_detector(folder, tmp_path, monkeypatch):
     proposer = mg_jax.load(folder, detector=lambda images: [FOUND] * len(images))
-    from mg_jax import assistant as module
+    from mg_jax import loading as module
 
     load = module.load
     monkeypatch.setattr(module, "load", lambda name: proposer if name == "one" else load(name))

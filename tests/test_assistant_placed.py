@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 import mg_jax
 from configs import groma
-from mg_jax import assistant
+from mg_jax import loading
 from mg_jax.errors import UserError
 from mg_jax.optim import flatten
 from tests.test_assistant import folder  # noqa: F401
@@ -44,15 +44,15 @@ def test_what_a_large_model_takes_is_said_before_it_is_read(capsys):
     config = groma.get_config("stage=instruction,size=7b,form=published")
     said = {"system": "groma", "model": config.model.to_dict()}
     for quantize, devices, numbers in (("none", 1, (13.7, 1.0)), ("int8", 4, (1.9, 0.2))):
-        assistant._say_size("7b", said, "bfloat16", quantize, devices)
+        loading._say_size("7b", said, "bfloat16", quantize, devices)
         line = capsys.readouterr().err
         assert line.startswith(
             "7b: {} GiB of parameters and {} GiB for a conversation of 2048".format(*numbers)
         )
         assert line.endswith("on each device\n") == (devices > 1)
-    assistant._say_size("7b", said | {"stage": "detection"}, "bfloat16", "none", 1)
+    loading._say_size("7b", said | {"stage": "detection"}, "bfloat16", "none", 1)
     small = groma.get_config("stage=instruction,size=tiny").model.to_dict()
-    assistant._say_size("tiny", {"system": "groma", "model": small}, "float32", "none", 1)
+    loading._say_size("tiny", {"system": "groma", "model": small}, "float32", "none", 1)
     assert capsys.readouterr().err == ""
 
 
