@@ -72,6 +72,7 @@ def run(config, workdir: str, command: str = "") -> int:
     from conversion import trunks
     from mg_jax import train
     from mg_jax.data import pipeline
+    from mg_jax.export import export
 
     begun = (p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
     if config.init_from and not any(begun):
@@ -83,7 +84,7 @@ def run(config, workdir: str, command: str = "") -> int:
         return 1
     if outcome.code == 0 and exported_steps(Path(workdir) / "release") != outcome.step:
         fields = pipeline.release_fields(config, outcome.plan.system.cfg)
-        folder = train.export(
+        folder = export(
             outcome, config, workdir, fields=fields, command=command,
             tokenizer=pipeline.tokenizer_folder(config),
         )  # fmt: skip

@@ -2,7 +2,7 @@
 
     workdir/config.json, frozen/, checkpoints/   see checkpoint.py
     workdir/metrics.jsonl, tensorboard/, loss.png
-    workdir/release/                             written when the run is finished (`export`)
+    workdir/release/                             written when the run is finished (export.py)
 
 The same config, mesh, kind of device and process count give the same numbers, whether the run
 was interrupted or not: update i takes batch i of the data's one order and the key fold_in(key, i).
@@ -10,12 +10,10 @@ was interrupted or not: update i takes batch i of the data's one order and the k
 
 import contextlib
 import dataclasses
-import importlib.metadata
 import json
 import math
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -347,60 +345,3 @@ def changed_keys(config: Any, workdir: Path) -> str:
         f"{workdir} was started with another config: {'; '.join(changes)}. Use the old values to "
         "resume, or another --workdir"
     )
-
-
-def export(
-    outcome: Outcome,
-    config: Any,
-    workdir: str | Path,
-    *,
-    fields: Mapping[str, Any] | None = None,
-    tokenizer: str | Path | None = None,
-    command: str = "",
-) -> Path:
-    """Write workdir/release of a finished run; `fields` are added to its config.json.
-
-    Returns the folder. Raises UserError when the disk is full.
-    """
-    folder = Path(workdir).absolute() / "release"
-    made = {
-        "command": command,
-        "steps": outcome.step,
-        "seed": config.seed,
-        "data": config.data,
-        "init_from": config.init_from,
-        "versions": {p: importlib.metadata.version(p) for p in ("jax", "flax", "optax")},
-    }
-    settings = {
-        "system": config.system,
-        "stage": config.stage,
-        "model": configs.to_dict(outcome.plan.system.cfg),
-        **(fields or {}),
-        "provenance": made,
-    }
-    return checkpoint.save_release(
-        folder, outcome.params, settings, tokenizer, card(config, made, outcome), dtype="bfloat16"
-    )
-
-
-def card(config: Any, made: Mapping[str, Any], outcome: Outcome) -> str:
-    """A model card in Markdown: what was trained, from what, by which command."""
-    flat = flatten(outcome.params)
-    count = sum(math.prod(x.shape) for x in flat.values())
-    learned = sum(math.prod(x.shape) for x in outcome.state.params.values())
-    lines = [
-        f"# {config.system}, stage {config.stage}, size {config.size}",
-        "",
-        f"{count:,} parameters, of which {learned:,} were trained in this stage. Load it with",
-        "`mg_jax.load(FOLDER)`.",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| command | `{made['command']}` |",
-        f"| updates x batch | {made['steps']:,} x {config.batch_size} |",
-        f"| data | `{made['data']}` |",
-        f"| seed | {made['seed']} |",
-        f"| started from | {made['init_from'] or 'random parameters'} |",
-        f"| versions | {', '.join(f'{k} {v}' for k, v in made['versions'].items())} |",
-    ]
-    return "\n".join(lines) + "\n"

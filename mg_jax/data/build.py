@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,12 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.records import VERSION, encode, picture_file
+from mg_jax.data.build_record import Pictures, make_record, read_example
+from mg_jax.data.records import VERSION, encode
 from mg_jax.data.shards import BUILDING, DATASET, FORMAT, checksum, read_manifest
 from mg_jax.data.sources import Source, open_source
-from mg_jax.disk import disk_errors, read_json, replace, sync, temporary, write_json
+from mg_jax.disk import disk_errors, read_json, sync, temporary, write_json
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Example
 
 IMAGES = ("embed", "copy", "keep")
 _PER_SHARD = 1000  # examples of a shard, unless the number of shards is given
@@ -173,13 +172,13 @@ def build_shard(job: Job, source: Source, k: int, seen: Seen = lambda n: None) -
 
     path = job.path(k)
     report: dict[str, Any] = {"file": path.name, "examples": 0, "bad": 0, "problems": []}
-    with job.errors(), _Pictures(job, k) as pictures:
+    with job.errors(), Pictures(job.folder, k) as pictures:
         part = temporary(path)
         try:
             writer = ArrayRecordWriter(str(part), _WRITER)
             for i in job.rows(k):
                 try:
-                    row = _record(_example(source, i), job, pictures, i)
+                    row = make_record(read_example(source, i), job.images, job.resize, pictures, i)
                 except BadRecord as e:
                     report["bad"] += 1
                     if len(report["problems"]) < _LISTED:
@@ -198,80 +197,6 @@ def build_shard(job: Job, source: Source, k: int, seen: Seen = lambda n: None) -
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-
-
-class _Pictures:
-    """The files of a shard's pictures on their way into DIR/images/K."""
-
-    def __init__(self, job: Job, k: int):
-        self.folder, self.name = Path(job.folder) / "images", f"{k:05d}"
-        self.part: Path | None = None
-
-    def __enter__(self) -> "_Pictures":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.part is not None:
-            shutil.rmtree(self.part, ignore_errors=True)
-
-    def write(self, i: int, data: bytes, kind: str) -> str:
-        """Write the picture of example i; returns its path as the record has it."""
-        if self.part is None:
-            self.folder.mkdir(exist_ok=True)
-            self.part = Path(tempfile.mkdtemp(".part", f"{self.name}.", self.folder))
-            self.part.chmod(0o755)
-        file = f"{i:08d}.{kind}"
-        (self.part / file).write_bytes(data)
-        return f"images/{self.name}/{file}"
-
-    def finish(self) -> dict[str, Any]:
-        """Give the folder its name; returns what the report says of it."""
-        files = sorted(self.part.iterdir()) if self.part else []
-        made = {"pictures": len(files), "pictures_sha256": checksum(files)}
-        if self.part:
-            replace(self.part, self.folder / self.name)
-            self.part = None
-        return made
-
-
-def _example(source: Source, i: int) -> Example:
-    """Example i, with a file that cannot be opened as one more way to be malformed.
-
-    The name of its picture goes along, where the picture itself stands in the record or is copied
-    under another name: by it `part=heldout` tells which examples are held out.
-    """
-    try:
-        example = source[i]
-    except OSError as e:
-        raise BadRecord(f"cannot be read ({e})") from None
-    if isinstance(example.image, str) and not example.meta.get("file_name"):
-        name = os.path.basename(example.image)
-        example = dataclasses.replace(example, meta={**example.meta, "file_name": name})
-    return example
-
-
-def _record(example: Example, job: Job, pictures: _Pictures, i: int) -> bytes:
-    """The record of example i of the source. Raises BadRecord for one that cannot be used."""
-    if callable(example.video):
-        raise UserError(
-            f"data {example.source}: its videos are no files, and shards only note where videos "
-            "are: train on the source itself"
-        )
-    if example.video:
-        example = dataclasses.replace(example, video=os.path.abspath(example.video))
-    if example.image is None:
-        return encode(example, None)
-    if job.images == "keep":
-        if not isinstance(example.image, str):
-            raise UserError(
-                f"data {example.source}: its pictures are no files that could stay where they "
-                "are: choose images=embed or images=copy"
-            )
-        example.pixels()
-        return encode(example, os.path.abspath(example.image))
-    data, kind, size = picture_file(example, job.resize)
-    example = dataclasses.replace(example, width=size[0], height=size[1])
-    return encode(example, data if job.images == "embed" else pictures.write(i, data, kind))
 
 
 def run(job: Job, source: Source, workers: int = 1, seen: Seen = lambda n: None) -> None:

@@ -18,14 +18,13 @@ from flax.linen import initializers as init
 from jaxtyping import Array, Float, Int
 
 from mg_jax import losses
-from mg_jax.attention import KVCache
 from mg_jax.lm import LM
 from mg_jax.models import System
 from mg_jax.models.ferret_config import TRAINABLE, FerretConfig, check, version
 from mg_jax.models.naming import label_shapes, naming_loss
 from mg_jax.models.pointing import gaze_shapes, with_looks
 from mg_jax.models.sampler import GeoRegionSampler
-from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, unit
+from mg_jax.models.vlm import VisionLM, pool, scatter, take, unit
 from mg_jax.nn import MLP, Linear, param
 from mg_jax.ops.point_sample import (
     bilinear_taps,
@@ -40,7 +39,7 @@ from mg_jax.vision.vit import ViT
 __all__ = ["TRAINABLE", "Ferret", "FerretConfig", "example_batch", "system", "version"]
 
 
-class Ferret(nn.Module):
+class Ferret(VisionLM):
     """Parameters: low, tile, projector, tile_projector, tile_places, newline, sampler or
     region_adapter, lm; in stage "labels" labels in place of lm.
 
@@ -228,30 +227,6 @@ class Ferret(nn.Module):
                 vectors = unit(vectors) if c.unit_vectors else vectors
                 x = scatter(x, tokens == c.id(name), vectors)
         return {"tokens": tokens, "valid": batch["valid"], "embeddings": x}
-
-    def __call__(
-        self, batch: Mapping[str, jax.Array]
-    ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-        """Logits of every position, and every named intermediate."""
-        aux = self.encode(batch)
-        aux |= self.embed(batch, aux)
-        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
-        return self.lm.logits(hidden), {**aux, "last_hidden": hidden}
-
-    def prefill(
-        self, batch: Mapping[str, jax.Array], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache, dict[str, Any]]:
-        """Read the prompt into the cache; logits after the last valid token of each row."""
-        aux = self.encode(batch)
-        aux |= self.embed(batch, aux)
-        logits, cache = read_prompt(self.lm, aux["embeddings"], aux["valid"], cache)
-        return logits, cache, aux
-
-    def decode(
-        self, tokens: Int[Array, "B 1"], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache]:
-        """One more token a row; logits after it."""
-        return next_token(self.lm, tokens, cache)
 
 
 class TilePlaces(nn.Module):

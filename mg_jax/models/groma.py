@@ -8,7 +8,6 @@ detector and the region encoder they are normalised cxcywh.
 import dataclasses
 from typing import Any, Literal
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mg_jax import losses
-from mg_jax.attention import KVCache
 from mg_jax.boxes import cxcywh_to_xyxy, iou, nms, xyxy_to_cxcywh
 from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
@@ -25,7 +23,7 @@ from mg_jax.models.detr import DetrConfig, Proposer
 from mg_jax.models.groma_batch import example_batch
 from mg_jax.models.pointing import pointing_loss, region_slots
 from mg_jax.models.regions import RegionConfig, RegionEncoder
-from mg_jax.models.vlm import NewTokens, occurrence, read_prompt, scatter, take, unit
+from mg_jax.models.vlm import NewTokens, VisionLM, occurrence, scatter, take, unit
 from mg_jax.nn import MLP, Linear, over_batch
 from mg_jax.vision.vit import ViT, ViTConfig
 
@@ -125,7 +123,7 @@ def merge_patches(x: Float[Array, "B P C"]) -> Float[Array, "B P/4 4*C"]:
     return x.transpose(0, 1, 3, 4, 2, 5).reshape(b, p // 4, 4 * c)
 
 
-class Groma(nn.Module):
+class Groma(VisionLM):
     """Parameters: vision, proposer, projector, region_encoder, lm, new_tokens."""
 
     cfg: GromaConfig
@@ -280,34 +278,6 @@ class Groma(nn.Module):
     def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V+new"]:
         """Logits over base and added vocabulary, float32."""
         return jnp.concatenate([self.lm.logits(hidden), self.new_tokens.logits(hidden)], -1)
-
-    def __call__(
-        self, batch: dict[str, jax.Array], order: Int[Array, "B R"] | None = None
-    ) -> tuple[Float[Array, "B T V+new"], dict[str, Any]]:
-        """Logits of every position, and every named intermediate."""
-        aux = self.encode(batch, order)
-        aux.update(self.embed(batch, aux))
-        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
-        return self.logits(hidden), {**aux, "last_hidden": hidden}
-
-    def prefill(
-        self, batch: dict[str, jax.Array], cache: KVCache, order=None
-    ) -> tuple[Float[Array, "B V+new"], KVCache, dict[str, Any]]:
-        """Read the prompt into the cache; logits after the last valid token of each row."""
-        aux = self.encode(batch, order)
-        joined = self.embed(batch, aux)
-        logits, cache = read_prompt(
-            self.lm, joined["embeddings"], joined["valid"], cache, self.logits
-        )
-        return logits, cache, {**aux, **joined}
-
-    def decode(
-        self, tokens: Int[Array, "B 1"], cache: KVCache
-    ) -> tuple[Float[Array, "B V+new"], KVCache]:
-        """One more token a row; logits after it."""
-        x = self.embed_tokens(tokens)
-        hidden, grown = self.lm(x, jnp.ones(tokens.shape, bool), cache)
-        return self.logits(hidden)[:, 0], grown
 
 
 def match(boxes: Float[Array, "B n 4"], regions: Regions) -> Int[Array, "B n"]:

@@ -8,13 +8,11 @@ wide, the units of the published box files after preparation (spec 4).
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mg_jax import losses
-from mg_jax.attention import KVCache
 from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
@@ -22,7 +20,7 @@ from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
 from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
 from mg_jax.models.naming import label_shapes
 from mg_jax.models.pointing import check_pointing, gaze_shapes, with_looks
-from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, true_first, unit
+from mg_jax.models.vlm import VisionLM, pool, scatter, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
 from mg_jax.ops.resize import resize_linear
@@ -101,7 +99,7 @@ class MGLLaVAConfig:
         return self.fusion != "none" or self.objects != "none" or self.refer
 
 
-class MGLLaVA(nn.Module):
+class MGLLaVA(VisionLM):
     """Parameters: low, high, fusion, projector, box_projector, merging, lm; in stage "labels" low,
     high, labels_low and labels_high alone.
 
@@ -199,28 +197,6 @@ class MGLLaVA(nn.Module):
         if c.refer:
             x = place(x, "refer", true_first(aux["refer_tokens"], batch["refer_mask"]))
         return {"tokens": tokens, "valid": valid, "embeddings": x}
-
-    def __call__(self, batch: dict[str, jax.Array]) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-        """Logits of every position, and every named intermediate."""
-        aux = self.encode(batch)
-        aux |= self.embed(batch, aux)
-        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
-        return self.lm.logits(hidden), {**aux, "last_hidden": hidden}
-
-    def prefill(
-        self, batch: dict[str, jax.Array], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache, dict[str, Any]]:
-        """Read the prompt into the cache; logits after the last valid token of each row."""
-        aux = self.encode(batch)
-        aux |= self.embed(batch, aux)
-        logits, cache = read_prompt(self.lm, aux["embeddings"], aux["valid"], cache)
-        return logits, cache, aux
-
-    def decode(
-        self, tokens: Int[Array, "B 1"], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache]:
-        """One more token a row; logits after it."""
-        return next_token(self.lm, tokens, cache)
 
 
 def example_batch(

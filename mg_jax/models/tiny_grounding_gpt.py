@@ -10,20 +10,18 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mg_jax import losses
-from mg_jax.attention import KVCache
 from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.naming import PLACE_WEIGHT, label_shapes
 from mg_jax.models.pointing import check_pointing, gaze_shapes, looking_loss
-from mg_jax.models.vlm import next_token, pool, read_prompt, scatter, take, true_first, unit
+from mg_jax.models.vlm import VisionLM, pool, scatter, take, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.vision import preprocess
 from mg_jax.vision.vit import ViT, ViTConfig
@@ -85,7 +83,7 @@ class TinyGroundingGPTConfig:
         return self.lm.vocab + PLACES.index(name)
 
 
-class TinyGroundingGPT(nn.Module):
+class TinyGroundingGPT(VisionLM):
     """Parameters: clip, dino, projector, lm; in stage "labels" clip, dino and labels alone."""
 
     cfg: TinyGroundingGPTConfig
@@ -179,28 +177,6 @@ class TinyGroundingGPT(nn.Module):
             vectors = true_first(flat, batch["object_mask"]).reshape(b, o * n, d)
             x = place(x, "object", vectors)
         return {"tokens": tokens, "valid": batch["valid"], "embeddings": x}
-
-    def __call__(self, batch: dict[str, jax.Array]) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-        """Logits of every position, and every named intermediate."""
-        aux = self.encode(batch)
-        aux |= self.embed(batch, aux)
-        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
-        return self.lm.logits(hidden), {**aux, "last_hidden": hidden}
-
-    def prefill(
-        self, batch: dict[str, jax.Array], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache, dict[str, Any]]:
-        """Read the prompt into the cache; logits after the last valid token of each row."""
-        aux = self.encode(batch)
-        aux |= self.embed(batch, aux)
-        logits, cache = read_prompt(self.lm, aux["embeddings"], aux["valid"], cache)
-        return logits, cache, aux
-
-    def decode(
-        self, tokens: Int[Array, "B 1"], cache: KVCache
-    ) -> tuple[Float[Array, "B V"], KVCache]:
-        """One more token a row; logits after it."""
-        return next_token(self.lm, tokens, cache)
 
 
 def to_imagenet(pixels: Float[Array, "B S S 3"]) -> Float[Array, "B S S 3"]:

@@ -1,6 +1,6 @@
-"""What the systems share: visual vectors into the prompt, and a second vocabulary table."""
+"""What the systems share: reading a prompt, visual vectors in it, a second vocabulary table."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -56,29 +56,48 @@ def true_first(vectors: Float[Array, "B R D"], mask: Bool[Array, "B R"]) -> Floa
     return take(vectors, jnp.argsort(~mask, axis=1, stable=True))
 
 
-def read_prompt(
-    lm: Any,
-    embeddings: Float[Array, "B T D"],
-    valid: Bool[Array, "B T"],
-    cache: KVCache,
-    logits: Callable[[jax.Array], jax.Array] | None = None,
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """A joined prompt into an empty cache; logits after the last valid token of each row.
+class VisionLM(nn.Module):
+    """How every system reads a prompt and goes on from it.
 
-    logits: of hidden states, where they are not the language model's own.
+    A system has a language model `lm`, `encode(batch, *given)` -> visual vectors and intermediates,
+    and `embed(batch, encoded)` -> `tokens`, `valid` and `embeddings` of the joined prompt.
     """
-    hidden, grown = lm(embeddings, valid, cache, fresh=True)
-    last = jnp.where(valid, jnp.arange(valid.shape[1])[None], 0).max(1)
-    cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
-    return (logits or lm.logits)(take(hidden, last[:, None]))[:, 0], cache
 
+    def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        """Embeddings of text."""
+        return self.lm.embed(tokens)
 
-def next_token(
-    lm: Any, tokens: Int[Array, "B 1"], cache: KVCache
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """One more token a row; logits after it."""
-    hidden, grown = lm(lm.embed(tokens), jnp.ones(tokens.shape, bool), cache)
-    return lm.logits(hidden)[:, 0], grown
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits of hidden states, float32."""
+        return self.lm.logits(hidden)
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], *given: Any
+    ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
+        """Logits of every position, and every named intermediate."""
+        aux = self.encode(batch, *given)
+        aux |= self.embed(batch, aux)
+        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
+        return self.logits(hidden), {**aux, "last_hidden": hidden}
+
+    def prefill(
+        self, batch: Mapping[str, jax.Array], cache: KVCache, *given: Any
+    ) -> tuple[Float[Array, "B V"], KVCache, dict[str, Any]]:
+        """Read the prompt into the empty cache; logits after the last valid token of each row."""
+        aux = self.encode(batch, *given)
+        aux |= self.embed(batch, aux)
+        valid = aux["valid"]
+        hidden, grown = self.lm(aux["embeddings"], valid, cache, fresh=True)
+        last = jnp.where(valid, jnp.arange(valid.shape[1])[None], 0).max(1)
+        cache = grown.replace(length=last.astype(jnp.int32) + 1)  # decode over the padding
+        return self.logits(take(hidden, last[:, None]))[:, 0], cache, aux
+
+    def decode(
+        self, tokens: Int[Array, "B 1"], cache: KVCache
+    ) -> tuple[Float[Array, "B V"], KVCache]:
+        """One more token a row; logits after it."""
+        hidden, grown = self.lm(self.embed_tokens(tokens), jnp.ones(tokens.shape, bool), cache)
+        return self.logits(hidden)[:, 0], grown
 
 
 class NewTokens(nn.Module):

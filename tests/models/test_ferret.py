@@ -14,6 +14,7 @@ from mg_jax.models import build
 from mg_jax.models.ferret import Ferret
 from mg_jax.vision import anyres
 from tests import ferret_reference as reference
+from tests.drawn import drawn
 
 V, P = 40, 12
 ENCODER = {"width": 12, "layers": 2, "heads": 2, "mlp_ratio": 2, "patch": 2, "image_size": 4}
@@ -35,21 +36,10 @@ V1 = {
 UI = {**TINY, "tile": None, "tile_projector": "shared", "fusion": "raw", "low_size": 8}
 
 
-def drawn(system, stage="instruction", seed=0):
-    """Parameters without a constant leaf; no initialiser is compiled."""
-    draw = np.random.default_rng(seed)
-    boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
-
-    def one(x):
-        return jnp.asarray(draw.normal(scale=x.shape[0] ** -0.5 / 2, size=x.shape), jnp.float32)
-
-    return jax.tree.map(one, sharding.unbox(boxed))
-
-
 @pytest.fixture(scope="module")
 def tiny():
     system = build("ferret", TINY)
-    return system, drawn(system)
+    return system, drawn(system, "instruction")
 
 
 def make_batch(cfg, rows, *, tiles=None, slots=3, text=(3, 4, 5), seed=0):
@@ -195,7 +185,7 @@ def test_regions_of_one_map_alone(tiny):
 def test_one_encoder_for_all(version):
     """v1 sees the whole picture alone; Ferret-UI's CLIP sees the tiles as it sees the picture."""
     system = build("ferret", version)
-    params = drawn(system)
+    params = drawn(system, "instruction")
     batch = make_batch(system.cfg, [(3, 2), (1, 1)])
     logits, aux = run(system, params, batch)
     assert logits.shape[-1] == V and not {"tile", "tile_projector"} & set(params)

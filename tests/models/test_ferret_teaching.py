@@ -9,6 +9,7 @@ from mg_jax.errors import UserError
 from mg_jax.models import build
 from mg_jax.sharding import unbox
 from mg_jax.vision.anyres import merged_order
+from tests.drawn import drawn
 from tests.ferret_micro import SIDE, micro_config
 
 WORDS = 5
@@ -19,15 +20,6 @@ def system_of(**changes):
     model = micro_config("labels").model.to_dict()
     model |= {"grids": GRIDS, "label_words": WORDS, **changes}
     return build("ferret", model)
-
-
-def drawn(system, stage="labels"):
-    """Parameters, those that begin as zero drawn too."""
-    params = unbox(jax.jit(system.init(stage))(jax.random.key(0))["params"])
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
 
 
 def labelled():
@@ -50,7 +42,7 @@ def labelled():
 def test_encoders_and_sampler_learn_to_name_and_place_things():
     system = system_of()
     assert system.stages == ("labels", "caption", "dense", "instruction")
-    params, batch, tx = drawn(system), labelled(), optax.adam(0.01)
+    params, batch, tx = drawn(system, "labels"), labelled(), optax.adam(0.01)
 
     @jax.jit
     def step(params, opt):
@@ -79,7 +71,7 @@ def test_encoders_and_sampler_learn_to_name_and_place_things():
 def test_things_are_named_by_the_tokens_over_their_middle():
     """In a grid the tile's token is that of the merged map; padding is not learnt from."""
     system = system_of()
-    params, batch = drawn(system), labelled()
+    params, batch = drawn(system, "labels"), labelled()
     batch["label_boxes"][0] = [[0.5, 0.25, 1, 0.45], [0, 0, 0.2, 1], [0.9, 0.9, 1, 1]]
     out = system.module.apply({"params": params}, batch, method=system.module.name_things)
     aux = system.module.apply({"params": params}, batch, method=system.module.encode)
@@ -102,7 +94,7 @@ def test_things_are_named_by_the_tokens_over_their_middle():
 
 def test_equal_tiles_are_told_apart_by_their_places():
     system = system_of()
-    params, batch = drawn(system), labelled()
+    params, batch = drawn(system, "labels"), labelled()
     batch["tiles"][:, 1] = batch["tiles"][:, 0]
     aux = system.module.apply({"params": params}, batch, method=system.module.encode)
     features, tokens = (np.asarray(aux[f"tile_{k}"])[0].reshape(2, 4, -1)
@@ -120,7 +112,7 @@ def test_a_region_begins_as_the_mean_of_its_points():
     aux = system.module.apply({"params": params}, batch, method=system.module.encode)
     mean = np.asarray(aux["point_features"]).mean(2)
     np.testing.assert_allclose(aux["region_tokens"], mean, atol=1e-5)
-    drawn_params = drawn(system)
+    drawn_params = drawn(system, "labels")
     aux = system.module.apply({"params": drawn_params}, batch, method=system.module.encode)
     off = np.asarray(aux["region_tokens"]) - np.asarray(aux["point_features"]).mean(2)
     assert np.abs(off).max() > 0.01

@@ -14,6 +14,7 @@ from mg_jax.generate import decode_loop
 from mg_jax.models import build
 from mg_jax.models.mg_llava import MGLLaVA, MGLLaVAConfig
 from mg_jax.ops.resize import resize_linear
+from tests.drawn import drawn
 
 V = 40
 TINY = {
@@ -28,21 +29,10 @@ TINY = {
 IMAGE, BOX, REFER = V, V + 1, V + 2
 
 
-def drawn(system, stage="sft", seed=0):
-    """Parameters without a constant leaf; no initialiser is compiled."""
-    draw = np.random.default_rng(seed)
-    boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
-
-    def one(x):
-        return jnp.asarray(draw.normal(scale=x.shape[0] ** -0.5 / 2, size=x.shape), jnp.float32)
-
-    return jax.tree.map(one, sharding.unbox(boxed))
-
-
 @pytest.fixture(scope="module")
 def tiny():
     system = build("mg_llava", TINY)
-    return system, drawn(system)
+    return system, drawn(system, "sft")
 
 
 def make_batch(counts, text=(3, 4, 5, 6), *, frames=1, slots=4, tokens=4, refer=0, seed=0):

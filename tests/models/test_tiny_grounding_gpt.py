@@ -21,6 +21,7 @@ from mg_jax.models.tiny_grounding_gpt import (
     to_imagenet,
 )
 from mg_jax.vision import preprocess
+from tests.drawn import drawn
 
 V = 40
 TINY = {
@@ -41,21 +42,10 @@ IMAGE, OBJECT = V, V + 1
 TOKENS = 16  # of the picture
 
 
-def drawn(system, seed=0, stage="local"):
-    """Parameters without a constant leaf; no initialiser is compiled."""
-    draw = np.random.default_rng(seed)
-    boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
-
-    def one(x):
-        return jnp.asarray(draw.normal(scale=x.shape[0] ** -0.5 / 2, size=x.shape), jnp.float32)
-
-    return jax.tree.map(one, sharding.unbox(boxed))
-
-
 @pytest.fixture(scope="module")
 def tiny():
     system = build("tiny_grounding_gpt", TINY)
-    return system, drawn(system)
+    return system, drawn(system, "local")
 
 
 def make_batch(counts, text=(3, 4, 5, 6), *, slots=3, each=4, seed=0):

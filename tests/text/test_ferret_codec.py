@@ -19,6 +19,8 @@ from mg_jax.text.codecs.ferret_places import coordinates, format_place, parse_bo
 from mg_jax.text.codecs.marked import encode_marked
 from mg_jax.text.instructions.ferret import COORDINATES, COORDINATES_UI
 from mg_jax.text.tokenizer import Tokenizer
+from tests.text import reading_ids
+from tests.text.reading_ids import answers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "groma_tokenizer"
 PLAIN = Tokenizer.from_model_file(GOLDEN / "tokenizer.model")
@@ -42,25 +44,7 @@ def example(*pairs, regions=REGIONS):
 
 def written(codec, tokens):
     """The text of ids; I and R for the ids of pictures and regions."""
-    marks = {codec.image_id: "I", codec.region_id: "R"}
-    text, run = "", []
-    for i in [*tokens.tolist(), None]:
-        if i is None or i in marks:
-            text += codec.tokenizer.decode(run, skip_special=False)
-            text, run = text + marks.get(i, ""), []
-        else:
-            run.append(i)
-    return text
-
-
-def answers(codec, encoded):
-    """The text of the trained runs."""
-    tokens, mask = encoded["tokens"], encoded["loss_mask"]
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
-    return [
-        codec.tokenizer.decode(tokens[a:b], skip_special=False)
-        for a, b in edges.reshape(-1, 2)
-    ]  # fmt: skip
+    return reading_ids.written(codec, tokens, {codec.image_id: "I", codec.region_id: "R"})
 
 
 # -- to ids -----------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from mg_jax.text.codecs.tiny_grounding_gpt import (
     square,
 )
 from mg_jax.text.tokenizer import Tokenizer
+from tests.text import reading_ids
+from tests.text.reading_ids import answers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "groma_tokenizer"
 WIDTH, HEIGHT = 20, 10  # a padded square of 20, the picture from 5 to 15
@@ -50,25 +52,7 @@ def example(*pairs, image="x.jpg"):
 
 def written(codec, tokens):
     """The text of ids; I and O for the ids of the picture and of object images."""
-    marks = {codec.image_id: "I", codec.object_id: "O"}
-    text, run = "", []
-    for i in [*tokens.tolist(), None]:
-        if i is None or i in marks:
-            text += codec.tokenizer.decode(run, skip_special=False)
-            text, run = text + marks.get(i, ""), []
-        else:
-            run.append(i)
-    return text
-
-
-def answers(codec, encoded):
-    """The text of the trained runs."""
-    tokens, mask = encoded["tokens"], encoded["loss_mask"]
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
-    return [
-        codec.tokenizer.decode(tokens[a:b], skip_special=False)
-        for a, b in edges.reshape(-1, 2)
-    ]  # fmt: skip
+    return reading_ids.written(codec, tokens, {codec.image_id: "I", codec.object_id: "O"})
 
 
 def read(codec, text, width=WIDTH, height=HEIGHT, question=None):

@@ -12,10 +12,10 @@ from mg_jax import checkpoint
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
 from mg_jax.models import build
-from mg_jax.optim import flatten
 from mg_jax.plan import plan
 from mg_jax.sharding import make_mesh
 from tests.mg_llava_micro import micro_config
+from tests.train.starting import assert_starts_from_parts
 
 FULL, STAGES = mg_llava.CHOICES["llm"][1:], ("pretrain", "sft")
 # parameters of the language models by their config.json, and of the two frozen towers
@@ -117,34 +117,6 @@ def test_all_stages_in_a_row_on_pictures_and_videos(tmp_path):
 
 
 def test_a_published_run_starts_from_its_parts(tmp_path):
-    """Releases of one part alone, as launch.convert makes them of the public files."""
-    config = micro_config("pretrain")
-    full = mg_llava.get_config("stage=pretrain,llm=vicuna7b")
-    for key in ("init_parts", "init_required", "init_stages", "trainable"):
-        setattr(config, key, getattr(full, key))
-    system = build(config.system, config.model.to_dict())
-    shapes = flatten(plan(config, 2, system=system).frozen)
-    assert {p.split("/")[0] for p in shapes} == {"low", "high", "lm"}
-    folders = []
-    rng = np.random.default_rng(0)
     parts = (("clip", "vision", "low"), ("convnext", "vision", "high"), ("llama", "lm", "lm"))
-    for name, there, here in parts:
-        params = {
-            there + p.removeprefix(here): rng.normal(size=x.shape).astype(np.float32)
-            for p, x in shapes.items() if p.startswith(f"{here}/")
-        }  # fmt: skip
-        about = {
-            "system": "parts", "architecture": name, "model": {there: {}},
-            "stage": "language" if there == "lm" else "encoder",
-        }  # fmt: skip
-        folders.append(checkpoint.save_release(tmp_path / name, params, about, dtype="float32"))
-    config.init_from = ",".join(map(str, folders))
-    assert run(config, str(tmp_path / "run")) == 0
-    _, trained, _ = checkpoint.load_release(tmp_path / "run" / "release")
-    for (_, there, here), folder in zip(parts, folders, strict=True):
-        given = checkpoint.load_release(folder)[1][there]
-        for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(trained[here]), strict=True):
-            np.testing.assert_array_equal(a.astype(b.dtype), b)
-    config.init_from = ",".join(map(str, folders[1:]))
-    with pytest.raises(UserError, match="lacks .* parameters, low/"):
-        run(config, str(tmp_path / "other"))
+    full = mg_llava.get_config("stage=pretrain,llm=vicuna7b")
+    assert_starts_from_parts(micro_config("pretrain"), full, parts, tmp_path)

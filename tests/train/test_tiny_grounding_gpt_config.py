@@ -15,10 +15,10 @@ from mg_jax.data.tasks import parse_tasks
 from mg_jax.errors import UserError
 from mg_jax.models import build
 from mg_jax.models.tiny_grounding_gpt import STAGES
-from mg_jax.optim import flatten
 from mg_jax.plan import plan
 from mg_jax.sharding import make_mesh
 from tests.tiny_grounding_micro import SCENES, micro_config
+from tests.train.starting import assert_starts_from_parts
 
 FULL = SIZES[1:]
 # parameters of Qwen2.5 as published, heads tied but in the largest
@@ -138,34 +138,6 @@ def test_all_stages_in_a_row(tmp_path):
 
 
 def test_a_run_starts_from_its_public_parts(tmp_path):
-    """Releases of one part alone, as launch.convert makes them of the public files."""
-    config = micro_config("projector")
-    full = tiny_grounding_gpt.get_config("stage=projector,llm=qwen1.5b")
-    for key in ("init_parts", "init_required", "init_stages", "init_ignore", "trainable"):
-        setattr(config, key, getattr(full, key))
-    system = build(config.system, config.model.to_dict())
-    shapes = flatten(plan(config, 2, system=system).frozen)
-    assert {p.split("/")[0] for p in shapes} == {"clip", "dino", "lm"}
-    folders = []
-    rng = np.random.default_rng(0)
     parts = (("clip", "vision", "clip"), ("dinov2", "vision", "dino"), ("qwen2", "lm", "lm"))
-    for name, there, here in parts:
-        params = {
-            there + p.removeprefix(here): rng.normal(size=x.shape).astype(np.float32)
-            for p, x in shapes.items() if p.startswith(f"{here}/")
-        }  # fmt: skip
-        about = {
-            "system": "parts", "architecture": name, "model": {there: {}},
-            "stage": "language" if there == "lm" else "encoder",
-        }  # fmt: skip
-        folders.append(checkpoint.save_release(tmp_path / name, params, about, dtype="float32"))
-    config.init_from = ",".join(map(str, folders))
-    assert run(config, str(tmp_path / "run")) == 0
-    _, trained, _ = checkpoint.load_release(tmp_path / "run" / "release")
-    for (_, there, here), folder in zip(parts, folders, strict=True):
-        given = checkpoint.load_release(folder)[1][there]
-        for a, b in zip(jax.tree.leaves(given), jax.tree.leaves(trained[here]), strict=True):
-            np.testing.assert_array_equal(a.astype(b.dtype), b)
-    config.init_from = ",".join(map(str, folders[1:]))
-    with pytest.raises(UserError, match="lacks .* parameters, clip/"):
-        run(config, str(tmp_path / "other"))
+    full = tiny_grounding_gpt.get_config("stage=projector,llm=qwen1.5b")
+    assert_starts_from_parts(micro_config("projector"), full, parts, tmp_path)

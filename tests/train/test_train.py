@@ -13,11 +13,12 @@ from jax.sharding import PartitionSpec
 from mg_jax import sharding
 from mg_jax.checkpoint import save_release
 from mg_jax.errors import UserError
+from mg_jax.export import export
 from mg_jax.optim import flatten
 from mg_jax.plan import plan
 from mg_jax.progress import read_metrics
 from mg_jax.sharding import make_mesh
-from mg_jax.train import Diverged, export, train
+from mg_jax.train import Diverged, train
 from tests.train.fake import FakeConfig, FakeData, FakeSystem, fake_config
 
 
