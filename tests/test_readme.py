@@ -60,6 +60,20 @@ def test_conversions_run_as_printed(tmp_path):
     assert_same(read_folder(tmp_path / back[-1]), state)
 
 
+def test_the_example_runs_as_printed_on_the_shipped_model(tmp_path, monkeypatch, capsys):
+    from mg_jax.data.scenes import RESERVED_SEED, make_world, render
+
+    text = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    world = make_world(RESERVED_SEED, 2, 320, 240, min_objects=3, max_objects=4)
+    Image.fromarray(render(world)).save(tmp_path / "photo.jpg", quality=95)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    assert re.search(r"\w.* \(\([\d.]+, [\d.]+, [\d.]+, [\d.]+\)", said), said
+    assert Image.open(tmp_path / "answer.png").size[0] > 0
+
+
 @pytest.mark.slow
 def test_commands_run_as_printed(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (240, 300, 3), np.uint8)
