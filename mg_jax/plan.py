@@ -295,7 +295,10 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                         f"{target[path].shape} in the model: compare config.model with its "
                         "config.json"
                     )
-            values = file.read({n: target.get(p, file.shapes[n]) for p, n in theirs.items()})
+            used = target.keys() - unused  # what is ignored may have any shape
+            values = file.read({
+                n: target[p] if p in used else file.shapes[n] for p, n in theirs.items()
+            })  # fmt: skip
             found |= {p: values[n] for p, n in theirs.items() if p not in unused}
     for origin, copy in config.init_copy:
         for path, x in target.items():

@@ -34,6 +34,7 @@ DEVICE = (
     {"plan", "progress"},
     {"flops"},
     {"train"},
+    {"export"},
     {"assistants"},
     {"assistant"},
     {"loading"},

@@ -13,7 +13,8 @@ from mg_jax.models.ferret import FerretConfig, version
 from mg_jax.optim import flatten
 from mg_jax.plan import initial_params, plan
 from mg_jax.vision.anyres import GRIDS_UI, GRIDS_V2, up_to
-from tests.models.test_ferret import TINY, drawn
+from tests.drawn import drawn
+from tests.models.test_ferret import TINY
 
 CONTEXT = {"max_positions": 4096}
 
@@ -86,7 +87,7 @@ def test_direct_upsampling_interpolates_clips_positions():
     """The same weights see a larger picture as more cells."""
     small = build("ferret", {**TINY, "grids": [], "tile": None, "tile_projector": "shared"})
     large = build("ferret", {**to_dict(small.cfg), "low_size": 8})
-    params = drawn(small)
+    params = drawn(small, "instruction")
     assert large.cfg.image_tokens() == 4 * small.cfg.image_tokens() == 16
     pixels = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
     wide = pixels.repeat(2, 1).repeat(2, 2)

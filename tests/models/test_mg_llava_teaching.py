@@ -9,7 +9,8 @@ import pytest
 from mg_jax.errors import UserError
 from mg_jax.models import build
 from mg_jax.ops.box_mean import box_mean
-from tests.models.test_mg_llava import TINY, drawn, make_batch
+from tests.drawn import drawn
+from tests.models.test_mg_llava import TINY, make_batch
 
 WORDS = 5
 
@@ -103,7 +104,7 @@ def test_a_head_learns_to_look_where_it_is_told():
     assert float(metrics["language"] + metrics["pointing"]) == pytest.approx(last, rel=1e-5)
     assert np.abs(grads["lm"]["blocks"]["attn"]["q"]["kernel"][1]).max() > 0
     plain = build("mg_llava", TINY)
-    params = drawn(system)
+    params = drawn(system, "sft")
     value = plain.loss("sft")(params, batch, jax.random.key(0))[0]
     _, metrics = system.loss("sft")(params, batch, jax.random.key(0))
     np.testing.assert_allclose(metrics["language"], value, rtol=1e-6)

@@ -11,7 +11,8 @@ from mg_jax import sharding
 from mg_jax.models import build
 from mg_jax.models.fusion import Widths, fused_width, fusion_module, under_patches, waves
 from mg_jax.models.merging import Merge
-from tests.models.test_mg_llava import BOX, TINY, drawn, make_batch, run
+from tests.drawn import drawn
+from tests.models.test_mg_llava import BOX, TINY, make_batch, run
 
 WIDTHS = Widths(8, (4, 6), heads=2)
 FUSIONS = ("conv_gate", "conv_gate_paper", "none", "resampler", "concat", "patch_info")
@@ -191,7 +192,7 @@ def test_merging_equals_plain_numpy(kind):
 @pytest.mark.parametrize("objects", ["none", "b2f"])
 def test_without_tokens_of_their_own_box_slots_do_not_exist(objects):
     system = build("mg_llava", {**TINY, "objects": objects})
-    params = drawn(system)
+    params = drawn(system, "sft")
     batch = make_batch([(3,), (1,)])
     logits, aux = run(system, params, batch)
     assert not (aux["valid"] & (batch["tokens"] == BOX)).any()
@@ -222,7 +223,7 @@ QUICK = (("conv_gate", "append"), ("resampler", "append"), ("conv_gate", "f2b"))
 def test_every_parameter_learns(fusion, objects):
     """And a part that a choice does not use has none."""
     system = build("mg_llava", {**TINY, "fusion": fusion, "objects": objects})
-    params = drawn(system)
+    params = drawn(system, "sft")
     batch = make_batch([(2,), (4,)])
     loss = jax.jit(jax.grad(lambda p: system.loss("sft")(p, batch, jax.random.key(0))[0]))
     grads = loss(params)
@@ -254,7 +255,7 @@ def test_every_parameter_learns(fusion, objects):
 )
 def test_sharded_equals_unsharded(fusion, objects):
     system = build("mg_llava", {**TINY, "fusion": fusion, "objects": objects})
-    params = drawn(system)
+    params = drawn(system, "sft")
     batch = make_batch([(i % 4 + 1,) if i != 5 else () for i in range(8)])
 
     def loss(p, b):

@@ -8,7 +8,8 @@ import pytest
 from mg_jax.errors import UserError
 from mg_jax.models import build
 from mg_jax.models.tiny_grounding_gpt import STAGES
-from tests.models.test_tiny_grounding_gpt import OBJECT, TINY, drawn, make_batch
+from tests.drawn import drawn
+from tests.models.test_tiny_grounding_gpt import OBJECT, TINY, make_batch
 
 WORDS = 5
 
@@ -16,7 +17,7 @@ WORDS = 5
 def test_heads_are_shown_where_to_look():
     """The share of the second loss; object images are those of the layer before."""
     system = build("tiny_grounding_gpt", {**TINY, "pointing_weight": 0.5, "pointing_layer": 1})
-    params = drawn(system)
+    params = drawn(system, "local")
     gaze = np.array([[[30, 5], [31, 0], [21, 3]], [[33, 17], [0, 0], [0, 0]]], np.int32)
     weight = np.array([[1.0, 0.5, 1.0], [1.0, 0.0, 0.0]], np.float32)
     batch = make_batch([2, 3]) | {"gaze": gaze, "gaze_weight": weight}
@@ -58,7 +59,7 @@ def labelled(rows=2):
 def test_towers_learn_to_name_and_place_things():
     system = build("tiny_grounding_gpt", {**TINY, "label_words": WORDS, "select_layer": -1})
     assert system.stages == ("labels", *STAGES)
-    params, batch, tx = drawn(system, stage="labels"), labelled(), optax.adam(0.01)
+    params, batch, tx = drawn(system, "labels"), labelled(), optax.adam(0.01)
     assert set(params) == {"clip", "dino", "labels"}
 
     @jax.jit
@@ -83,7 +84,7 @@ def test_towers_learn_to_name_and_place_things():
 def test_things_are_named_by_the_token_over_their_middle():
     """And object images by the middle one of theirs; both by the same linear map."""
     system = build("tiny_grounding_gpt", {**TINY, "label_words": WORDS})
-    params, batch = drawn(system, stage="labels"), labelled()
+    params, batch = drawn(system, "labels"), labelled()
     batch["label_boxes"][0] = [[0.5, 0.25, 1, 0.45], [0, 0, 0.2, 1], [0.9, 0.9, 1, 1]]
     out = system.module.apply({"params": params}, batch, method=system.module.name_things)
     features, _ = system.module.apply({"params": params}, batch, method=system.module.look)
@@ -99,7 +100,7 @@ def test_things_are_named_by_the_token_over_their_middle():
 
 def test_padding_of_labels_is_not_learned_from():
     system = build("tiny_grounding_gpt", {**TINY, "label_words": WORDS})
-    params, batch = drawn(system, stage="labels"), labelled()
+    params, batch = drawn(system, "labels"), labelled()
     other = {k: v.copy() for k, v in batch.items()}
     other["label_boxes"][1, 2] = [0, 0, 1, 1]
     values = [float(system.loss("labels")(params, b, None)[0]) for b in (batch, other)]

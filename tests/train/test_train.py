@@ -15,7 +15,7 @@ from mg_jax.checkpoint import save_release
 from mg_jax.errors import UserError
 from mg_jax.export import export
 from mg_jax.optim import flatten
-from mg_jax.plan import plan
+from mg_jax.plan import initial_params, plan
 from mg_jax.progress import read_metrics
 from mg_jax.sharding import make_mesh
 from mg_jax.train import Diverged, train
@@ -310,6 +310,16 @@ def test_a_converted_part_starts_a_stage(whole, tmp_path):
     params = flatten(run(tmp_path / "run", start).params)
     for path, x in encoder.items():
         np.testing.assert_array_equal(params[path], x)
+
+
+def test_what_is_ignored_may_have_another_shape(whole):
+    folder, outcome = whole
+    ignored = ("encoder/.*", "head/kernel")
+    config = fake_config(stage="second", init_from=str(folder), init_ignore=ignored)
+    p = plan(config, 2, system=FakeSystem(FakeConfig(hidden=6)))
+    params = initial_params(p, config, lambda text: None)
+    assert params["encoder/kernel"].shape == (8, 6)
+    np.testing.assert_array_equal(params["head/bias"], flatten(outcome.params)["head/bias"])
 
 
 def test_wrong_stage_order_and_wrong_folders_are_named(whole, tmp_path):
