@@ -35,6 +35,9 @@ def get_config() -> ConfigDict:
     c.init_mean = ()
     # (from, to): what init_from lacks under `to`/ begins as a copy of what is under `from`/
     c.init_copy = ()
+    # (pattern, field of config.model): parameters that were learned with another value of that
+    # field, a part being there or not, and are left behind
+    c.init_alike = ()
 
     # The encoder that the system stands on, frozen: a package's (conversion/trunks.py), whose name
     # may stand in init_from, and which launch.ship leaves out; or a release's. "" for none.

@@ -9,7 +9,8 @@
 
 stage=dense may be left out (the paper's ablation): the last one then starts from what that would.
 The tiles' projector begins with the global one's values, where none is there (size=tiny has one).
-version=v1 and version=ui (Ferret-UI) have the last stage alone.
+version=v1 and version=ui (Ferret-UI) have the last stage alone; behind --config.init_from=... of a
+converted one, which reads its maps mirrored, write --config.model.transpose_sampling=True.
 
 size=tiny trains on procedural scenes from squares to 1x6 on a CPU. No pretrained encoders of that
 size exist, so a stage before the three teaches them, by things and the words that name them:
@@ -29,7 +30,7 @@ here in every stage, one epoch for the first two.
 
 Context: a picture of six tiles is 4,032 tokens of Vicuna's 4,096 positions. Of v2, context=slow
 slows rotary positions down by an eighth (4,608 of them, 576 for text; model.lm.rope_scaling),
-context=pool averages 2x2 of a tile's tokens into one (1,440 tokens, 2,048 for text), and
+context=pool averages 2x2 of a tile's tokens into one (1,440 tokens, 1,984 for text), and
 context=fewer has no grids of six tiles (3,456 tokens, 640 for text); the latter two leave the
 language model as it is. v1 has 2,048 positions, 1,472 of them for text, and Ferret-UI 4,096, 1,216
 for text. --config.model.tile_size=224 makes tiles of 1,536 tokens in all, 448 needs context=pool.
@@ -37,9 +38,10 @@ for text. --config.model.tile_size=224 makes tiles of 1,536 tokens in all, 448 n
 Ablations of the paper, of v2 (docs/ferret.md has the commands): arm=fixed sees the whole picture
 alone; arm=direct too, in a size that CLIP's positions are interpolated for (448 px), and arm=any in
 up to four tiles of half that side by the same encoder; arm=ground reads regions from the whole
-picture alone; arm=clip lets CLIP see the tiles. encoder=frozen keeps the encoders as they are in
-the last stage, encoder=trained does not; by default they are trained as published, and of size=tiny
-frozen.
+picture alone; arm=clip lets CLIP see the tiles. Arms may start from a release of another one: parts
+that they lack stay behind, and so does a projector of tiles that another encoder saw.
+encoder=frozen keeps the encoders as they are in the last stage, encoder=trained does not; by
+default they are trained as published, and of size=tiny frozen.
 """
 
 import dataclasses
@@ -69,13 +71,15 @@ CHOICES = {
 }
 # positions of the language model, and of these for text; of v2 by context
 CONTEXT = {
-    "v1": (2048, 1472), "ui": (4096, 1216), "slow": (4608, 576), "pool": (4096, 2048),
-    "fewer": (4096, 640),
+    "v1": (2048, 1472), "ui": (4096, 1216), "slow": (4608, 576), "fewer": (4096, 640),
+    "pool": (4096, 1984),  # tiles of 448 px are 2,112 tokens, of 336 px 1,440
 }  # fmt: skip
 TEMPLATES = {"v2": "ferret_v1", "v1": "ferret_v1", "ui": "ferret_vicuna_v1"}
 # What Ferret v1, Ferret-UI and encoder=frozen train in the last stage: all but the encoders
 TRAINED = (*ferret.TRAINABLE["dense"], "lm/.*")
 
+# (part, field of its config that it was learned with): of another tower's tiles it is of no use
+ALIKE = (("tile_projector", "tile"), ("tile_places", "tile"), ("tile_places", "grids"))
 UPSAMPLED = 448  # pixels of the whole picture, directly upsampled
 SIDE = 112  # pixels of the tiny model's tiles
 # What a whole picture and names are enough for
@@ -113,6 +117,10 @@ def get_config(arg: str = "") -> ConfigDict:
         for key in ("context", "arm", "encoder"):
             if choice[key] != CHOICES[key][0]:
                 raise UserError(f"{key}={choice[key]} is of version=v2: leave version out")
+    if choice["encoder"] != "auto" and stage != "instruction":
+        raise UserError(
+            f"encoder={choice['encoder']} is of stage=instruction: leave it out of stage={stage}"
+        )
     c = base.get_config()
     c.system, c.stage, c.size = "ferret", stage, size
     context = choice["context"] if version == "v2" else version
@@ -135,12 +143,12 @@ def get_config(arg: str = "") -> ConfigDict:
     if stage == "labels":
         labels(c)
     else:
-        {"caption": caption, "dense": dense, "instruction": instruction}[stage](c, version)
+        {"caption": caption, "dense": dense, "instruction": instruction}[stage](c, version, model)
     if size == "tiny":
         tiny(c, version, model)
     else:
         full(c, version, context)
-    if stage == "instruction" and choice["encoder"] != "auto":
+    if choice["encoder"] != "auto":
         encoders(c, choice["encoder"], model)
     return c.lock()
 
@@ -148,7 +156,7 @@ def get_config(arg: str = "") -> ConfigDict:
 # -- stages (spec 8) -----------------------------------------------------------------------------
 
 
-def caption(c: ConfigDict, version: str) -> None:
+def caption(c: ConfigDict, version: str, model: FerretConfig) -> None:
     """The global projector, on captions of whole pictures."""
     c.tasks = "caption"
     c.init_stages = ("encoder", "language", "caption")
@@ -157,31 +165,48 @@ def caption(c: ConfigDict, version: str) -> None:
     c.trainable = ferret.TRAINABLE["caption"]
 
 
-def dense(c: ConfigDict, version: str) -> None:
+def dense(c: ConfigDict, version: str, model: FerretConfig) -> None:
     """Projectors and sampler, on many objects of a picture at a time."""
     c.tasks = "dense_referring+dense_detection"
     c.codec.refer_slots = 10  # about as many objects a sample (spec 8)
     c.init_stages = ("caption", "encoder", "dense")
-    c.init_required = ("low/.*", "tile/.*", "lm/.*", "projector/.*")
-    c.init_parts = (("dinov2", "vision", "tile"),)
-    c.init_copy = (("projector", "tile_projector"),)
+    with_tiles(c, model)
     c.trainable = ferret.TRAINABLE["dense"]
 
 
-def instruction(c: ConfigDict, version: str) -> None:
+def instruction(c: ConfigDict, version: str, model: FerretConfig) -> None:
     """Everything, both encoders too; of v1 and Ferret-UI all but the encoder."""
     c.train.epochs = 3.0
     if version == "v2":
         c.init_stages = ("dense", "caption", "encoder", "instruction")
-        c.init_required = ("low/.*", "tile/.*", "lm/.*", "projector/.*")
-        c.init_parts = (("dinov2", "vision", "tile"),)
-        c.init_copy = (("projector", "tile_projector"),)
+        with_tiles(c, model)
         c.trainable = ferret.TRAINABLE["instruction"]
     else:
         c.init_stages = ("encoder", "language", "instruction")
         c.init_required = ("low/.*", "lm/.*")
         c.init_parts = (("clip", "vision", "low"),)
         c.trainable = TRAINED
+
+
+def with_tiles(c: ConfigDict, model: FerretConfig) -> None:
+    """What the stages of v2 with tiles start from; arms lack some of its parts."""
+    c.init_required = ("low/.*", "lm/.*", "projector/.*")
+    if model.tile:
+        c.init_required = (*c.init_required, "tile/.*")
+        c.init_parts = (("dinov2", "vision", "tile"),)
+    c.init_copy = (("projector", "tile_projector"),)
+    c.init_ignore = tuple(f"{part}/.*" for part, there in tile_parts(model).items() if not there)
+    c.init_alike = tuple((f"{part}/.*", field) for part, field in ALIKE)
+
+
+def tile_parts(model: FerretConfig) -> dict[str, bool]:
+    """Which of the parts for tiles a model has."""
+    grids = bool(model.grids)
+    return {
+        "tile": model.tile is not None,
+        "tile_projector": grids and model.tile_projector == "own",
+        "tile_places": grids and model.tile_places,
+    }
 
 
 def encoders(c: ConfigDict, how: str, model: FerretConfig) -> None:
@@ -216,7 +241,7 @@ def full_model(size: str, version: str, context: str) -> FerretConfig:
     lm = LMConfig(**shapes[size], max_positions=CONTEXT[context][0], **compute)
     if version == "v1":
         lm = dataclasses.replace(lm, eps=1e-6)  # of Vicuna v1.3, as of the first LLaMA
-    fields = ferret.version(version)
+    fields = ferret.version(version) | {"transpose_sampling": False}
     if context == "slow":
         lm = dataclasses.replace(lm, rope_scaling=RopeScaling("linear", 1.125))
     if version != "v2":  # the vocabularies of their releases end with <region_fea>
@@ -328,15 +353,13 @@ def tiny(c: ConfigDict, version: str, model: FerretConfig) -> None:
 def start(c: ConfigDict, model: FerretConfig) -> None:
     """What a stage of size=tiny takes from stage labels and from those before."""
     whole = c.stage == "caption"  # without tiles and regions
-    parts = {
-        "low": True,
-        "projector": True,
-        "sampler": not whole,
-        "tile": not whole and model.tile is not None,
-        "tile_projector": not whole and model.tile_projector == "own" and bool(model.grids),
-        "tile_places": not whole and model.grids == GRIDS_V2,
-    }
-    c.init_required = tuple(f"{name}/.*" for name, there in parts.items() if there)
+    parts = {"low": True, "projector": True, "sampler": not whole}
+    parts |= {name: there and not whole for name, there in tile_parts(model).items()}
+    own = model.tile is not None  # as in stage labels
+    taught = {"tile_projector": own, "tile_places": own and model.grids == GRIDS_V2}
+    c.init_required = tuple(
+        f"{name}/.*" for name, there in parts.items() if there and taught.get(name, True)
+    )
     c.init_ignore = ("labels/.*", *(f"{name}/.*" for name, there in parts.items() if not there))
     c.init_stages = ("labels", *(s for s in c.init_stages if s != "encoder"))
     if not whole:

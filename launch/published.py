@@ -11,7 +11,8 @@
 
 Questions, readers and scores are those of Ferret's evaluation (mg_jax/evals/ferret_sets.py). Every
 answer is a line {"key", "text"} of --answers, written as soon as it is there: a second call goes on
-where one was stopped, and scores alone when all are there, without --checkpoint or --images.
+where one was stopped, and scores alone when all are there, without --checkpoint or --images. One
+file of answers serves all kinds of --region.
 """
 
 import argparse
@@ -107,8 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         ask(args, left[: args.limit])
         known = read_answers(args.answers)
     answered = sum(q.key in known for q in questions)
-    print(json.dumps({"set": args.set, "questions": len(questions), "answered": answered}
-                     | test.score(known)))  # fmt: skip
+    row = {"set": args.set} | ({"region": args.region} if args.set == "lvis" else {})
+    row |= {"questions": len(questions), "answered": answered}
+    print(json.dumps(row | test.score(known)))
 
 
 if __name__ == "__main__":

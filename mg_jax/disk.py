@@ -80,6 +80,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_json_lines(path: Path, *keys: str) -> list[dict[str, Any]]:
+    """The objects of a file with one a line, each with `keys`; empty lines do not count. Raises
+    UserError naming the file, the line and what is missing."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read ({e})") from None
+    rows = []
+    for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            raise UserError(f"{path}:{n}: no JSON object ({e})") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{n}: no JSON object")
+        if missing := [key for key in keys if key not in row]:
+            raise UserError(f"{path}:{n}: lacks {', '.join(missing)}")
+        rows.append(row)
+    return rows
+
+
 def temporary(path: Path) -> Path:
     """A new empty file beside `path`, by a name that no other process has."""
     handle, name = tempfile.mkstemp(".part", f"{path.name}.", path.parent)

@@ -276,10 +276,13 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
             return moved.get(part, part) + slash + rest
 
         model = {ours(part): values for part, values in origin.get("model", {}).items()}
-        _report_difference(model, config.model.to_dict(), folder, say)
+        mine = config.model.to_dict()
+        _report_difference(model, mine, folder, say)
+        unlike = (r for r, field in config.init_alike if _unlike(model, mine, field))
+        behind = (*config.init_ignore, *unlike)
         for file in files:
             theirs = {ours(p): p for p in file.shapes}
-            unused = {p for p in theirs if any(re.fullmatch(r, p) for r in config.init_ignore)}
+            unused = {p for p in theirs if any(re.fullmatch(r, p) for r in behind)}
             for path, name in theirs.items():
                 have = file.shapes[name]
                 if path in unused:
@@ -342,6 +345,12 @@ def _report_difference(theirs: Mapping, ours: Mapping, folder: str, say, where="
             _report_difference(a, b, folder, say, f"{where}.{key}")
         elif _plain(a) != _plain(b) and key not in AS_COMPUTED:
             say(f"note: {where}.{key} is {b!r}, but {folder} was trained with {a!r}")
+
+
+def _unlike(theirs: Mapping, ours: Mapping, field: str) -> bool:
+    """Whether a checkpoint's model has another value of a field; two parts count as alike."""
+    a, b = theirs.get(field, ours[field]), ours[field]
+    return not (isinstance(a, Mapping) and isinstance(b, Mapping)) and _plain(a) != _plain(b)
 
 
 def _plain(x: Any) -> Any:

@@ -18,7 +18,7 @@ def micro_config(stage="instruction", version="v2", **changes):
     m = c.model
     m.tile_size = SIDE
     m.low.update({"width": 16, "layers": 2, "heads": 2, "image_size": SIDE})
-    if version == "v2":
+    if m.tile:
         m.tile.update({"width": 16, "layers": 2, "heads": 2, "image_size": SIDE})
     m.sampler.update({"points": 16, "anchors": (8, 4), "neighbours": (4, 4)})
     m.lm.update({"width": 16, "mlp": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head": 8})

@@ -68,6 +68,8 @@ def test_a_conversation_keeps_its_history_and_a_new_picture_ends_it(assistant, m
     last = len(seen[1].regions) - 1
     assert seen[1].prompt == f"And this? <r:{last}>" and seen[1].regions[last] == later
     assert answer.notes == ("point passed as its tightest box", *answer.notes[1:])
+    shown = Query(picture, "Where is <object:0>?", (box,))
+    assert assistant.adapter.read(shown).notes == ("object image passed as its region",)
     assistant.chat(noise(seed=9), "And here?", max_new_tokens=3)
     assert seen[2].history == () and seen[2].regions == ()
 

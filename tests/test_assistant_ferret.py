@@ -10,7 +10,7 @@ import mg_jax
 from launch import chat
 from mg_jax.assistants.ferret import FerretAdapter
 from mg_jax.errors import UserError
-from mg_jax.example import Query, Region
+from mg_jax.example import Query, Region, Turn
 from tests.ferret_micro import noise, save_random
 
 MASK = np.zeros((40, 90), bool)
@@ -51,6 +51,20 @@ def test_regions_of_every_kind_as_they_are(assistant):
     for points, region in zip(row.arrays["points"][1:4:2], (REGIONS[1], REGIONS[3]), strict=True):
         y = points[:, 1] * 40
         assert abs(y - region.points[0][1] * 40).max() <= 6
+
+
+def test_regions_that_go_by_another_are_noted(assistant, monkeypatch):
+    query = Query(noise(), f"{PROMPT} It is like <object:0>.", REGIONS)
+    said = "object image passed as its region"
+    assert assistant.adapter.read(query).notes == (said,)
+    later = Query(noise(), "And?", REGIONS, history=(Turn("Is it <object:0>?", "No."),))
+    assert assistant.adapter.read(later).notes == (said,)
+    monkeypatch.setattr(assistant.adapter.codec, "refer", "coordinates")
+    row = assistant.adapter.read(Query(noise(), PROMPT, REGIONS))
+    assert row.notes == tuple(
+        f"{kind} passed as its tightest box" for kind in ("polygon", "scribble", "mask")
+    )
+    assert "[500, 500]" in assistant.adapter.codec.prompt([Turn(PROMPT)], REGIONS, (90, 40))
 
 
 def test_the_answer_does_not_depend_on_the_batch(assistant):

@@ -102,6 +102,8 @@ def test_boxes_are_given_found_or_none_and_the_answer_says_so(folder, assistant)
     seeing.chat(None, "What moves?", video=noise(frames=9), **options)
     assert asked == [1, 8]  # a conversation is looked at once
     assert found.notes == given[0].notes == ()
+    shown = Query(picture, "Is it <object:0>?", (Region.from_box((0.2, 0.2, 0.8, 0.8)),))
+    assert seeing.adapter.read(shown).notes == ("object image passed as its region",)
     boxes, scores = seeing.propose([picture])[0]
     assert boxes.tolist() == FOUND["boxes"] and len(scores) == 2
     with pytest.raises(UserError, match="no detector is configured"):

@@ -58,3 +58,19 @@ def test_names_in_messages_are_few_short_and_printable():
     assert some(list("abcde"), 3) == ["a", "b", "c", "... and 2 more"]
     assert shown("a.weight") == "a.weight" and shown("a\x1b[2J") == r"'a\x1b[2J'"
     assert len(shown("x" * 100_000)) < 500
+
+
+def test_lines_of_json(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1, "b": "x\u2028y"}\n\n{"a": 2, "b": 3}', encoding="utf-8")
+    assert disk.read_json_lines(path, "a", "b") == [{"a": 1, "b": "x\u2028y"}, {"a": 2, "b": 3}]
+    for text, message in (
+        ('{"a": 1}\n[1]', r"a\.jsonl:2: no JSON object"),
+        ('{"a": 1}\n{', r"a\.jsonl:2: no JSON object \(Expecting"),
+        ('\n{"b": 1}', r"a\.jsonl:2: lacks a, c"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            disk.read_json_lines(path, "a", *(["c"] if "lacks" in message else []))
+    with pytest.raises(UserError, match="none: cannot be read"):
+        disk.read_json_lines(tmp_path / "none")

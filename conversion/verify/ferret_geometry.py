@@ -1,5 +1,6 @@
 """Which grid a picture gets and how it is cut, against Ferret's recorded tables (spec 7.1)."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ def _cut(path: Path) -> dict[str, np.ndarray]:
             "crops": made["tiles"],
             f"{THUMBNAIL}{tile}": made["low"],
             "resized_nopad": anyres.squash(image, *size),
-            "resized_pad": anyres.pad(image, *size),
+            "resized_pad": _padded(image, *size),
         }.items()
     }
+
+
+def _padded(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """uint8 [h,w,3] fitted into `width` x `height` px, in the middle of black.
+
+    Upstream has it for merge "spatial_unpad" and never calls it (spec 7.1).
+    """
+    across, down = width / image.shape[1], height / image.shape[0]
+    if across < down:
+        inner = width, min(math.ceil(image.shape[0] * across), height)
+    else:
+        inner = min(math.ceil(image.shape[1] * down), width), height
+    out = np.zeros((height, width, 3), np.uint8)
+    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
+    out[top : top + inner[1], left : left + inner[0]] = anyres.squash(image, *inner)
+    return out

@@ -21,6 +21,7 @@ from mg_jax.errors import UserError
 from mg_jax.example import Query, Region, Turn
 from mg_jax.models import System, config_errors
 from mg_jax.optim import flatten
+from mg_jax.text import markup
 from mg_jax.vision import preprocess
 
 Proposals = list[tuple[np.ndarray, np.ndarray]]
@@ -189,7 +190,21 @@ def slots(count: int) -> int:
     return max(8, -(-count // 8) * 8)
 
 
+def batch_length(codec: Any, samples: Sequence[Mapping[str, Any]], room: int) -> int:
+    """Length of a batch that holds the `tokens` of all samples; few, so that few programs are
+    compiled, and where it can no more than `room`."""
+    longest = max(len(s["tokens"]) for s in samples)
+    step = max(16, codec.text_tokens // 4)
+    return max(longest, min(-(-longest // step) * step, room))
+
+
 def boxed_notes(regions: Sequence[Region]) -> list[str]:
     """One note for each kind of region that goes by its tightest box."""
     kinds = dict.fromkeys(r.kind for r in regions if r.kind != "box")
     return [f"{kind} passed as its tightest box" for kind in kinds]
+
+
+def object_notes(query: Query) -> list[str]:
+    """A note where a question shows an object image, of a system that takes none."""
+    shown = any(s.kind == "object" for t in turns(query) for s in markup.parse(t.user))
+    return ["object image passed as its region"] if shown else []

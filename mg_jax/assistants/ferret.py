@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 
 from mg_jax.answer import Answer
-from mg_jax.assistants.base import Adapter, Row, View, boxed_notes, cells, picture, slots, turns
+from mg_jax.assistants.base import (
+    Adapter,
+    Row,
+    View,
+    batch_length,
+    boxed_notes,
+    cells,
+    object_notes,
+    picture,
+    slots,
+    turns,
+)
 from mg_jax.data.regions import rasterise, sample
 from mg_jax.data.samples.ferret import Picture, arrays, normalised
 from mg_jax.errors import UserError
@@ -61,7 +72,9 @@ class FerretAdapter(Adapter):
         )
         drawn = [self._sampled(query.regions[k], k, width, height) for k in arrays.pop("refer")]
         arrays |= {"points": [p for p, _ in drawn], "point_count": [n for _, n in drawn]}
-        notes = boxed_notes(query.regions) if self.codec.refer == "coordinates" else []
+        notes = object_notes(query)
+        if self.codec.refer == "coordinates":  # which has points too
+            notes += boxed_notes([r for r in query.regions if r.kind != "point"])
         return Row(query, arrays, width, height, tuple(notes))
 
     def _sampled(
@@ -75,11 +88,10 @@ class FerretAdapter(Adapter):
 
     def collate(self, rows: Sequence[Row], room: int) -> dict[str, np.ndarray]:
         samples = [dict(r.arrays) for r in rows]
-        cfg, longest = self.system.cfg, max(len(s["tokens"]) for s in samples)
+        cfg = self.system.cfg
         tiles = max([1, *(len(s.get("tiles", ())) for s in samples)])
         tiles = anyres.bucket(tiles, cfg.max_tiles) if self.tiled else 0
-        step = max(16, self.codec.text_tokens // 4)  # few lengths: few programs are compiled
-        length = max(longest, min(-(-longest // step) * step, room))
+        length = batch_length(self.codec, samples, room)
         regions = max(len(s["points"]) for s in samples)
         names = [f"question {n}" for n in range(len(rows))]
         batch = self.codec.collate(samples, [length])

@@ -16,6 +16,7 @@ from mg_jax.assistants.base import (
     View,
     boxed_notes,
     cells,
+    object_notes,
     picture,
     slots,
     text_lengths,
@@ -48,7 +49,7 @@ class GromaAdapter(Adapter):
             raise UserError("groma answers about pictures, not about videos: pass an image")
         pixels = picture(query.image)
         encoded = self.codec.encode_prompt(turns(query), query.regions)
-        notes = tuple(boxed_notes(query.regions))
+        notes = (*object_notes(query), *boxed_notes(query.regions))
         height, width = pixels.shape[:2]
         return Row(query, encoded | {"pixels": self._pixels(pixels)}, width, height, notes)
 

@@ -12,7 +12,9 @@ from mg_jax.assistants.base import (
     Proposals,
     Row,
     View,
+    batch_length,
     boxed_notes,
+    object_notes,
     padded_cells,
     picture,
     slots,
@@ -50,7 +52,7 @@ class MGLLaVAAdapter(Adapter):
         return self.codec.image_id, self.codec.box_id
 
     def read(self, query: Query) -> Row:
-        cfg, notes = self.system.cfg, boxed_notes(query.regions)
+        cfg, notes = self.system.cfg, [*object_notes(query), *boxed_notes(query.regions)]
         pictures = self._pictures(query, notes)
         shown = self._shown(len(pictures), notes)
         height, width = pictures[0].shape[:2] if pictures else (0, 0)
@@ -120,9 +122,7 @@ class MGLLaVAAdapter(Adapter):
 
     def collate(self, rows: Sequence[Row], room: int) -> dict[str, np.ndarray]:
         samples = [r.arrays for r in rows]
-        longest = max(len(s["tokens"]) for s in samples)
-        step = max(16, self.codec.text_tokens // 4)  # few lengths: few programs are compiled
-        length = max(longest, min(-(-longest // step) * step, room))
+        length = batch_length(self.codec, samples, room)
         count = slots(max(len(s["refer_boxes"]) for s in samples))
         made = batch(self.codec.collate(samples, [length], count), samples, self.system.cfg)
         return made | {"high": self.preprocess.normalize(made["high"])}

@@ -10,6 +10,7 @@ from mg_jax.assistants.base import (
     Adapter,
     Row,
     View,
+    batch_length,
     boxed_notes,
     cells,
     padded_cells,
@@ -62,9 +63,7 @@ class TinyGroundingGPTAdapter(Adapter):
 
     def collate(self, rows: Sequence[Row], room: int) -> dict[str, np.ndarray]:
         samples = [r.arrays for r in rows]
-        longest = max(len(s["tokens"]) for s in samples)
-        step = max(16, self.codec.text_tokens // 4)  # few lengths: few programs are compiled
-        length = max(longest, min(-(-longest // step) * step, room))
+        length = batch_length(self.codec, samples, room)
         most = max(len(s["object_boxes"]) for s in samples)
         slots = next(n for n in (0, 1, 2, 4, 8, most) if n >= most)
         text = self.codec.collate(samples, [length], slots)

@@ -10,18 +10,18 @@
 Answers are scored as they were written, by their question's key (Ferret spec 10).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mg_jax.data.sources.free_text import to_markup
-from mg_jax.disk import read_json
+from mg_jax.disk import read_json, read_json_lines
 from mg_jax.errors import UserError
 from mg_jax.evals import ferret_scores, ferret_text, pope
 from mg_jax.evals.choosing import published_region
 from mg_jax.example import Region
+from mg_jax.text.codecs.ferret_places import coordinates, format_place
 from mg_jax.text.instructions.ferret import which
 
 KINDS = ("point", "box", "free_shape")
@@ -124,25 +124,29 @@ class Flickr(PublishedSet):
 
 
 class Lvis(PublishedSet):
-    """accuracy of naming one of two classes; keys are the lines' numbers. kind: how the object is
-    pointed at, of KINDS."""
+    """accuracy of naming one of two classes; keys are kind and number of the line. kind: how the
+    object is pointed at, of KINDS."""
 
     def __init__(self, file: Path, kind: str):
         super().__init__(file)
         if kind not in KINDS:
             raise UserError(f"region kind {kind!r}: choose {', '.join(KINDS)}")
         self.kind = kind
-        self.rows = _lines(file, "image_path", "name", "neg_class", "synonyms")
+        self.rows = read_json_lines(file, "image_path", "name", "neg_class", "synonyms")
 
     def questions(self) -> Iterator[Question]:
         for n, row in enumerate(self.rows):
             region = _region(self.file, n, row, self.kind)
             prompt = which(0, n, to_markup(row["name"]), to_markup(row["neg_class"]))
-            yield Question(str(n), Path(row["image_path"]).name, prompt, (region,))
+            yield Question(self.key(n), Path(row["image_path"]).name, prompt, (region,))
 
     def score(self, texts: Texts) -> dict[str, float]:
-        rows = [{**row, "text": texts.get(str(n), "")} for n, row in enumerate(self.rows)]
+        rows = [{**row, "text": texts.get(self.key(n), "")} for n, row in enumerate(self.rows)]
         return {"accuracy": ferret_scores.lvis_accuracy(rows)}
+
+    def key(self, number: int) -> str:
+        """Of the answer about a line, counted from 0."""
+        return f"{self.kind}/{number}"
 
 
 class Pope(PublishedSet):
@@ -202,27 +206,6 @@ def _record(file: Path, **lists: Sequence[str]) -> dict[str, Any]:
     return data
 
 
-def _lines(file: Path, *keys: str) -> list[dict[str, Any]]:
-    """The objects of a file with one a line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{file}: cannot be read ({e})") from None
-    rows = []
-    for n, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            missing = [key for key in keys if key not in row]
-        except (ValueError, TypeError) as e:
-            raise UserError(f"{file}:{n}: no JSON object ({e})") from None
-        if missing:
-            raise UserError(f"{file}:{n}: lacks {', '.join(missing)}")
-        rows.append(row)
-    return rows
-
-
 def _region(file: Path, n: int, row: Mapping[str, Any], kind: str) -> Region:
     try:
         return published_region(row, kind)
@@ -232,7 +215,8 @@ def _region(file: Path, n: int, row: Mapping[str, Any], kind: str) -> Region:
 
 def plain_text(answer: Any) -> str:
     """What a system wrote (`Answer.written`); of one that writes no coordinates its text with its
-    boxes as Ferret writes them: behind their phrases, whole numbers of a 1000x1000 picture."""
+    boxes as Ferret writes them: behind their phrases, whole numbers of a 1000x1000 picture, cut
+    off."""
     if answer.written:
         return str(answer.written)
     out, end = "", 0
@@ -240,10 +224,10 @@ def plain_text(answer: Any) -> str:
         out += answer.text[end : phrase.span[1]]
         end = phrase.span[1]
         for box in phrase.boxes:
-            out += (" " if out else "") + _place(box, (answer.width, answer.height))
+            out += (" " if out else "") + _place(box, answer.width, answer.height)
     return out + answer.text[end:]
 
 
-def _place(box: Sequence[float], size: tuple[int, int]) -> str:
-    numbers = (min(max(round(v * 1000 / size[n % 2]), 0), 999) for n, v in enumerate(box))
-    return "[" + ", ".join(map(str, numbers)) + "]"
+def _place(box: Sequence[float], width: int, height: int) -> str:
+    shares = tuple(v / (width, height)[n % 2] for n, v in enumerate(box))
+    return format_place(coordinates(Region("box", shares), width, height), width, height)

@@ -147,16 +147,6 @@ def bench_scores(review: str) -> tuple[float, float]:
     return first, second
 
 
-def bench_total(reviews: Sequence[tuple[float, float]]) -> float:
-    """100 times the model's mean score over the judge's own answer's; unreadable reviews enter both
-    means as -1, as published. NaN without reviews."""
-    if not reviews:
-        return float("nan")
-    theirs, ours = (sum(column) / len(reviews) for column in zip(*reviews, strict=True))
-    theirs, ours = round(theirs, 3), round(ours, 3)
-    return 100 * ours / theirs if theirs else float("nan")
-
-
 # -- words ------------------------------------------------------------------------------------
 
 

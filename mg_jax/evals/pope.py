@@ -5,10 +5,10 @@ One line a question: {"question_id": 1, "image": "COCO_val2014_000000310196.jpg"
 "text": "Is there a snowboard in the image?", "label": "yes"}.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from mg_jax.disk import read_json_lines
 from mg_jax.errors import UserError
 from mg_jax.evals import metrics
 
@@ -36,17 +36,5 @@ def average(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def read_questions(path: str | Path) -> list[dict[str, str]]:
     """The questions of a file. Raises UserError naming file, line and what is missing."""
-    rows = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: cannot be read ({e})") from None
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            rows.append({key: str(row[key]) for key in ("question_id", "image", "text", "label")})
-        except (ValueError, TypeError, KeyError) as e:
-            raise UserError(f"{path}:{n}: no question of POPE ({type(e).__name__}: {e})") from None
-    return rows
+    keys = ("question_id", "image", "text", "label")
+    return [{key: str(row[key]) for key in keys} for row in read_json_lines(Path(path), *keys)]

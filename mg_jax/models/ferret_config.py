@@ -161,8 +161,8 @@ TRAINABLE = {"caption": ("projector/.*",), "dense": OWN, "instruction": (".*",)}
 def version(name: str) -> dict[str, Any]:
     """Fields of FerretConfig for Ferret "v1", "ui" (Ferret-UI) or "v2", but its language model.
 
-    v1 and ui read maps as their published weights expect: transpose_sampling. Raises UserError for
-    another name.
+    v1 and ui read maps as their published weights expect: transpose_sampling, which configs of
+    runs from scratch leave out. Raises UserError for another name.
     """
     if name not in VERSIONS:
         raise UserError(f"version={name!r}: choose one of {', '.join(VERSIONS)}")

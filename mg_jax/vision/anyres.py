@@ -64,22 +64,6 @@ def squash(image: np.ndarray, width: int, height: int | None = None) -> np.ndarr
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
 
 
-def pad(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """uint8 [h,w,3] fitted into `width` x `height` px, in the middle of black.
-
-    Upstream has it for merge "spatial_unpad" and never calls it (spec 7.1).
-    """
-    across, down = width / image.shape[1], height / image.shape[0]
-    if across < down:
-        inner = width, min(math.ceil(image.shape[0] * across), height)
-    else:
-        inner = min(math.ceil(image.shape[1] * down), width), height
-    out = np.zeros((height, width, 3), np.uint8)
-    top, left = (height - inner[1]) // 2, (width - inner[0]) // 2
-    out[top : top + inner[1], left : left + inner[0]] = squash(image, *inner)
-    return out
-
-
 def cut(canvas: np.ndarray, tile: int) -> np.ndarray:
     """uint8 [rows*tile, columns*tile, 3] -> [n,tile,tile,3], row by row."""
     rows, columns = (n // tile for n in canvas.shape[:2])

@@ -4,6 +4,7 @@ import pytest
 
 from mg_jax.data.scenes.conversation import scene_example
 from mg_jax.data.sources import open_source
+from mg_jax.errors import UserError
 from mg_jax.evals import tasks
 from mg_jax.text import markup
 
@@ -56,13 +57,23 @@ def test_kinds_are_told_apart():
         assert 0.1 < dict(task.score(items, constant))["accuracy"] < 0.85
 
 
-def test_things_can_be_asked_about_by_their_names_alone():
+def test_things_can_be_asked_about_by_their_names_or_regions_alone():
     weights = {"attribute": 1.0, "relation": 1.0, "read": 1.0}
     pointed = {}
-    for named in (False, True):
-        examples = [scene_example(5, n, tasks=weights, turns=3, named=named) for n in range(40)]
-        turns = [turn for example in examples for turn in example.turns]
-        pointed[named] = sum(bool(markup.regions_of(turn.user)) for turn in turns)
-        assert len(turns) > 60
-    assert pointed[False] > 20 and pointed[True] == 0
+    for how in ("", "named", "shown"):
+        way = {how: True} if how else {}
+        examples = [scene_example(5, n, tasks=weights, turns=3, **way) for n in range(40)]
+        records = [
+            (record["task"], bool(markup.regions_of(turn.user)))
+            for example in examples
+            for turn, record in zip(example.turns, example.meta["turns"], strict=True)
+        ]
+        assert len(records) > 60
+        pointed[how] = {task: [p for t, p in records if t == task] for task, _ in records}
+    for task in ("attribute", "relation", "read"):
+        assert any(pointed[""][task]) and not all(pointed[""][task])
+        assert not any(pointed["named"][task]) and all(pointed["shown"][task])
     assert open_source("scenes:named=1").named and not open_source("scenes:").named
+    assert open_source("scenes:shown=1").shown and not open_source("scenes:").shown
+    with pytest.raises(UserError, match="named=1 and shown=1 exclude each other"):
+        open_source("scenes:named=1,shown=1")

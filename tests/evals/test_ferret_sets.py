@@ -103,7 +103,10 @@ def test_lvis(files, kind, place, pixels):
     assert second.prompt == "Is the object <r:0> of the image a cow or a dog?"
     assert first.regions[0].kind == place and first.key != second.key  # ids may be repeated
     assert rasterise(first.regions[0], 100, 50).whole().sum() == pixels
-    assert test.score({"0": "a bow (weapon)", "1": "a cow"})["accuracy"] == 0.5
+    answers = {first.key: "a bow (weapon)", second.key: "a cow"}
+    assert test.score(answers)["accuracy"] == 0.5
+    other = "point" if kind == "box" else "box"
+    assert opened(files, "lvis", kind=other).score(answers)["accuracy"] == 0.0
 
 
 def test_a_free_shape_without_pixels_is_its_box():
@@ -128,7 +131,7 @@ def test_pope(files):
         ("flickr", {"images": [{"id": 1, "caption": "a"}]}, r"images\[0\] lacks original_img_id"),
         ("refcoco", {"images": [], "annotations": [7]}, r"annotations\[0\] lacks image_id, bbox"),
         ("lvis", {"image_path": "a.jpg"}, "lvis.json:1: lacks name, neg_class, synonyms"),
-        ("pope", {"text": "?"}, "pope.json:1: no question of POPE"),
+        ("pope", {"text": "?"}, "pope.json:1: lacks question_id, image, label"),
     ],
 )
 def test_wrong_files_are_named(files, name, content, message):
@@ -151,9 +154,10 @@ def test_what_is_missing_is_named(files):
 
 
 def test_answers_of_other_systems_are_written_as_ferrets():
-    phrases = (Phrase("a dog", (4, 9), ((10.0, 5.0, 50.0, 25.0), (0.0, 0.0, 100.0, 50.0)), (1, 1)),)
+    boxes = ((10.0, 5.0, 50.0, 25.09), (0.0, 0.0, 100.0, 50.0))
+    phrases = (Phrase("a dog", (4, 9), boxes, (1, 1)),)
     answer = Answer("See a dog there.", phrases, width=100, height=50)
-    assert plain_text(answer) == "See a dog [100, 100, 500, 500] [0, 0, 999, 999] there."
+    assert plain_text(answer) == "See a dog [100, 100, 500, 501] [0, 0, 990, 980] there."
     assert plain_text(Answer("b [1, 2, x]", written="b [1, 2, x] [3")) == "b [1, 2, x] [3"
 
 
@@ -175,6 +179,14 @@ def test_the_command_asks_what_is_left_and_scores(files, tmp_path, capsys):
         published.main(flags)  # nothing left to ask
         lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert lines[-1] == lines[-2] and lines[-1]["answered"] == lines[-1]["questions"]
+        assert lines[-1].get("region") == ("box" if name == "lvis" else None)
+        if name == "lvis":  # another kind of region has answers of its own
+            with pytest.raises(UserError, match="2 questions have no answer yet"):
+                published.main([*flags, "--region", "point"])
+            published.main([*flags, *model, "--region", "point", "--limit", "1"])
+            row = json.loads(capsys.readouterr().out)
+            assert (row["region"], row["answered"], row["questions"]) == ("point", 1, 2)
+            assert '{"key": "point/0"' in answers.read_text()
     answers.write_text("?\n{}\n")
     with pytest.raises(UserError, match="pope.jsonl:1: no answer"):
         published.main(flags)

@@ -1,18 +1,23 @@
 """`launch.ablate`: its arms are configs that build, its table says what was measured."""
 
 import sys
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+import mg_jax
 from configs import ferret, mg_llava
 from launch import ablate
 from mg_jax import models, plan, sharding
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
+from mg_jax.evals import tasks
 from mg_jax.optim import flatten, matching
+from mg_jax.text import markup
 
 
 @pytest.fixture
@@ -91,13 +96,18 @@ FERRETS = {  # run: (most image tokens, parts, what stays frozen)
 
 @pytest.mark.parametrize("study", ["upsampling", "referring", "tiles", "dense"])
 def test_arms_of_ferret_build(study, config_of):
-    taught = plan.plan(ferret.get_config("stage=labels,size=tiny"), 3).state.params
+    labels = ferret.get_config("stage=labels,size=tiny")
+    taught = plan.plan(labels, 3).state.params
     for run in ablate.STUDIES[study].arms.values():
         cfg, p = built(config := config_of(study, run))
         ours = {**p.state.params, **p.frozen}
-        read = taught.keys() - matching(taught, config.init_ignore, "init_ignore")
+        differ = {"tile": cfg.tile is None, "grids": labels.model.grids != config.model.grids}
+        other = [pattern for pattern, field in config.init_alike if differ[field]]
+        read = taught.keys() - matching(taught, (*config.init_ignore, *other), "init_ignore")
         required = matching(ours, config.init_required, "init_required")
         assert read == {path for path in required if not path.startswith("lm/")}
+        taken = {"low", "projector", "sampler", *(TILES if cfg.tile else ())}
+        assert {path.split("/")[0] for path in read} == taken
         assert all(taught[path].shape == ours[path].shape for path in read)
         tokens, parts, frozen = FERRETS[run]
         assert cfg.largest == tokens
@@ -105,6 +115,28 @@ def test_arms_of_ferret_build(study, config_of):
         assert found == parts | {"lm", "projector", "sampler"}
         assert {path.split("/")[0] for path in p.frozen} == frozen
         assert cfg.region_map == ("global" if run == "ground" else "fused")
+
+
+def test_small_words_are_asked_about_by_their_regions(monkeypatch):
+    study, task = ablate.STUDIES["upsampling"], tasks.get("reading")
+    items = tasks.questions(task, f"{study.data_of['reading']},n=100")
+    assert all(markup.regions_of(item.example.turns[item.turn].user) for item in items)
+    small = [item for item in items if task.kind(item) == "small"]
+    assert len(small) > 20
+    boxes = np.concatenate([item.pixel_boxes(item.query().regions) for item in small])
+    assert len(boxes) == len(small) and np.max(boxes[:, 2:] - boxes[:, :2]) <= 38
+    asked = {}
+
+    def evaluate(task, data, predict, propose):
+        asked[task.name] = data
+        return SimpleNamespace(metrics={name: 0.5 for name in study.measured[task.name][:1]})
+
+    monkeypatch.setattr(tasks, "evaluate", evaluate)
+    monkeypatch.setattr(mg_jax, "load", lambda release: SimpleNamespace(propose=None))
+    found = ablate.measure(study, "release", 7)
+    assert asked["reading"] == f"{study.data_of['reading']},n=7"
+    assert asked["rec"] == f"{study.data},n=7"
+    assert found["reading accuracy"] == 0.5 and np.isnan(found["reading small"])
 
 
 @pytest.mark.parametrize("study", ["objects", "dialogues"])

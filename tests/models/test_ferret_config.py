@@ -10,6 +10,7 @@ from mg_jax.config import to_dict
 from mg_jax.errors import UserError
 from mg_jax.models import build
 from mg_jax.models.ferret import FerretConfig, version
+from mg_jax.ops.resize import resize_positions
 from mg_jax.optim import flatten
 from mg_jax.plan import initial_params, plan
 from mg_jax.vision.anyres import GRIDS_UI, GRIDS_V2, up_to
@@ -84,16 +85,29 @@ def test_whose_pixels_tiles_have():
 
 
 def test_direct_upsampling_interpolates_clips_positions():
-    """The same weights see a larger picture as more cells."""
+    """The same weights see a larger picture as an encoder of that size whose positions they are,
+    interpolated."""
     small = build("ferret", {**TINY, "grids": [], "tile": None, "tile_projector": "shared"})
     large = build("ferret", {**to_dict(small.cfg), "low_size": 8})
     params = drawn(small, "instruction")
     assert large.cfg.image_tokens() == 4 * small.cfg.image_tokens() == 16
-    pixels = np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32)
-    wide = pixels.repeat(2, 1).repeat(2, 2)
-    for system, x in ((small, pixels), (large, wide)):
-        aux = system.module.apply({"params": params}, {"low": x}, method="encode")
-        assert aux["image_tokens"].shape == (1, system.cfg.low_side**2, 16)
+    native = build("ferret", {**to_dict(large.cfg), "low": {**TINY["low"], "image_size": 8}})
+    table = params["low"]["positions"]
+    grid = resize_positions(table[1:].reshape(2, 2, 12), (4, 4), small.cfg.low.position_rule)
+    positions = np.concatenate([table[:1], grid.reshape(16, 12)])
+    theirs = {**params, "low": {**params["low"], "positions": positions}}
+    low = np.random.default_rng(0).normal(size=(1, 8, 8, 3)).astype(np.float32)
+
+    def tokens(system, params):
+        aux = system.module.apply({"params": params}, {"low": low}, method="encode")
+        return aux["image_tokens"]
+
+    found = tokens(large, params)
+    assert found.shape == (1, 16, 16)
+    np.testing.assert_allclose(found, tokens(native, theirs), atol=1e-6)
+    flat = np.concatenate([table[:1], np.zeros((16, 12))])
+    other = tokens(native, {**theirs, "low": {**theirs["low"], "positions": flat}})
+    assert np.abs(found - other).max() > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from mg_jax import checkpoint
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
 from mg_jax.models import build
-from mg_jax.plan import plan
+from mg_jax.optim import flatten
+from mg_jax.plan import initial_params, plan
 from mg_jax.sharding import make_mesh
+from tests.drawn import drawn
 from tests.ferret_micro import micro_config
 
 # parameters of the language models by their config.json, and of the two encoders
@@ -83,7 +85,7 @@ def test_full_sizes_build_with_the_published_shape(version, stage, size):
 @pytest.mark.parametrize(
     ("arg", "tokens", "text"),
     [
-        ("context=pool", 576 + 6 * 144, 2048),
+        ("context=pool", 576 + 6 * 144, 1984),
         ("context=fewer", 576 + 5 * 576, 640),
         ("arm=fixed", 576, 576),
         ("arm=direct", 1024, 576),
@@ -121,6 +123,21 @@ def test_other_sides_of_a_tile(side, pool, tokens):
             build(config.system, config.model.to_dict())
 
 
+@pytest.mark.parametrize("side", [224, 336, 448])
+def test_pooled_tiles_of_every_side_leave_their_text_room(side):
+    config = ferret.get_config("stage=instruction,size=7b,context=pool")
+    config.codec.tokenizer, config.model.lm.vocab = "tokenizer-tiny", 1314
+    config.model.tile_size = side
+    cfg = build(config.system, config.model.to_dict()).cfg
+    codec = pipeline.make_codec(config, cfg)
+    assert codec.length == cfg.largest + 1984 and cfg.lm.max_positions - cfg.largest >= 1984
+    assert pipeline.open_samples(config, cfg).buckets[-1] == codec.length
+    assert codec.length == 4096 or side != 448
+    config.codec.text_tokens = 4097 - cfg.largest
+    with pytest.raises(UserError, match="make sequences of 4097, but config.model.lm.max_pos"):
+        pipeline.open_samples(config, cfg)
+
+
 def test_hyperparameters():
     """v1's and Ferret-UI's are published; v2 has v1's."""
     for version, stage, size in FULL:
@@ -130,12 +147,15 @@ def test_hyperparameters():
         assert c.train.epochs == (3 if stage == "instruction" else 1)
         assert c.points == 0.5
     v1 = ferret.get_config("stage=instruction,size=7b,version=v1").model
-    assert (v1.lm.vocab, v1.region_token, v1.transpose_sampling) == (32001, 32000, True)
+    assert (v1.lm.vocab, v1.region_token, v1.transpose_sampling) == (32001, 32000, False)
     published = build("ferret", read_ferret(manifests.config("ferret_7b_v13"))).cfg
     ours = dataclasses.replace(
-        build("ferret", v1.to_dict()).cfg, text_positions=0, low=published.low, lm=published.lm
-    )
+        build("ferret", v1.to_dict()).cfg, text_positions=0, low=published.low, lm=published.lm,
+        transpose_sampling=True,  # of converted weights
+    )  # fmt: skip
     assert ours == published and v1.lm.eps == published.lm.eps == 1e-6
+    ui = ferret.get_config("stage=instruction,size=8b,version=ui").model
+    assert not ui.transpose_sampling and published.transpose_sampling
     v2 = ferret.get_config("stage=instruction,size=7b").model
     assert (v2.lm.vocab, v2.region_token, v2.transpose_sampling) == (32000, None, False)
     assert v2.lm.rope_scaling.factor == 1.125 and v2.lm.max_positions == 4608
@@ -151,6 +171,8 @@ def test_hyperparameters():
         ("arm=fixed,version=ui,stage=instruction", "arm=fixed is of version=v2"),
         ("context=pool,version=v1,stage=instruction", "context=pool is of version=v2"),
         ("encoder=trained,version=v1,stage=instruction", "encoder=trained is of version=v2"),
+        ("stage=dense,encoder=frozen", "encoder=frozen is of stage=instruction: leave it out of"),
+        ("encoder=trained", "encoder=trained is of stage=instruction"),
         ("stage=labels,size=7b", "the encoders of 7b are pretrained: take caption"),
         ("stage=labels,version=ui", "version=ui has the stage instruction alone"),
     ],
@@ -207,6 +229,74 @@ def test_context_is_checked(change, message):
     with pytest.raises(UserError, match=message):
         cfg = build(config.system, config.model.to_dict()).cfg
         pipeline.open_samples(config, cfg)
+
+
+INITIAL = ("init_stages", "init_required", "init_ignore", "init_copy", "init_alike", "init_parts")
+
+
+def arm_of(stage, arm, size="7b", **changes):
+    """A micro config of an arm with tiles as of full size, that starts as one of `size` does."""
+    config = micro_config(f"{stage},arm={arm}", model__tile_places=False, **changes)
+    full = ferret.get_config(f"stage={stage},size={size},arm={arm}")
+    for key in INITIAL:
+        config[key] = full[key]
+    return config
+
+
+def released(folder, config, seed):
+    """(folder, flat parameters) of a release of drawn parameters."""
+    system = build(config.system, config.model.to_dict())
+    params = drawn(system, config.stage, seed)
+    about = {"system": "ferret", "stage": config.stage, "model": config.model.to_dict()}
+    path = checkpoint.save_release(folder, params, about, dtype="float32")
+    return str(path), flatten(params)
+
+
+@pytest.mark.parametrize("arm", ["fixed", "any", "clip"])
+def test_arms_without_an_encoder_of_tiles_start_at_full_size(arm, tmp_path):
+    """From releases of the full arm, whose tiles stay behind, and from those of their own."""
+    first, caption = released(tmp_path / "a", micro_config("caption"), 0)
+    whole, dense = released(tmp_path / "b", arm_of("dense", "full"), 1)
+    own, mine = released(tmp_path / "c", arm_of("dense", arm), 2)
+    for stage, start, given in (
+        ("dense", first, caption), ("instruction", whole, dense), ("instruction", own, mine),
+    ):  # fmt: skip
+        config = arm_of(stage, arm, init_from=start)
+        found = initial_params(plan(config, 1), config, lambda line: None)
+        parts = {path.split("/")[0] for path in found}
+        assert parts == {"low", "projector", "sampler", "lm"} | (
+            {"tile_projector"} if arm == "clip" else set()
+        )
+        for path, x in found.items():
+            if start != own:  # a projector of other features, or none
+                path = path.replace("tile_projector/", "projector/")
+            if path in given:
+                np.testing.assert_array_equal(x, given[path], err_msg=f"{path} of {start}")
+            else:
+                assert start == first and path.startswith("sampler/")
+    config = arm_of("instruction", "full", init_from=own)
+    with pytest.raises(UserError, match="tile/.* first: stage=instruction starts from"):
+        initial_params(plan(config, 1), config, lambda line: None)
+
+
+def test_clip_on_tiles_begins_with_the_whole_pictures_projector(tmp_path):
+    """At tiny size: what stage labels learned of the other encoder's tiles would not fit."""
+    labels, taught = released(tmp_path / "labels", micro_config("labels"), 0)
+    first, caption = released(tmp_path / "a", micro_config("caption"), 1)
+    config = micro_config("instruction,arm=clip", init_from=f"{labels},{first}")
+    found = initial_params(plan(config, 1), config, lambda line: None)
+    copied = [path for path in found if path.startswith("tile_projector/")]
+    assert len(copied) == 4 and "tile_places/table" in found
+    for path in copied:
+        np.testing.assert_array_equal(found[path], caption[path.removeprefix("tile_")])
+    places = np.asarray(found["tile_places/table"])
+    assert places.shape == taught["tile_places/table"].shape
+    assert np.abs(places - taught["tile_places/table"]).max() > 0.01
+    own, mine = released(tmp_path / "b", micro_config("dense,arm=clip"), 2)
+    config = micro_config("instruction,arm=clip", init_from=own)
+    found = initial_params(plan(config, 1), config, lambda line: None)
+    for path in (*copied, "tile_places/table"):
+        np.testing.assert_array_equal(found[path], mine[path])
 
 
 def test_stages_in_a_row(tmp_path, capsys):

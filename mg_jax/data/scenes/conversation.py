@@ -90,14 +90,15 @@ def scene_example(
     turns: int = 1,
     frames: int = 0,
     named: bool = False,
+    shown: bool = False,
     **options,
 ) -> Example:
     """Scene `index` of a seed with a conversation, determined by its arguments alone.
 
     tasks: weights by task name, or None for no conversation (detection). turns: questions a
-    conversation. frames: of a video of the scene instead of its picture; 0, or at least 2. named:
-    of `Talk`. options: of `make_world`. The picture is drawn when `pixels()` is called, the video
-    at `frames()`.
+    conversation. frames: of a video of the scene instead of its picture; 0, or at least 2. named,
+    shown: of `Talk`. options: of `make_world`. The picture is drawn when `pixels()` is called, the
+    video at `frames()`.
 
     meta: "scene" (seed, index), "objects" (attributes of every thing, as `Example.objects`),
     "turns" (a record a turn: task, answer, absent, targets = regions that the answer must ground,
@@ -116,7 +117,7 @@ def scene_example(
             world = film.worlds[0]
         key = f"{seed}:{number}:{turns}:{sorted(tasks.items())}:talk" if tasks else 0
         rng = random.Random(key)
-        talk = FilmTalk(film, rng, named) if film else Talk(world, rng, named)
+        talk = FilmTalk(film, rng, named, shown) if film else Talk(world, rng, named, shown)
         if not tasks or write_talk(talk, tasks, turns) is not None:
             break
     else:

@@ -92,8 +92,8 @@ def _way(thing: Thing, world: World, rng: random.Random) -> tuple[str, tuple[flo
 class FilmTalk(Talk):
     """A conversation about a film; the things and boxes are those of its first frame."""
 
-    def __init__(self, film: Film, rng: random.Random, named: bool = False):
-        super().__init__(film.worlds[0], rng, named)
+    def __init__(self, film: Film, rng: random.Random, named: bool = False, shown: bool = False):
+        super().__init__(film.worlds[0], rng, named, shown)
         self.film = film
 
     def names(self, moving: bool) -> list[tuple[int, str]]:

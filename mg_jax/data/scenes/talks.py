@@ -126,7 +126,7 @@ def _pair(talk: Talk) -> tuple[int, int, str] | None:
 def _who(talk: Talk, i: int, refers: list[int]) -> str:
     """A way to say which thing is meant: a unique name, or a region appended to `refers`; "" for
     none."""
-    name = anchor_query(talk.world, i)
+    name = None if talk.shown else anchor_query(talk.world, i)
     if name is not None and (talk.named or talk.rng.random() < 0.6):
         return "the " + name.noun(talk.rng)
     if talk.named:
@@ -257,7 +257,7 @@ def attribute(talk: Talk) -> bool:
         said = getattr(found.query, aspect)
     if talk.named and (found is None or said):
         return False
-    if found is None or said or (not talk.named and talk.rng.random() < 0.5):
+    if found is None or said or talk.shown or (not talk.named and talk.rng.random() < 0.5):
         refers.append(talk.box(i))
         subject = f"<r:{refers[0]}>"
     else:

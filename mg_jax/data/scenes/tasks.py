@@ -22,11 +22,11 @@ class Talk:
     """A conversation about one scene while it is being written.
 
     regions, turns: as of `Example`. records: for every turn, what evaluation needs to know.
-    named: questions that could point at a thing or name it name it.
+    named: questions that could point at a thing or name it name it; shown: they point at it.
     """
 
-    def __init__(self, world: World, rng: random.Random, named: bool = False):
-        self.world, self.rng, self.named = world, rng, named
+    def __init__(self, world: World, rng: random.Random, named: bool = False, shown: bool = False):
+        self.world, self.rng, self.named, self.shown = world, rng, named, shown
         self.things = world.things
         self.regions: list[Region] = []
         self.turns: list[Turn] = []
@@ -377,7 +377,7 @@ def read(talk: Talk) -> bool:
         i, text, answer = talk.rng.choice(blank), "There is no text on it.", ""
     else:
         return False
-    name = anchor_query(talk.world, i)
+    name = None if talk.shown else anchor_query(talk.world, i)
     if name is not None and (talk.named or talk.rng.random() < 0.5):
         thing, refers = f"the {name.noun(talk.rng)}", []
     elif talk.named:

@@ -16,7 +16,8 @@ class SceneSource(Source):
     conversation. size: "224" or "320x240" (width x height), or several, "224|448x224", of which
     each scene has one, drawn; vary: share by which each of its sides may be shorter, drawn too.
     frames: videos of so many frames instead of pictures. named: 1 for things that are asked about
-    by their names wherever there is a choice. training: refuse reserved seeds.
+    by their names wherever there is a choice; shown: 1 for such that are shown as regions.
+    training: refuse reserved seeds.
     Raises UserError for a wrong option.
     """
 
@@ -33,6 +34,7 @@ class SceneSource(Source):
         distractors: float | str = 0.65,
         frames: int | str = 0,
         named: int | str = 0,
+        shown: int | str = 0,
         head: str = "coco",
         name: str = "scenes",
         training: bool = False,
@@ -49,6 +51,9 @@ class SceneSource(Source):
         if self.frames == 1:
             raise UserError(f"data {name}: frames=1 is no video: at least 2, or 0 for pictures")
         self.named = number(name, "named", named) > 0
+        self.shown = number(name, "shown", shown) > 0
+        if self.named and self.shown:
+            raise UserError(f"data {name}: named=1 and shown=1 exclude each other: leave one out")
         self.tasks = None if tasks == "none" else parse_tasks(tasks, self.frames > 0)
         self.turns = number(name, "turns", turns, low=1)
         self.sizes = []
@@ -86,6 +91,7 @@ class SceneSource(Source):
             turns=self.turns,
             frames=self.frames,
             named=self.named,
+            shown=self.shown,
             **self.options,
         )
 
