@@ -28,8 +28,9 @@ of object images, stage 3 without the 72K of grounded conversations and descript
 without=objects holds for both stages.
 
 --config.model.object_tokens=576|144|36 is how closely an object image is looked at. Context: a
-sequence is at most text_tokens of text, 576 vectors of the picture, and codec.object_slots times
-object_tokens; Qwen2.5 has room for 32,768, of which 3,200 are used.
+sequence is at most text_tokens, 576 vectors of the picture, and codec.object_slots times
+object_tokens long; text may take the room that object images leave. Qwen2.5 has room for 32,768, of
+which 3,200 are used.
 """
 
 import dataclasses

@@ -20,7 +20,8 @@ trained, and stage=caption:
   tiles       CLIP sees the tiles, or an encoder of their own
   dense       without or with stage II (table 6), half of the steps each
 of TinyGroundingGPT, from stage=llm, two thirds of the steps in local, the others in global:
-  objects     without or with the object images of both, as the paper without its 256K
+  objects     without or with the tasks on object images, the paper's 256K, in both stages; the
+              grounded conversations of global keep theirs
   dialogues   without or with the grounded conversations and descriptions, its 72K
 
 All arms of an ablation get the same start (a release or workdir of that stage), the same steps,

@@ -7,7 +7,8 @@ Each is asked every task that it has a part for: object images and videos are ta
 and proposals are Groma's. Of each: parameters; tokens per picture (visual vectors in a prompt);
 floating-point operations of an answer, counted (matrix products and convolutions of the prompt and
 of every token after it); time of an answer, asked alone, the median on this machine. Results are
-kept beside the page (OUT.jsonl), so that a second call does not repeat them: --fresh does.
+kept beside the page (OUT.jsonl), so that a second call does not repeat them: --fresh does. Those of
+a release that has been trained anew since do not count.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
-from launch.ship import SHOWN
+from launch.ship import SHOWN, training
 from mg_jax.errors import UserError
 
 TIMED = 20  # questions of presence that are asked one by one
@@ -106,13 +107,15 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
 def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[str, dict[str, Any]]:
     """Results of a release by task, and its costs under ""; what `kept` has is not repeated."""
     import mg_jax
+    from mg_jax import checkpoint
     from mg_jax.evals import report, tasks
 
+    about = {"checkpoint": source, "data": data, "made": training(checkpoint.find(source))}
     rows: dict[str, dict[str, Any]] = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
         with contextlib.suppress(ValueError):  # torn, when a call was killed
             row = json.loads(line)
-            if (row["checkpoint"], row["data"]) == (source, data):
+            if about.items() <= row.items():
                 rows[row["task"]] = row
     missing = [name for name in ("", *names) if name not in rows]
     if not missing:
@@ -121,7 +124,7 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
     for name in missing:
         if name and not fits(assistant, tasks.get(name)):
             continue
-        row = {"task": name, "checkpoint": source, "data": data}
+        row = {"task": name, **about}
         if name:
             task = tasks.get(name)
 
@@ -153,7 +156,10 @@ def page(
     found: dict[str, dict[str, dict[str, Any]]], data: str, names: Sequence[str], asked_by: str
 ) -> list[str]:
     """The page as lines; found: of each release what `measured` gives; asked_by: the command."""
+    from mg_jax.evals import questions
+
     short = {source: Path(source).name for source in found}
+    unseen = questions.is_scenes(data) and not questions.warning(data)
 
     def row(title: str, cells: Sequence[str]) -> str:
         return f"| {title} | {' | '.join(cells)} |"
@@ -165,7 +171,7 @@ def page(
     lines = [
         "# The systems side by side",
         "",
-        f"On `{data}`, which none of them is trained on. Written by",
+        f"On `{data}`{', which none of them is trained on' * unseen}. Written by",
         "",
         f"    {asked_by}",
         "",

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from mg_jax.data.synthesis import work
@@ -90,7 +91,7 @@ def _content_flags(g: argparse._ArgumentGroup) -> None:
     g.add_argument("--rounds", type=_whole, default=4, metavar="N",
                    help="of a conversation (default %(default)s)")  # fmt: skip
     g.add_argument("--options", type=_whole, default=4, metavar="N",
-                   help="of a choice (default %(default)s)")  # fmt: skip
+                   help="of a choice, at most (default %(default)s)")  # fmt: skip
     g.add_argument("--names", type=_whole, default=20, metavar="N",
                    help="looked for in a picture (default %(default)s)")  # fmt: skip
     g.add_argument("--prompts", metavar="DIR", help="prompts of your own in place of ours")
@@ -176,8 +177,8 @@ def open_tools(args: argparse.Namespace, texts: Prompts, stop: threading.Event) 
         raise UserError(f"--kinds: unknown {sorted(unknown)[0]!r}: choose from {', '.join(KINDS)}")
     if args.tags and not args.detector:
         raise UserError("--tags: are what --detector looks for")
-    if args.options < 2:
-        raise UserError("--options: a choice has at least 2")
+    if not 2 <= args.options <= len(ascii_uppercase):
+        raise UserError(f"--options {args.options}: a choice has 2 to {len(ascii_uppercase)}")
     limits = Limits(**{name: getattr(args, name) for name in Limits.__dataclass_fields__})
     endpoint = _endpoint(args, stop)
     tags = tuple(_tags(args.tags)) if args.tags else ()

@@ -6,7 +6,6 @@ kind, ours for presence and object images; `reworded` puts what locates into a s
 What is drawn depends on the example's id alone.
 """
 
-import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -168,8 +167,7 @@ def _locate_all(talk: Talk, names: Iterable[str]) -> None:
 
 def _deny(talk: Talk, task: str, phrases: Iterable[str]) -> None:
     for phrase in phrases:
-        thing = re.sub(r"^(?:the|an?)\s+", "", phrase, flags=re.IGNORECASE)
-        answer = markup.ABSENT[0].replace("{}", thing)
+        answer = markup.ABSENT[0].replace("{}", words.without_article(phrase))
         talk.say(f"{task}_absent", _locate(task, phrase), answer, absent=True)
 
 

@@ -7,12 +7,19 @@ from mg_jax.text import markup
 
 _LIKE_YOU = re.compile(r"u(ni(?!n|m|d)|se|til|rin|ku|bi)|eu|one\b|once\b", re.I)
 _SILENT_H = re.compile(r"hour|hon(est|or|our)|heir", re.I)
+_ARTICLE = re.compile(r"(?:the|an?)\s+", re.I)
 
 
 def a(phrase: str) -> str:
     """The phrase with its indefinite article."""
     vowel = phrase[0].lower() in "aeiou" and not _LIKE_YOU.match(phrase)
     return ("an " if vowel or _SILENT_H.match(phrase) else "a ") + phrase
+
+
+def without_article(phrase: str) -> str:
+    """The phrase without the article that it begins with, if it does."""
+    article = _ARTICLE.match(phrase)
+    return phrase[article.end() :] if article else phrase
 
 
 def phrase(text: str | None) -> str | None:

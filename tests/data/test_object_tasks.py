@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -249,6 +250,47 @@ def test_a_lone_object_makes_no_choice():
     assert lettered(["x", "y"]) == "A. x\nB. y"
 
 
+@pytest.mark.parametrize("task", ["object_relation", "grounding_dialogue"])
+def test_nothing_is_said_of_what_is_not_sure(task):
+    """Neither by side nor by annotated relations, which are counted anew."""
+    places = [(x, 0.3, x + 0.2, 0.5) for x in (0, 0.3, 0.6)]
+    low, *sure = (scored(*xyxy, name, score) for xyxy, name, score in
+                  zip(places, ("cat", "dog", "cup"), (0.2, 0.9, None), strict=True))  # fmt: skip
+    links = ((0, "under", 1), (1, "beside", 2), (2, "behind", 1), (1, "on", 0))
+    for objects, relations in (((low, *sure), ()), ((), links)):
+        e = Example("x.jpg", 100, 100, id="low", objects=objects, regions=(low, *sure),
+                    relations=relations)  # fmt: skip
+        tasks = ObjectTasks()
+        found = made(task, e, 20, tasks.tasks)
+        assert len(found) == 20 and tasks.drops["low confidence"] == 20
+        text = "".join(t.user + t.assistant for e in found for t in e.turns)
+        assert "cat" not in text and not re.search("under|\\bon\\b", text)
+        assert {r.label for e in found for r in e.regions} == {"dog", "cup"}
+        assert not relations or "beside" in text
+        trusting = ObjectTasks(Filters(min_score=0.1)).tasks
+        assert any(low in f.regions for f in made(task, e, 20, trusting))
+
+
+def test_a_choice_has_as_many_options_as_asked_for():
+    places = [(x / 4, y / 4) for x in range(4) for y in range(4)]
+    things = tuple(scored(x, y, x + 0.2, y + 0.2, f"thing {n}") for n, (x, y) in enumerate(places))
+    links = tuple((n, f"relation {n}", n + 1) for n in range(15))
+    for relations in ((), links):
+        e = Example("x.jpg", 100, 100, id="many", objects=things, regions=things,
+                    relations=relations)  # fmt: skip
+        for count in (2, 6):
+            tasks = ObjectTasks(options=count).tasks
+            for task in ("place_choice", "name_choice", "object_relation"):
+                asked = [f.meta["turns"][0].get("options", 0) for f in made(task, e, 20, tasks)]
+                if relations or task != "object_relation":
+                    assert set(asked) == {count}
+                else:  # there are four sides, and not so many things on each
+                    assert 2 <= max(asked) <= count
+    for count in (1, 27):
+        with pytest.raises(UserError, match=f"options={count}: a choice has 2 to 26"):
+            ObjectTasks(options=count)
+
+
 @pytest.mark.parametrize(("change", "message"), [
     ({"min_area": 0.7}, "min_area=0.7 must be below max_area=0.6"),
     ({"option_iou": 1.5}, "option_iou=1.5 is no share"),
@@ -282,6 +324,41 @@ def test_boxes_without_names_are_one_clear_line():
     assert converse(nameless, rng, {"place_choice": 1.0}, WORDING)  # needs none
     assert converse(photo(objects=(), regions=(), expressions=(), captions=(), relations=()),
                     rng, {"name_choice": 1.0}, WORDING) is None  # fmt: skip
+
+
+# as Flickr30k Entities has it: boxes without labels, and captions that name them
+FLICKR = Example(
+    "x.jpg", 100, 100, id="flickr", source="mine",
+    regions=(box(0, 0, 0.3, 0.4), box(0.6, 0, 0.9, 0.3), box(0, 0.6, 0.3, 0.9),
+             box(0.6, 0.6, 0.9, 0.9)),
+    captions=("<p>Two toys</p><r:1><r:3> lie beside <p>the man</p><r:0>.",
+              "<p>A runner</p><r:0> throws <p>a red ball</p><r:1> to <p>an old dog</p><r:2>."),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", OBJECT_TASKS)
+def test_names_are_in_captions_alone(task):
+    names = dict(zip((r.box for r in FLICKR.regions), ("man", "red ball", "old dog"), strict=False))
+    found = made(task, FLICKR, 20)
+    assert len(found) == 20
+    for e in found:
+        for s in (s for t in e.turns for s in markup.parse(t.assistant) if s.kind == "phrase"):
+            assert s.text == names[e.regions[s.regions[0]].box]
+        if task == "name_choice":
+            question, listed = options(e)
+            right = shown(e, listed[LETTERS.index(e.turns[0].assistant)])[0]
+            assert names[right.box] in question
+            assert all(shown(e, text)[0].box in names for text in listed)
+    if task == "grounded_description":
+        assert "a <p>man</p>" in found[0].turns[0].assistant
+        assert "toys" not in found[0].turns[0].assistant  # neither of them is two toys
+
+
+def test_regions_that_nothing_names_are_one_clear_line():
+    unnamed = replace(FLICKR, captions=("<p>Two toys</p><r:1><r:3>.",))
+    for task in NAMED:
+        with pytest.raises(BadRecord, match="'flickr' of mine: none of its 4 boxes has a name"):
+            converse(unnamed, np.random.default_rng(0), {task: 1.0}, WORDING)
 
 
 @pytest.mark.parametrize("task", OBJECT_TASKS)

@@ -247,6 +247,11 @@ def test_jsonl_regions_of_every_kind(tmp_path):
         ('{"image": "a.png", "imgs": 1}', "unknown key 'imgs'"),
         ('{"image": "a.png", "turns": [{"user": "<r:0>"}]}', "region 0, but there are 0"),
         ('{"image": "a.png", "turns": [{"use": "x"}]}', 'needs "user"'),
+        (
+            '{"image": "a.png", "questions": [{"question": "Which?", "answers": ["x"], '
+            '"choices": ["x"]}]}',
+            "a.jsonl:1: questions[0] has one choice, 'x': give two or more, or none",
+        ),
         ('{"image": "a.png", "width": 0}', "whole numbers"),
         ('{"image": "a.png", "regions": [{}]}', "exactly one of box"),
         ('{"image": "a.png", "regions": [{"box": [1, 2]}]}', "malformed"),

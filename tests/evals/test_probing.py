@@ -66,7 +66,7 @@ def test_annotated_pictures_are_asked_and_scored(items, fake):
     assert {result.metrics[f"{m}/{k}"] for m in ("accuracy", "f1") for k in KINDS} == {1.0}
     assert result.metrics["yes_ratio"] == 0.5 and result.invalid == 0
     assert result.majority["f1"] == pytest.approx(2 / 3)
-    # who takes every dog, cat and cup for there, is fooled by what is frequent, never at random
+    # who takes every dog, cat and cup for there, is fooled by what is frequent, and less at random
     sure = {"dog", "cat", "cup"}
     answers = ["Yes" if i.record["name"] in sure else "No" for i in items]
     scores = dict(task.score(items, [a == "Yes" for a in answers]))
@@ -75,6 +75,13 @@ def test_annotated_pictures_are_asked_and_scored(items, fake):
     truth = [i.record["there"] for i in asked]
     hits = sum(s and t for s, t in zip(said, truth, strict=True))
     assert scores["precision/adversarial"] == pytest.approx(hits / sum(said))
+    # of those that are there: both, two of three, one, one, and neither of bus and car
+    there = 2 + 2 + 1 + 1 + 0
+    popular = 1 + 0 + 1 + 1 + 2  # cat; bus and car alone; dog; cat; dog and cat
+    random = 0 + 0 + 0 + 1 + 2  # as the ids draw: bus, car; bus, car; bus; cat; cat, dog
+    assert scores["precision/popular"] == pytest.approx(there / (there + popular))
+    assert scores["precision/random"] == pytest.approx(there / (there + random))
+    assert scores["recall/popular"] == scores["recall/random"] == pytest.approx(there / 8)
     assert scores["recall/adversarial"] == pytest.approx(hits / sum(truth))
     assert scores["yes_ratio/adversarial"] == pytest.approx(sum(said) / len(said))
     assert scores["accuracy"] == pytest.approx(np.mean([scores[f"accuracy/{k}"] for k in KINDS]))

@@ -22,8 +22,8 @@ from mg_jax.text import markup
 
 @pytest.fixture
 def config_of(monkeypatch):
-    def parse(study, run):
-        config = ablate.STAGES.get(run, ((ablate.STUDIES[study].config, 1.0),))[-1][0]
+    def parse(study, run, stage=-1):
+        config = ablate.STAGES.get(run, ((ablate.STUDIES[study].config, 1.0),))[stage][0]
         argv = ["x", f"--config={config}", *ablate.RUNS[run]]
         monkeypatch.setattr(sys, "argv", argv)  # where ml_collections looks for overrides
         values = flags.FlagValues()
@@ -141,18 +141,26 @@ def test_small_words_are_asked_about_by_their_regions(monkeypatch):
 
 @pytest.mark.parametrize("study", ["objects", "dialogues"])
 def test_arms_of_tiny_grounding_gpt_build(study, config_of):
-    arms = {arm: config_of(study, run) for arm, run in ablate.STUDIES[study].arms.items()}
-    shapes = []
-    for config in arms.values():
-        _, p = built(config)
-        assert config.stage == "global" and {path.split("/")[0] for path in p.frozen} == {
-            "clip",
-            "dino",
-        }
-        shapes.append({path: x.shape for path, x in p.state.params.items()})
-    assert shapes[0] == shapes[1]
-    mark = "object_match" if study == "objects" else "grounding_dialogue"
-    assert [mark in config.data for config in arms.values()] == [False, True]
+    runs, shapes = list(ablate.STUDIES[study].arms.values()), []
+    asked = {}
+    for run in runs:
+        for stage, name in enumerate(("local", "global")):
+            config = config_of(study, run, stage)
+            _, p = built(config)
+            assert config.stage == name
+            assert {path.split("/")[0] for path in p.frozen} == {"clip", "dino"}
+            shapes.append({path: x.shape for path, x in p.state.params.items()})
+            asked[run, name] = {
+                task for task in ("object_match", "grounding_dialogue") if task in config.data
+            }
+    assert all(shape == shapes[0] for shape in shapes)
+    assert asked["all-data", "local"] == {"object_match"}
+    assert asked["all-data", "global"] == {"object_match", "grounding_dialogue"}
+    if study == "objects":
+        assert asked["no-objects", "local"] == set()
+        assert asked["no-objects", "global"] == {"grounding_dialogue"}  # which keep theirs
+    else:
+        assert asked["no-dialogues", "local"] == asked["no-dialogues", "global"] == {"object_match"}
     for run in ablate.STUDIES[study].arms.values():
         (local, most), (last, rest) = ablate.STAGES[run]
         assert "stage=local" in local and "stage=global" in last and most + rest == 1

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,10 @@ def test_page(tmp_path, capsys, monkeypatch):
     rows = [json.loads(x) for x in out.with_suffix(".jsonl").read_text().splitlines()]
     assert len(rows) == 5  # costs and presence of both, object images of one
     assert all(np.isfinite(r["flops"]) for r in rows if not r["task"])
+    found = {"a": {r["task"]: r for r in rows if r["checkpoint"] == folders["tiny_grounding_gpt"]}}
+    for data, unseen in ((DATA, True), ("scenes:seed=3,n=2", False), ("coco:x.json,x", False)):
+        lines = compare.page(found, data, ["presence"], "command")
+        assert any("which none of them is trained on" in x for x in lines) == unseen
 
     with pytest.raises(UserError, match="--task object_match: ferret takes no object images"):
         evaluate.main(["--checkpoint", folders["ferret"], "--task", "object_match", "--data", DATA])
@@ -97,6 +102,10 @@ def test_page(tmp_path, capsys, monkeypatch):
     rows_before = out.with_suffix(".jsonl").read_text()
     compare.main([folders["tiny_grounding_gpt"], *argv[2:]])
     assert out.with_suffix(".jsonl").read_text() == rows_before
+    (config,) = Path(folders["tiny_grounding_gpt"]).glob("config.json")
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"provenance": {"seed": 9}}))
+    with pytest.raises(AssertionError, match="measured again"):  # another training of that name
+        compare.main([folders["tiny_grounding_gpt"], *argv[2:]])
     with pytest.raises(UserError, match="named twice"):
         compare.main([folders["ferret"], *argv[:1], *argv[2:]])
     with pytest.raises(UserError, match="no folder"):

@@ -102,3 +102,6 @@ def test_articles_and_nouns():
     for label in (None, "", " ", "</p>", "a <r:1>", "<p>x</p>", "<image>"):
         assert words.noun(label) is None
     assert words.phrase("a < b, <i>") == "a < b, <i>"
+    for text in ("The man in a hat", "a man in a hat", "man in a hat"):
+        assert words.without_article(text) == "man in a hat"
+    assert words.without_article("bathe the dog") == "bathe the dog"

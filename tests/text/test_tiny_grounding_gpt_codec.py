@@ -233,8 +233,15 @@ def test_malformed_boxes_are_no_box_and_are_counted(codec, text, fault):
     assert not boxes(answer) and answer.notes == (
         f"1 malformed mark in the answer: 1 {fault}",
     )  # fmt: skip
-    both = read(codec, f"{text} {TEXTS[0]} [0.9,0.9,0.1,0.1]" if text[-1] == "]" else TEXTS[0])
-    np.testing.assert_allclose(boxes(both), [[2, 2, 10, 9]], atol=1e-6)
+    for parts in ((TEXTS[0], "[0.9,0.9,0.1,0.1]", text), (text, TEXTS[0], "[0.9,0.9,0.1,0.1]")):
+        if parts[0] == text and text[-1] != "]":
+            continue  # what has no end has nothing behind it
+        among = read(codec, "a dog " + " ".join(parts))
+        np.testing.assert_allclose(boxes(among), [[2, 2, 10, 9]], atol=1e-6)
+        (note,) = among.notes
+        assert (
+            note.startswith("2 malformed marks") and fault in note and "reversed or empty" in note
+        )
 
 
 def test_padding_is_cut_off_a_box(codec):

@@ -157,6 +157,8 @@ def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
         for k, value in enumerate(row.get(key, [])):
             try:
                 out[key].append(make(value))
+            except BadRecord as e:
+                raise BadRecord(f"{key}[{k}] {e}") from None
             except (AttributeError, KeyError, TypeError, ValueError):
                 raise BadRecord(f"{key}[{k}] needs {_NEEDS[key]}") from None
     return {key: tuple(values) for key, values in out.items()}
@@ -183,6 +185,8 @@ def _question(value: Any) -> Question:
     answers, choices = value["answers"], value.get("choices", [])
     if not (isinstance(answers, list) and isinstance(choices, list) and answers):
         raise TypeError
+    if len(choices) == 1:
+        raise BadRecord(f"has one choice, {choices[0]!r}: give two or more, or none")
     return Question(
         _text(value["question"]),
         tuple(map(_text, answers)),

@@ -15,6 +15,7 @@ from mg_jax.data.synthesis import transport
 from mg_jax.data.synthesis.transport import Reply, Trouble
 from mg_jax.errors import UserError, some
 
+LIMITS = ("max_tokens", "max_completion_tokens")  # of an answer: older servers know the first
 LONGEST_BACKOFF = 60.0  # seconds
 LONGEST_WAIT = 600.0  # seconds; a server that asks for more is left alone for now
 
@@ -124,7 +125,7 @@ class Endpoint:
         self.model = models[0]
 
     def chat(self, messages: Sequence[Mapping[str, Any]], room: float = 1.0) -> Reply:
-        """What the model answers. room: times `max_tokens` that it may take.
+        """What the model answers. room: times as many tokens as asked for that it may take.
 
         Raises Failed after the last retry or where the server refuses this request, UserError
         where it would refuse every one, Stopped when the run ends.
@@ -132,10 +133,13 @@ class Endpoint:
         payload = {
             "model": self.model,
             "messages": messages,
-            "max_tokens": int(self.max_tokens * room),
+            "max_tokens": self.max_tokens,
             **self._fields,
         }
         payload = {name: value for name, value in payload.items() if value is not None}
+        for name in LIMITS:  # `extra` may name either
+            if isinstance(payload.get(name), int | float):
+                payload[name] = int(payload[name] * room)
         for attempt in range(self.retries + 1):
             self._pace.turn()
             try:

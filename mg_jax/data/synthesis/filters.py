@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mg_jax.data.tasks.filters import Filters
+from mg_jax.data.tasks.filters import Filters, area
 from mg_jax.errors import UserError
 from mg_jax.example import Box, Region
 
@@ -75,11 +75,6 @@ class Drops:
         self.entries.append((name, what))
 
 
-def area(box: Box) -> float:
-    """Share of the picture that a box takes."""
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def sure(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[Thing]:
     """The things whose score, where they have one, is high enough."""
     kept = []
@@ -93,13 +88,10 @@ def sure(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[Thing]:
 
 def few_boxes(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[Thing]:
     """The things whose name has no more boxes than it may have."""
-    counts: dict[str, int] = {}
-    for thing in things:
-        counts[thing.name] = counts.get(thing.name, 0) + 1
-    for name, count in counts.items():
-        if count > limits.max_boxes:
-            drops.add("too many boxes", f"{name} x{count}")
-    return [thing for thing in things if counts[thing.name] <= limits.max_boxes]
+    crowded = limits.crowded(thing.name for thing in things)
+    for name, count in crowded.items():
+        drops.add("too many boxes", f"{name} x{count}")
+    return [thing for thing in things if thing.name not in crowded]
 
 
 def shown(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[int]:
@@ -107,7 +99,7 @@ def shown(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[int]:
     kept = []
     for n, thing in enumerate(things):
         if why := limits.why_not_shown(thing.region):
-            drops.add(why, f"{thing.name} {area(thing.box):.2%}")
+            drops.add(why, f"{thing.name} {area(thing.region):.2%}")
         else:
             kept.append(n)
     return kept
@@ -132,7 +124,7 @@ def apart(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[Thing] 
         if worst < limits.region_iou and len(left) <= limits.max_regions:
             break
         pair = np.unravel_index(int(part.argmax()), part.shape) if worst > 0 else range(len(left))
-        gone = min((left[k] for k in pair), key=lambda n: (_score(things[n]), area(things[n].box)))
+        gone = min((left[k] for k in pair), key=lambda n: _rank(things[n]))
         drops.add("overlapping regions", things[gone].name)
         left.remove(gone)
     if len(left) < limits.min_regions:
@@ -141,5 +133,6 @@ def apart(things: Sequence[Thing], limits: Limits, drops: Drops) -> list[Thing] 
     return [things[n] for n in left]
 
 
-def _score(thing: Thing) -> float:
-    return 1.0 if thing.region.score is None else thing.region.score
+def _rank(thing: Thing) -> tuple[float, float]:
+    score = thing.region.score
+    return 1.0 if score is None else score, area(thing.region)

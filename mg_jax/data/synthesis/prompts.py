@@ -31,7 +31,7 @@ PLACEHOLDERS: dict[str, tuple[str, ...]] = {
     "recognize": (PICTURE, "most"),
     "relate": (PICTURE, "objects", "most"),
     "ask_object": ("objects", "relations", "choices", "count"),
-    "ask_relation": ("objects", "relations", "choices", "count"),
+    "ask_relation": ("objects", "relations", "choices", "options", "count"),
     "converse": ("objects", "relations", "captions", "count"),
     "describe": (PICTURE, "objects", "relations", "captions"),
     "groma": (PICTURE, "objects", "captions", "questions", "count"),

@@ -1,7 +1,6 @@
 """What there is to do: a folder of pictures, or the examples of any data set."""
 
 import os
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,15 +9,14 @@ from pathlib import Path
 
 from mg_jax.data.sources.base import Source
 from mg_jax.data.synthesis.filters import Thing
-from mg_jax.data.tasks.base import named
+from mg_jax.data.tasks.base import labelled, named
 from mg_jax.data.video import PICTURES
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region
-from mg_jax.text import markup, words
+from mg_jax.text import words
 from mg_jax.vision.preprocess import image_size
 
 ENDINGS = (*PICTURES, ".gif", ".tif", ".tiff", ".avif")
-_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
 _LOOKED_AT = 200  # examples in which a name is looked for before a data set is refused
 
 
@@ -101,25 +99,9 @@ def check_names(items: Sequence[Item], what: str) -> None:
 
 
 def annotated(example: Example) -> list[Thing]:
-    """Everything in a picture that has a name and a place, no place twice: labels, expressions of
-    one region, grounded phrases of captions."""
-    found = [Thing(name, region) for name, region in named(example)]
-    pairs: list[tuple[str, tuple[int, ...]]] = [
-        (e.text, e.regions) for e in example.expressions if len(e.regions) == 1
-    ]
-    pairs += [
-        (s.text, s.regions)
-        for caption in example.captions
-        for s in markup.parse(caption)
-        if s.kind == "phrase"
-    ]
-    for text, regions in pairs:
-        name = words.noun(_ARTICLE.sub("", text.strip(), count=1))
-        found += [Thing(name, example.regions[k]) for k in regions if name]
-    by_box: dict[tuple[float, ...], Thing] = {}
-    for thing in found:
-        by_box.setdefault(thing.box, thing)
-    return list(by_box.values())
+    """Everything in a picture that has a name and a place, no place twice: labels, else what the
+    texts about a box call it (see `labelled`)."""
+    return [Thing(name, region) for name, region in named(labelled(example))]
 
 
 def descriptions(example: Example, region: Region) -> list[str]:

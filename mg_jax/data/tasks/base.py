@@ -11,7 +11,7 @@ from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup
 from mg_jax.text.instructions import Instructions
 from mg_jax.text.markup import ABSENT
-from mg_jax.text.words import noun
+from mg_jax.text.words import noun, without_article
 
 # A task writes a conversation about an annotated example, or returns None where the example has
 # no annotation for it. All that is random comes from the generator.
@@ -121,6 +121,30 @@ def named(example: Example) -> list[tuple[str, Region]]:
             seen.add(region.box)
             out.append((name, region))
     return out
+
+
+def labelled(example: Example) -> Example:
+    """The example with a label for every box that texts alone name, as those of Flickr30k Entities:
+    an expression of that box alone, else a phrase of a caption, without its article.
+
+    A phrase of several boxes ("two dogs") is the name of none of them.
+    """
+    if all(noun(r.label) for r in (*example.objects, *example.regions)):
+        return example
+    names = {region.box: name for name, region in reversed(named(example))}
+    texts = [(e.text, e.regions) for e in example.expressions]
+    texts += [(s.text, s.regions) for c in example.captions for s in markup.parse(c)]
+    for text, regions in texts:
+        name = noun(without_article(text.strip()))
+        if name and len(regions) == 1:
+            names.setdefault(example.regions[regions[0]].box, name)
+
+    def called(regions: tuple[Region, ...]) -> tuple[Region, ...]:
+        return tuple(
+            r if noun(r.label) else replace(r, label=names.get(r.box, r.label)) for r in regions
+        )
+
+    return replace(example, objects=called(example.objects), regions=called(example.regions))
 
 
 def present_names(example: Example) -> list[str]:

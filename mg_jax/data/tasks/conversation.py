@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from mg_jax.data.tasks import asking, describing, locating
-from mg_jax.data.tasks.base import Talk, Task, draw, named
+from mg_jax.data.tasks.base import Talk, Task, draw, labelled, named
 from mg_jax.data.tasks.objects import NAMED, OBJECT_TASKS
 from mg_jax.data.weights import parse_weights
 from mg_jax.errors import BadRecord
@@ -93,9 +93,10 @@ def converse(
             talk.say(record["task"], user, answer, record["absent"])
         if len(talk.turns) >= turns:
             break
-    if not talk.turns and set(tasks) <= set(NAMED) and example.objects and not named(example):
+    boxes = example.objects or example.regions
+    if not talk.turns and set(tasks) <= set(NAMED) and boxes and not named(labelled(example)):
         raise BadRecord(
-            f"example {example.id!r} of {example.source}: none of its {len(example.objects)} boxes "
+            f"example {example.id!r} of {example.source}: none of its {len(boxes)} boxes "
             f"has a name, which {', '.join(tasks)} must have: give labels, or choose other tasks"
         )
     return talk.done()

@@ -42,11 +42,10 @@ class Filters:
     def why_not_shown(self, region: Region) -> str | None:
         """Why a region makes no object image ("too small", "too large", "low confidence"), None
         for one that does."""
-        x0, y0, x1, y1 = region.box
-        area = (x1 - x0) * (y1 - y0)
-        if area < self.min_area:
+        share = area(region)
+        if share < self.min_area:
             return "too small"
-        if area > self.max_area:
+        if share > self.max_area:
             return "too large"
         return self.why_not_sure(region)
 
@@ -66,16 +65,18 @@ class Filters:
                 kept.setdefault(region.box, region)
         return list(kept.values())
 
+    def crowded(self, names: Iterable[str]) -> dict[str, int]:
+        """How many boxes the names have that have more than `max_boxes`; names: of every box."""
+        return {name: n for name, n in Counter(names).items() if n > self.max_boxes}
+
     def named(
         self, things: Sequence[tuple[str, Region]], drops: Counter[str] | None = None
     ) -> list[tuple[str, Region]]:
         """The (name, region) pairs of sure boxes whose name has no more than `max_boxes`."""
-        count = Counter(name for name, _ in things)
+        crowded = self.crowded(name for name, _ in things)
         kept = []
         for name, region in things:
-            why = self.why_not_sure(region)
-            if count[name] > self.max_boxes:
-                why = "too many boxes"
+            why = "too many boxes" if name in crowded else self.why_not_sure(region)
             if why is None:
                 kept.append((name, region))
             elif drops is not None:
@@ -98,3 +99,9 @@ class Filters:
             elif drops is not None:
                 drops["overlapping options"] += 1
         return kept
+
+
+def area(region: Region) -> float:
+    """Share of the picture that the box of a region takes."""
+    x0, y0, x1, y1 = region.box
+    return (x1 - x0) * (y1 - y0)

@@ -1,7 +1,5 @@
 """Tasks that are answered with boxes: rec, all_instances, dense_detection, grounded_caption."""
 
-import re
-
 import numpy as np
 
 from mg_jax.data.tasks.base import (
@@ -20,8 +18,6 @@ from mg_jax.example import Example, Region
 from mg_jax.text import markup, words
 from mg_jax.text.instructions import Instructions
 
-_ARTICLE = re.compile(r"(?:the|an?)\s+", re.IGNORECASE)
-
 
 def rec(example: Example, rng: np.random.Generator, wording: Instructions) -> Example | None:
     """Locate what an expression names: all regions of it, as Groma does for GrIT.
@@ -39,7 +35,7 @@ def rec(example: Example, rng: np.random.Generator, wording: Instructions) -> Ex
         missing = missing or absent_names(example)
     if missing and (not there or rng.random() < NEGATIVES):
         text = draw(missing, rng)
-        talk.deny("rec", rng, wording, text, _ARTICLE.sub("", text, count=1))
+        talk.deny("rec", rng, wording, text, words.without_article(text))
     elif there:
         phrase = list(there)[rng.integers(len(there))]
         regions = there[phrase]

@@ -1,5 +1,7 @@
 """Tasks with object images, TinyGroundingGPT's stages 2 and 3 (spec 4), and its descriptions.
 
+Boxes without a label go by what texts call them, where a name is needed (`base.labelled`).
+
     object_match          an object image to its coordinates
     place_choice          coordinates to one of several object images, by letter
     name_choice           a text to one of several object images, by letter
@@ -11,17 +13,17 @@ The other two of its stage 2, text to coordinates and back, are `rec` and `regio
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 
 import numpy as np
 
 from mg_jax.data.tasks.asking import Links, dialogue
-from mg_jax.data.tasks.base import Talk, Task, named, shuffled
-from mg_jax.data.tasks.filters import Filters
+from mg_jax.data.tasks.base import Talk, Task, labelled, named, shuffled
+from mg_jax.data.tasks.filters import Filters, area
 from mg_jax.data.tasks.locating import expressions
-from mg_jax.errors import BadRecord
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region
 from mg_jax.text import markup, words
 from mg_jax.text.instructions import Instructions
@@ -48,10 +50,16 @@ def lettered(options: Sequence[str], where: str = "choice") -> str:
 
 @dataclass(frozen=True)
 class ObjectTasks:
-    """The tasks, for thresholds of one's own. drops: gets what each filter left out, by reason."""
+    """The tasks, for thresholds of one's own. drops: gets what each filter left out, by reason.
+    options: of a choice, where the picture has as many."""
 
     filters: Filters = Filters()
     drops: Counter[str] = field(default_factory=Counter)
+    options: int = OPTIONS
+
+    def __post_init__(self):
+        if not 2 <= self.options <= len(ascii_uppercase):
+            raise UserError(f"options={self.options}: a choice has 2 to {len(ascii_uppercase)}")
 
     @property
     def tasks(self) -> dict[str, Task]:
@@ -77,7 +85,7 @@ class ObjectTasks:
         order = shuffled(self._shown(example), rng)
         for n, region in enumerate(order):
             others = order[:n] + order[n + 1 :]
-            options = self.filters.apart(region, others, OPTIONS, self.drops)
+            options = self.filters.apart(region, others, self.options, self.drops)
             question = wording.draw("place_choice", rng, talk.mark(region))
             if self._choose(talk, rng, wording, "place_choice", question, region, options):
                 return talk.done()
@@ -89,6 +97,7 @@ class ObjectTasks:
     ) -> Example | None:
         """Which object image shows what the text names? An expression of that thing alone, else a
         class with one member; the other options have other names where the question is a name."""
+        example = labelled(example)
         there = self._shown(example)
         things = self.filters.named(named(example), self.drops)
         names = {region.box: name for name, region in reversed(things)}
@@ -105,7 +114,7 @@ class ObjectTasks:
             others = [r for r in shuffled(there, rng) if r.box != region.box]
             if by_name:  # what has no name may be another one
                 others = [r for r in others if r.box in names]
-            options = self.filters.apart(region, others, OPTIONS, self.drops)
+            options = self.filters.apart(region, others, self.options, self.drops)
             question = wording.draw("name_choice", rng, text)
             if self._choose(talk, rng, wording, "name_choice", question, region, options):
                 return talk.done()
@@ -119,6 +128,7 @@ class ObjectTasks:
         The things are object images where they make one, else their coordinates. Relations as
         annotated, else by side; a yes or no is asked of sides alone, whose opposite is known.
         """
+        example = self._sure(labelled(example))
         links, there = Links(example, rng), self._shown(example)
         boxes = {region.box for region in there}
         kinds: list[Callable[..., Example | None]] = [self._which, self._how]
@@ -137,19 +147,14 @@ class ObjectTasks:
     ) -> Example | None:
         """A dialogue from region to region in which half of the regions that a question points at
         are shown as images, up to MOST_SHOWN."""
-        made = dialogue(example, rng, wording)
+        made = dialogue(self._sure(labelled(example)), rng, wording)
         if made is None:
             return None
-        left = MOST_SHOWN
-        turns = []
-        for turn in made.turns:
-            segments = []
-            for s in markup.parse(turn.user):
-                fits = s.kind == "region" and left > 0 and rng.random() < 0.5
-                if fits and not self._dropped(made.regions[s.regions[0]]):
-                    s, left = replace(s, kind="object"), left - 1
-                segments.append(s)
-            turns.append(replace(turn, user=markup.format(segments)))
+        regions = made.regions
+        asked = some_shown(
+            [turn.user for turn in made.turns], rng, lambda k: not self._dropped(regions[k])
+        )
+        turns = [replace(t, user=user) for t, user in zip(made.turns, asked, strict=True)]
         records = [r | {"task": "grounding_dialogue"} for r in made.meta["turns"]]
         meta = {**made.meta, "task": "grounding_dialogue", "turns": records}
         return replace(made, turns=tuple(turns), meta=meta)
@@ -158,9 +163,10 @@ class ObjectTasks:
         self, example: Example, rng: np.random.Generator, wording: Instructions
     ) -> Example | None:
         """Everything that has a name, largest first, each with its box; then some relations."""
+        example = labelled(example)
         talk = Talk(example)
         things = self.filters.named(named(example), self.drops)
-        things.sort(key=lambda thing: -_area(thing[1]))
+        things.sort(key=lambda thing: -area(thing[1]))
         if not things:
             return None
         told, seen = [], set()
@@ -181,6 +187,27 @@ class ObjectTasks:
 
     def _shown(self, example: Example) -> list[Region]:
         return self.filters.shown((*example.objects, *example.regions), self.drops)
+
+    def _sure(self, example: Example) -> Example:
+        """The picture without boxes of low confidence and the relations of those."""
+        unsure = self.filters.why_not_sure
+        low = {r.box for r in (*example.objects, *example.regions) if unsure(r)}
+        if not low:
+            return example
+        self.drops["low confidence"] += len(low)
+        kept = [k for k, region in enumerate(example.regions) if not unsure(region)]
+        number = {k: n for n, k in enumerate(kept)}
+        relations = tuple(
+            (number[a], said, number[b])
+            for a, said, b in example.relations
+            if a in number and b in number
+        )
+        return replace(
+            example,
+            objects=tuple(region for region in example.objects if not unsure(region)),
+            regions=tuple(example.regions[k] for k in kept),
+            relations=relations,
+        )
 
     def _dropped(self, region: Region) -> bool:
         why = self.filters.why_not_shown(region)
@@ -222,7 +249,7 @@ class ObjectTasks:
                 a.box for a, p, b in links.all if (p, b.box) == (OPPOSITE[predicate], other.box)
             }
             others = [r for r in others if r.box in clear]
-        options = self.filters.apart(one, others, OPTIONS, self.drops)
+        options = self.filters.apart(one, others, self.options, self.drops)
         question = wording.draw(
             "related", rng, self._pointed(talk, rng, other), predicate=predicate
         )
@@ -234,7 +261,7 @@ class ObjectTasks:
         talk = Talk(example)
         holds = {p for a, p, b in links.all if (a.box, b.box) == (one.box, other.box)}
         known = {p for _, p, _ in links.all} if links.annotated else set(OPPOSITE)
-        wrong = shuffled(sorted(known - holds), rng)[: OPTIONS - 1]
+        wrong = shuffled(sorted(known - holds), rng)[: self.options - 1]
         if not wrong:
             self.drops["too few options"] += 1
             return None
@@ -286,9 +313,20 @@ def image(talk: Talk, region: Region) -> str:
     return f"<object:{markup.regions_of(talk.mark(region))[0]}>"
 
 
-def _area(region: Region) -> float:
-    x0, y0, x1, y1 = region.box
-    return (x1 - x0) * (y1 - y0)
+def some_shown(
+    texts: Iterable[str], rng: np.random.Generator, may: Callable[[int], bool]
+) -> list[str]:
+    """The questions of a dialogue with object images in place of half of the regions that `may`
+    (by number) be shown, MOST_SHOWN in all."""
+    left, out = MOST_SHOWN, []
+    for text in texts:
+        segments = markup.parse(text)
+        for n, s in enumerate(segments):
+            drawn = s.kind == "region" and left > 0 and rng.random() < 0.5
+            if drawn and may(s.regions[0]):
+                segments[n], left = replace(s, kind="object"), left - 1
+        out.append(markup.format(segments))
+    return out
 
 
 def _listed(parts: list[str]) -> str:

@@ -41,6 +41,22 @@ def test_an_answer_and_what_was_sent():
     assert asked.counts == {"requests": 1, "prompt_tokens": 7, "completion_tokens": 3}
 
 
+@pytest.mark.parametrize(
+    "extra, limits",
+    [
+        ({}, {"max_tokens": 200}),
+        ({"max_tokens": 30}, {"max_tokens": 60}),
+        ({"max_tokens": None, "max_completion_tokens": 40}, {"max_completion_tokens": 80}),
+        ({"max_tokens": None}, {}),
+    ],
+)
+def test_twice_the_room_is_twice_what_is_sent(extra, limits):
+    with ChatServer(echo) as server:
+        endpoint(server, max_tokens=100, extra=extra).chat(HELLO, 2.0)
+    (sent,) = server.requests
+    assert {k: v for k, v in sent.items() if "tokens" in k} == limits
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "fault", ["429", "500", "503", "529", "reset", "broken json", "no choices", "error in 200",

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mg_jax.example import Expression, Question, Region, Turn
+from mg_jax.text import markup
 from mg_jax.text.instructions.ferret import COORDINATES
 from tests.data.synthesis.cases import PLACES, Model, check, detector, picture
 
@@ -56,6 +57,26 @@ def test_groma_by_templates(made):
     check(out, case.example)
     (talk,) = out.conversations
     assert len(talk.turns) >= 2 and not any("[grounding]" in t.user for t in talk.turns)
+
+
+def test_groma_asks_for_all_of_a_name_that_it_knows_all_of(made):
+    more = [Region.from_box((k / 4, 0.05, k / 4 + 0.15, 0.2), "dog") for k in range(2)]
+    twin = Region.from_box((0.01, 0.05, 0.16, 0.2), "dog")  # the first once more
+    for objects, whole in ((more, True), ([*more, twin], False)):
+        found = set()
+        for seed in range(12):
+            example = picture(objects=(*picture().objects, *objects))
+            out, _ = made("groma", example, seed=seed)
+            assert out.annotated.meta.get("not_exhaustive", []) == ([] if whole else ["dog"])
+            found |= {
+                (s.text, len(markup.regions_of(t.assistant)))
+                for e in out.conversations
+                for t in e.turns
+                for s in markup.parse(t.user)
+                if s.kind == "phrase"
+            }
+        assert (("dog", 3) in found) == whole and ("sofa", 1) in found
+        assert {name for name, _ in found} <= {*PLACES}
 
 
 def test_groma_needs_regions_and_grounding(made):

@@ -2,7 +2,9 @@
 and in template language."""
 
 import json
+import re
 import threading
+from collections import Counter
 
 import pytest
 
@@ -98,6 +100,65 @@ def test_object_images_keep_to_the_limits(made, limits, filter_name, gone):
             assert not gone & {e.regions[k].label for k in shown}
 
 
+@pytest.mark.parametrize("by_endpoint", [False, True])
+def test_choices_have_two_options_where_that_is_asked_for(made, by_endpoint):
+    model = Model() if by_endpoint else None
+    kinds = ("place_choice", "name_choice", "object_relation")
+    out, _ = made("tiny_grounding_gpt", picture(), endpoint=model, choices=2, kinds=kinds, count=4)
+    asked = Counter()
+    for e in out.conversations:
+        letters = re.findall(r"^([A-Z])\. ", e.turns[0].user, re.M)
+        assert letters in ([], ["A", "B"])
+        asked[e.meta["task"]] += bool(letters)
+    assert min(asked[kind] for kind in kinds) > 0
+    if model:
+        texts = [m[-1]["content"] for m, _ in model.asked]
+        assert any("at least 2 and at most 2 texts" in text for text in texts)
+    else:
+        out, _ = made("tiny_grounding_gpt", picture(), kinds=("place_choice",))
+        assert all("\nC. <object" in e.turns[0].user for e in out.conversations)
+
+
+def test_lines_show_no_more_than_fits(made):
+    """An entry of a relation has a choice's options and one more; a dialogue has four."""
+    spots = [Region.from_box((k / 8, 0.1, k / 8 + 0.1, 0.4), f"thing {k}") for k in range(8)]
+    choice = {"question": "Which is like [1]?", "options": ["[2]", "[3]"], "answer": "[2]"}
+    many = {"question": "Are [1][2][3][4][5][6] alike?", "answer": "No."}
+    turns = [{"question": f"What is [{k % 8 + 1}], and is it new or old, at {k}?",
+              "answer": "<p>A thing</p>[1]."} for k in range(20)]  # fmt: skip
+
+    def answer(messages):
+        return json.dumps({"questions": [many, choice], "conversation": turns, "relations": []})
+
+    out, case = made(
+        "tiny_grounding_gpt", picture(objects=tuple(spots)), endpoint=Model(answer),
+        kinds=("object_relation", "grounding_dialogue"), choices=4,
+    )  # fmt: skip
+    relation, talk = out.conversations
+    assert relation.turns[0].user.count("<object:") == 3
+    assert [name for name, _ in case.drops.entries] == ["malformed"]
+    assert "shows more than 5 things" in case.drops.entries[0][1]
+    asked = "".join(t.user for t in talk.turns)
+    assert asked.count("<object:") == 4 and asked.count("<r:") == 16
+
+
+def test_every_dog_is_asked_for_where_they_are_all_known(made):
+    """Rounds that need to know that a thing is the only one, or that these are all."""
+    rounds = set()
+    for seed in range(12):
+        out, _ = made("tiny_grounding_gpt", picture(), kinds=("grounding_dialogue",), seed=seed)
+        for e in out.conversations:
+            rounds |= {s.text for t in e.turns for s in markup.parse(t.user) if s.kind == "phrase"}
+        assert "not_exhaustive" not in out.annotated.meta
+    assert rounds == set(PLACES)
+    texts = "<p>A dog</p><r:0>, <p>a sofa</p><r:1> and <p>a ball</p><r:2>."
+    boxes = tuple(Region.from_box(xyxy) for xyxy in PLACES.values())
+    out, _ = made("tiny_grounding_gpt", picture(objects=(), regions=boxes, captions=(texts,)))
+    assert out.annotated.meta["not_exhaustive"] == sorted(PLACES)  # a caption does not name all
+    (talk,) = (e for e in out.conversations if e.meta["task"] == "grounding_dialogue")
+    assert not any("<p>" in t.user for t in talk.turns)
+
+
 def test_options_that_overlap_are_left_out(made):
     regions = tuple(
         Region.from_box((0.1 + d, 0.1, 0.5 + d, 0.5), name) for d, name in ((0, "a"), (0.02, "b"))
@@ -137,6 +198,7 @@ ENTRIES = [
     ("ask_relation", {"question": "[1]?", "options": ["a"], "answer": "a"}),
     ("ask_relation", {"question": "[1]?", "options": ["a", "b"], "answer": "c"}),
     ("ask_relation", {"question": "[1]?", "options": "ab", "answer": "a"}),
+    ("ask_relation", {"question": "[1]?", "options": [*"abcde"], "answer": "a"}),
     ("ask_relation", {"question": "[1]?", "answer": "see object 2"}),
 ]
 

@@ -1,5 +1,6 @@
 """What the recipes share: conversations about the things of a picture, and what they leave."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,7 @@ from mg_jax.data.synthesis.case import Case
 from mg_jax.data.synthesis.filters import Thing
 from mg_jax.data.synthesis.replies import Unreadable
 from mg_jax.data.synthesis.steps import Link
-from mg_jax.data.tasks.base import Talk
+from mg_jax.data.tasks.base import Talk, classes
 from mg_jax.example import Example, Region
 from mg_jax.text import markup
 
@@ -25,9 +26,18 @@ class Made:
 
 
 class Stage:
-    """The things of a picture and how they relate, and the conversations made about them."""
+    """The things of a picture and how they relate, and the conversations made about them.
 
-    def __init__(self, case: Case, found: Sequence[Thing], links: Sequence[Link] = ()):
+    before: the things and those that were dropped for where they lie.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        found: Sequence[Thing],
+        links: Sequence[Link] = (),
+        before: Sequence[Thing] | None = None,
+    ):
         self.case, self.found, self.links = case, list(found), list(links)
         self.regions = tuple(named_region(thing) for thing in found)
         self.made: list[Example] = []
@@ -38,15 +48,31 @@ class Stage:
             case.example, regions=(), turns=(), objects=(), crowd=(), absent=(), captions=(),
             expressions=(), questions=(), relations=(), meta=meta,
         )  # fmt: skip
+        self._before = found if before is None else before
+
+    def known(self) -> Example:
+        """The picture with its things as regions and objects, and how they relate.
+
+        A detector has looked for all that bear a name; annotations say so of labelled objects.
+        Names of which there may be more are those of `meta["not_exhaustive"]`.
+        """
+        count = Counter(thing.name for thing in self.found)
+        if self.case.tools.detector is not None:
+            whole = Counter(thing.name for thing in self._before)
+        else:
+            whole = Counter({name: len(at) for name, at in classes(self.case.example).items()})
+        partial = sorted(name for name in count if count[name] != whole[name])
+        meta = {**self.bare.meta, "not_exhaustive": partial} if partial else self.bare.meta
+        return replace(
+            self.bare, regions=self.regions, objects=self.regions, relations=tuple(self.links),
+            meta=meta,
+        )  # fmt: skip
 
     def annotated(self) -> Example:
         """The picture with everything that is known of it, and no turn."""
-        meta = {**self.bare.meta, "task": "annotations"}
-        known = replace(
-            self.bare, regions=self.regions, objects=self.regions, relations=tuple(self.links)
-        )
+        known = self.known()
         plain = tuple(filter(None, map(markup.strip, self.case.example.captions)))
-        return replace(known, captions=plain, meta=meta)
+        return replace(known, captions=plain, meta={**known.meta, "task": "annotations"})
 
     def add(
         self,

@@ -6,8 +6,6 @@ besides. Answers come with `[n]`, which becomes neutral markup. Without endpoint
 write the conversation, worded as Groma's.
 """
 
-from dataclasses import replace
-
 from mg_jax.data.synthesis import filters, pictures, steps
 from mg_jax.data.synthesis.case import Case
 from mg_jax.data.synthesis.filters import Thing
@@ -29,7 +27,7 @@ def groma(case: Case) -> Made:
     if kept is None:
         return Made(counts={"things": len(found)})
     by_endpoint = case.tools.endpoint is not None
-    stage = Stage(case, kept, () if by_endpoint else steps.relate(case, kept))
+    stage = Stage(case, kept, () if by_endpoint else steps.relate(case, kept), found)
     if by_endpoint:
         boxes = [thing.box for thing in kept]
         shown = pictures.with_marks(case.pixels, boxes, case.tools.side)
@@ -42,13 +40,8 @@ def groma(case: Case) -> Made:
         turns = dialogue(case, "groma", values, len(kept), shown)
         stage.add("conversation", turns, stage.regions)
         return stage.finished()
-    talk = converse(
-        replace(stage.bare, regions=stage.regions, relations=tuple(stage.links)),
-        case.rng,
-        _TASKS,
-        instructions.get("groma"),
-        case.tools.rounds,
-    )
+    wording = instructions.get("groma")
+    talk = converse(stage.known(), case.rng, _TASKS, wording, case.tools.rounds)
     if talk is not None:
         said = [(t.user.removeprefix(GROUNDING), t.assistant or "") for t in talk.turns]
         stage.add("conversation", said, talk.regions)

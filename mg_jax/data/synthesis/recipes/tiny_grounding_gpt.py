@@ -14,7 +14,6 @@ and relations, as text; without endpoint the task builders write them.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
@@ -27,7 +26,7 @@ from mg_jax.data.synthesis.recipes.base import Made, Stage, dialogue
 from mg_jax.data.synthesis.replies import Unreadable
 from mg_jax.data.synthesis.steps import Link
 from mg_jax.data.tasks.base import shuffled
-from mg_jax.data.tasks.objects import NAMES, ObjectTasks, lettered
+from mg_jax.data.tasks.objects import NAMES, ObjectTasks, lettered, some_shown
 from mg_jax.text import instructions, markup
 
 WORDING = instructions.get("tiny_grounding_gpt")
@@ -62,6 +61,7 @@ class Scene(Stage):
             "objects": steps.listed(self.found),
             "relations": steps.linked(self.found, self.links),
             "choices": ", ".join(str(n + 1) for n in self.shown),
+            "options": self.case.tools.choices,
             "captions": steps.lines(map(markup.strip, self.case.example.captions)),
             "count": count,
         }
@@ -78,11 +78,11 @@ class Scene(Stage):
 def by_builder(scene: Scene, kind: str) -> None:
     """A kind of question as the task builders make it, several times where it can be."""
     tools, drops = scene.case.tools, Counter[str]()
-    task = ObjectTasks(tools.limits, drops).tasks[kind]
-    bare = replace(scene.bare, regions=scene.regions, relations=tuple(scene.links))
+    task = ObjectTasks(tools.limits, drops, tools.choices).tasks[kind]
+    known = scene.known()
     wanted, seen = 1 if kind in _ONCE else tools.count, set[Any]()
     for _ in range(wanted * _DRAWS):
-        made = task(bare, scene.case.rng, WORDING) if wanted else None
+        made = task(known, scene.case.rng, WORDING) if wanted else None
         if made is None:
             break
         (first, *_) = made.turns
@@ -171,15 +171,19 @@ def _relation_turn(scene: Scene, row: Any) -> tuple[str, str] | None:
         raise Unreadable("options is no list of texts")
     options = [" ".join(x.split()) for x in given]
     images = [replies.marked(x, count, alone="object") for x in options]
-    points = [k for text in (question, *images) for k in markup.regions_of(text)]
+    marks = [s for text in (question, *images) for s in markup.parse(text)]
+    points = [k for s in marks for k in s.regions]
     if not points:
         raise Unreadable("the question points at nothing")
     if any(k not in scene.shown for k in points):
         raise Unreadable("it points at a thing that is not among the choices")
+    most = scene.case.tools.choices
+    if sum(s.kind == "object" for s in marks) > most + 1:
+        raise Unreadable(f"it shows more than {most + 1} things")
     if not options:
         return question, replies.marked(said, count)
-    if said not in options or not 2 <= len(set(options)) == len(options) <= len(ascii_uppercase):
-        raise Unreadable("its answer is not one of two or more different options")
+    if said not in options or not 2 <= len(set(options)) == len(options) <= most:
+        raise Unreadable(f"its answer is not one of 2 to {most} different options")
     if scene.overlap([k for text in images for k in markup.regions_of(text)]):
         scene.case.drops.add("overlapping options", markup.strip(question))
         return None
@@ -188,19 +192,14 @@ def _relation_turn(scene: Scene, row: Any) -> tuple[str, str] | None:
 
 
 def grounding_dialogue(scene: Scene) -> None:
-    """Several rounds; half of the places in questions become object images."""
+    """Several rounds; half of the places in questions become object images, a few at most."""
     if len(scene.found) < 2:
         return
     values = scene.prompt(scene.case.tools.rounds)
-    turns = []
-    for user, answer in dialogue(scene.case, "converse", values, len(scene.found)):
-        segments = markup.parse(user)
-        for n, s in enumerate(segments):
-            fits = s.kind == "region" and s.regions[0] in scene.shown
-            if fits and scene.case.rng.random() < 0.5:
-                segments[n] = replace(s, kind="object")
-        turns.append((markup.format(segments), answer))
-    scene.add("grounding_dialogue", turns, scene.regions)
+    turns = dialogue(scene.case, "converse", values, len(scene.found))
+    asked = some_shown((user for user, _ in turns), scene.case.rng, scene.shown.__contains__)
+    said = [(user, answer) for user, (_, answer) in zip(asked, turns, strict=True)]
+    scene.add("grounding_dialogue", said, scene.regions)
 
 
 def grounded_description(scene: Scene) -> None:
