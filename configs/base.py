@@ -22,7 +22,8 @@ def get_config() -> ConfigDict:
     c.model = ConfigDict()  # the fields of the system's config dataclass
     c.image_size = 448  # pixels, both sides
 
-    # Where parameters come from: release folders, shipped names or workdirs, with commas between.
+    # Where parameters come from: release folders, shipped names or workdirs (WORKDIR@best: not the
+    # newest checkpoint but the one of lowest running loss), with commas between.
     # What none of them holds is initialised at random.
     c.init_from = ""
     c.init_stages = ()  # stages that this one may start from; () for any

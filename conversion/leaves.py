@@ -1,9 +1,7 @@
 """Leaves of a release on disk, read region by region."""
 
 import contextlib
-import json
 import math
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +34,7 @@ class Leaves:
             self._source = open_checkpoint(self.path)
             self.manifest = dict(self._source.manifest)
         else:
-            from mg_jax.checkpoint import ParamFile
+            from mg_jax.params import ParamFile
 
             shapes = ParamFile(self.path).shapes
             self.manifest = {
@@ -92,22 +90,11 @@ class Leaves:
                 del held[other]
 
     def _open(self, path: str) -> Any:
-        import tensorstore as ts
+        from mg_jax.params import open_array
 
         if path not in self._stores:
-            meta = json.loads((self.path / "_METADATA").read_text())
-            place = os.fspath(self.path.absolute())
-            if (self.path / "manifest.ocdbt").exists():
-                kvstore = {"driver": "ocdbt", "base": f"file://{place}/", "path": f"{path}/"}
-            else:
-                kvstore = {"driver": "file", "path": f"{place}/{path}/"}
-            spec = {
-                "driver": "zarr3" if meta.get("use_zarr3") else "zarr",
-                "kvstore": kvstore,
-                "fill_missing_data_reads": False,
-            }
             with self._named(path):
-                self._stores[path] = ts.open(spec, read=True).result()
+                self._stores[path] = open_array(self.path, path)
         return self._stores[path]
 
     @contextlib.contextmanager

@@ -29,6 +29,7 @@ from conversion.output import Output, header
 from conversion.partial import Partial, sync
 from mg_jax import checkpoint
 from mg_jax.errors import UserError
+from mg_jax.params import STORED
 
 PARAMS = "params.safetensors"
 
@@ -56,7 +57,7 @@ class ToJax(Job):
             known = " or ".join(self.entry.stages)
             raise UserError(f"--stage {stage!r}: a release of {self.entry.name} is of {known}")
         self.dtypes = leaf_dtypes(self.plan, wanted_dtype(dtype), dtype)
-        check_dtypes(self.plan, self.dtypes, checkpoint.STORED.values(), "a release")
+        check_dtypes(self.plan, self.dtypes, STORED.values(), "a release")
         carried.check_tokenizer(opened.folder, self.entry.name, self.cfg)
         self._last: tuple[str, np.ndarray] | None = None
 

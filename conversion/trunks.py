@@ -163,7 +163,7 @@ def start(init_from: str, folder: str | Path) -> str:
             found.append(str(save(name, f"{folder}-{name}")))
             continue
         found.append(name)
-        path = checkpoint.find(name)
+        path = checkpoint.find(name.removesuffix(checkpoint.BEST))
         if not (path / "checkpoints").is_dir():
             config, params = checkpoint.open_release(path)
             if lacks(config, params.shapes):

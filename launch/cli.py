@@ -88,7 +88,10 @@ def define_process_flags() -> None:
 
 
 def join_processes() -> bool:
-    """Join the other processes that the flags speak of; whether there are any."""
+    """Join the other processes that the flags speak of; whether there are any.
+
+    Where they are not found in time the program ends with 1, on which a launcher starts it again.
+    """
     from absl import flags
 
     f = flags.FLAGS
@@ -96,7 +99,11 @@ def join_processes() -> bool:
         return False
     from mg_jax import processes
 
-    processes.start(f.coordinator, f.processes, f.process, f.heartbeat)
+    try:
+        processes.start(f.coordinator, f.processes, f.process, f.heartbeat)
+    except processes.Apart as e:
+        print(f"error: {e}: start all of them again", file=sys.stderr)
+        processes.leave(1)
     return True
 
 

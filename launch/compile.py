@@ -13,7 +13,7 @@ Printed: bytes of a device (arguments, temporaries, peak) against its memory; op
 moved; collectives; and a roofline estimate of the step with the share of the chips' peak that the
 model's own operations make up (docs/pods.md says how, and how far to trust it). Where it does not
 fit: the compiler's totals, the largest arrays, and a setting that fits, found by trying
-(--tries=0 leaves that out). Exit code 3 when it does not fit.
+(--tries=0 leaves both out). Exit code 3 when it does not fit.
 """
 
 import json
@@ -72,10 +72,10 @@ def main() -> int:
     if kind == "train" or _MESH.value is not None:
         mesh = job.mesh_sizes(_MESH.value, config)
     report = job.compile_for(config, _TOPOLOGY.value, mesh, kind, _HLO.value, **options)
-    if not report["fits"]:
-        report["roomier"] = job.buffers(config, _TOPOLOGY.value, mesh, kind, **options)
-        report["tried"] = []
+    if not report["fits"] and _TRIES.value:
         sizes = report["mesh"]
+        report["roomier"] = job.buffers(config, _TOPOLOGY.value, sizes, kind, **options)
+        report["tried"] = []
         for what, other, grid in job.alternatives(config, _TOPOLOGY.value, sizes, kind):
             if len(report["tried"]) >= _TRIES.value:
                 break

@@ -13,8 +13,9 @@ Kubernetes), else with --coordinator=HOST:PORT --processes=N --process=I. --prof
 steps into workdir/profile.
 
 Exit codes: 0 only when training is finished, 75 after SIGTERM (saved), 130 after Ctrl-C (saved),
-2 for bad input (one line says what), 1 for anything else, such as a loss that is not finite or
-another process that has gone. A launcher starts the same command again after any but 0 and 2.
+2 for bad input (one line says what), 65 for a loss that is not finite, 1 for anything else, such
+as another process that has gone. A launcher starts the same command again after any but 0, 2 and
+65: a training that goes on from its last checkpoint diverges as it did before.
 """
 
 import json
@@ -29,7 +30,7 @@ from launch import cli
 from launch.config_flag import CONFIG
 from mg_jax.errors import UserError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run: made, or resumed")
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (no URL): made, or resumed")
 _PROFILE = flags.DEFINE_integer("profile", 0, "steps to trace into workdir/profile")
 cli.define_process_flags()
 
@@ -70,25 +71,26 @@ def main() -> int:
 def run(config, workdir: str, command: str = "") -> int:
     """Run `config` in `workdir`, export the release of a finished run; returns the exit code."""
     from conversion import trunks
-    from mg_jax import train
+    from mg_jax import disk, progress, train
     from mg_jax.data import pipeline
     from mg_jax.export import export
 
-    begun = (p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+    folder = disk.local(workdir)
+    begun = (p.name.isdigit() for p in (folder / "checkpoints").glob("*"))
     if config.init_from and not any(begun):
-        config.init_from = trunks.start(config.init_from, Path(workdir) / "trunk")
+        config.init_from = trunks.start(config.init_from, folder / "trunk")
     try:
-        outcome = train.train(config, workdir)
+        outcome = train.train(config, folder)
     except train.Diverged as e:
         print(f"error: {e}", file=sys.stderr)
-        return 1
-    if outcome.code == 0 and exported_steps(Path(workdir) / "release") != outcome.step:
+        return progress.DIVERGED
+    if outcome.code == 0 and exported_steps(folder / "release") != outcome.step:
         fields = pipeline.release_fields(config, outcome.plan.system.cfg)
-        folder = export(
-            outcome, config, workdir, fields=fields, command=command,
+        release = export(
+            outcome, config, folder, fields=fields, command=command,
             tokenizer=pipeline.tokenizer_folder(config),
         )  # fmt: skip
-        print(f"finished: the release is in {folder}", file=sys.stderr)
+        print(f"finished: the release is in {release}", file=sys.stderr)
     return outcome.code
 
 

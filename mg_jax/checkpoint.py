@@ -17,7 +17,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -28,27 +28,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from mg_jax import processes
 from mg_jax.disk import disk_errors, need_space, read_json, replace
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, flatten, unflatten
+from mg_jax.params import ParamFile, save_params, stored
 
 FORMAT = "mg_jax release"
+BEST = "@best"  # behind the name of a training folder: its checkpoint of lowest running loss
 SMALL = 2**30  # bytes: below, a release is one safetensors file
-STORED = {
-    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "I64": "int64",
-    "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2",
-}  # fmt: skip
 _TMP = ".orbax-checkpoint-tmp"
 
 
 def _quiet(record: logging.LogRecord) -> bool:
     return "orbax" not in record.pathname  # what it logs as an error it also raises
-
-
-def stored(tree: Any) -> float:
-    """Bytes that the arrays of `tree` take on disk: floats compress by about a tenth."""
-    return 0.9 * sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 class TrainStates:
@@ -109,16 +102,19 @@ class TrainStates:
     def restore(self, params: Flat, opt: Any) -> tuple[Flat, Any, dict[str, Any]] | None:
         """(params, opt, meta) of the newest whole checkpoint, None if there is none.
 
-        `params`, `opt`: ShapeDtypeStructs with shardings: of any mesh. A checkpoint that cannot
-        be read is set aside as `<step>.broken` with a warning once an earlier one could be.
-        Raises UserError when there are checkpoints and none can be read.
+        `params`, `opt`: ShapeDtypeStructs with shardings: of any mesh. A checkpoint that one of
+        the processes cannot read is set aside as `<step>.broken` with a warning once an earlier
+        one could be read by all. Raises UserError when there are checkpoints and none can be.
         """
         broken: list[Path] = []
         reason = ""
         for step in reversed(self.steps()):
+            found: Any = None
+            fault = ""
             try:
-                found = self._manager.restore(
-                    step,
+                # not through the manager, in which the others would wait for one that fails
+                found = ocp.CompositeCheckpointHandler().restore(
+                    self._manager.directory / str(step),
                     args=ocp.args.Composite(
                         params=ocp.args.StandardRestore(params),
                         opt=ocp.args.StandardRestore(opt),
@@ -128,15 +124,17 @@ class TrainStates:
                 if found["meta"] is None:
                     raise ValueError("meta is missing")
             except Exception as e:
+                fault = str(e).split("\n")[0][:200] or type(e).__name__
+            if not processes.all_agree(not fault):
                 broken.append(self.folder / str(step))
-                reason = str(e).split("\n")[0][:200]
+                reason = fault or "another process cannot read it"
                 continue
             for part in broken:
                 self._warn(f"{part}: cannot be read, using step {step} instead ({reason})")
                 if jax.process_index() == 0:
                     part.rename(part.with_name(part.name + ".broken"))
             if broken:
-                _together("broken checkpoints set aside")
+                processes.together("broken checkpoints set aside")
                 self._manager.reload()
             return found["params"], found["opt"], found["meta"]
         if broken:
@@ -167,6 +165,16 @@ class TrainStates:
         return disk_errors(self.folder, mend)
 
 
+def best(folder: Path, steps: Iterable[int]) -> int:
+    """Which of the `steps` saved in `folder` has the lowest running loss, the newest of equals."""
+
+    def order(step: int) -> tuple[float, int]:
+        meta = read_json(folder / str(step) / "meta" / "metadata")
+        return float(meta.get("loss", math.inf)), -step
+
+    return min(steps, key=order)
+
+
 def _loss(metrics: Mapping[str, float]) -> float:
     return metrics["loss"]
 
@@ -181,68 +189,6 @@ def _kept(newest: int, best: int) -> Any:
         keep_checkpoints_without_metrics=False,
     )  # fmt: skip
     return policy.AnyPreservationPolicy([latest, lowest])
-
-
-class ParamFile:
-    """Parameters on disk, flat by path: `shapes` now, the numbers when `read`."""
-
-    def __init__(self, path: Path):
-        """`path`: an Orbax folder or a .safetensors file. Raises UserError if it is neither."""
-        self.path = Path(path).absolute()
-        try:
-            self.shapes = self._safetensors() if self._is_file else self._orbax()
-        except Exception as e:
-            reason = str(e).split("\n")[0][:200]
-            raise UserError(f"{self.path}: parameters cannot be read ({reason})") from e
-
-    def read(self, abstract: Flat | None = None) -> Flat:
-        """Every array; cast and laid out as the ShapeDtypeStructs of `abstract`, where given.
-
-        Without it: numpy arrays or arrays of one device, in the stored dtype.
-        """
-        abstract = abstract or self.shapes
-        if not self._is_file:
-            with ocp.StandardCheckpointer() as c:
-                return c.restore(self.path, {p: abstract[p] for p in self.shapes})
-        from safetensors import safe_open
-
-        with safe_open(self.path, "np") as f:
-            return {p: place(f.get_tensor(p), abstract[p]) for p in self.shapes}
-
-    @property
-    def _is_file(self) -> bool:
-        return self.path.suffix == ".safetensors"
-
-    def _orbax(self) -> Flat:
-        with ocp.StandardCheckpointer() as c:
-            tree = c.metadata(self.path).item_metadata.tree
-        return {p: jax.ShapeDtypeStruct(m.shape, m.dtype) for p, m in tree.items()}
-
-    def _safetensors(self) -> Flat:
-        from safetensors import safe_open
-
-        with safe_open(self.path, "np") as f:
-            slices = {p: f.get_slice(p) for p in f.keys()}  # noqa: SIM118
-            return {
-                p: jax.ShapeDtypeStruct(tuple(s.get_shape()), jnp.dtype(STORED[s.get_dtype()]))
-                for p, s in slices.items()
-            }
-
-
-def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
-    """A host array, cast and laid out as `like`; without a sharding it stays a host array."""
-    x = np.asarray(x).astype(like.dtype, copy=False)
-    if like.sharding is None:
-        return x
-    return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
-
-
-def save_params(path: Path, params: Flat) -> None:
-    """Write a flat tree as an Orbax folder, replacing one that is there."""
-    with disk_errors(path), ocp.StandardCheckpointer() as c:
-        need_space(Path(path).absolute(), stored(params))
-        c.save(Path(path).absolute(), params, force=True)
-        c.wait_until_finished()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -318,7 +264,7 @@ def save_release(
                 (part / "README.md").write_text(card, encoding="utf-8")
                 if tokenizer is not None:
                     shutil.copytree(tokenizer, part / "tokenizer")
-            _together("release")
+            processes.together("release")
             if format == "orbax":
                 save_params(part / "params", flat)
             elif first:
@@ -333,7 +279,7 @@ def save_release(
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
-    _together("release written")
+    processes.together("release written")
     return folder
 
 
@@ -385,8 +331,3 @@ def _whole(x: jax.Array) -> np.ndarray:
     if not x.is_fully_addressable:  # of one that is, each process would add its own copy
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.ascontiguousarray(x)
-
-
-def _together(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -32,6 +33,19 @@ def disk_errors(path: Path, mend: Callable[[], str] = lambda: "") -> Iterator[No
         if codes & {errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST}:
             raise UserError(f"{path}: cannot be written ({e}). {mend()}".rstrip()) from e
         raise
+
+
+def local(folder: str | Path) -> Path:
+    """The absolute path of a run's folder. Raises UserError for a URL, such as gs://bucket/run."""
+    text = str(folder)
+    if found := re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text):  # pathlib takes a slash out
+        where, _, rest = found[2].partition("/")
+        mounted = f"/mnt/{where}/{rest or 'runs/a'}"
+        raise UserError(
+            f"--workdir {found[1]}://{found[2]}: is a URL, not a folder: mount the bucket (gcsfuse "
+            f"{where} /mnt/{where}, docs/pods.md) and write --workdir {mounted}"
+        )
+    return Path(folder).absolute()
 
 
 def free_bytes(folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
@@ -18,7 +19,8 @@ from mg_jax.assistant import SERVING, Assistant
 from mg_jax.assistants.base import Detect
 from mg_jax.errors import UserError
 from mg_jax.models import System, build
-from mg_jax.optim import flatten, unflatten
+from mg_jax.optim import Flat, flatten, unflatten
+from mg_jax.params import Unread, place
 from mg_jax.text import codecs
 from mg_jax.text.bpe import load_tokenizer
 
@@ -73,25 +75,22 @@ def load(
     def say(config: Mapping[str, Any]) -> None:
         _say_size(source, config, dtype, quantize, 1 if grid is None else grid.size)
 
-    if quantize == "none" and grid is None:
+    # the whole, or all of its bits, may be more than one device has room for
+    whole = quantize == "none" and grid is None
+    with contextlib.nullcontext() if whole else _host():
         config, params, tokenizer = _read(source, dtype, revision, base, parts, say)
-    else:  # the whole, or all of its bits, may be more than one device has room for
-        with _host():
-            config, params, tokenizer = _read(source, dtype, revision, base, parts, say)
-            params = jax.tree.map(np.asarray, params)
+    leaves = flatten(params)
+    del params  # so that each can go when it has been used
     model = config["model"]
     for part in model.values():
         if isinstance(part, dict) and "dtype" in part:
             part["dtype"] = dtype
     if quantize != "none":
-        if "lm" not in params:
+        if not any(path.startswith("lm/") for path in leaves):
             raise UserError(f"{source}: quantize={quantize!r}: it holds no language model")
         model["lm"]["quant"] = quantize
     system = build(config["system"], model)
-    if quantize != "none":
-        scales = quant.scale_shapes(system, system.stages[-1])
-        params = quant.quantized(params, scales, quantize)
-    params = _placed(system, params, dtype, grid)
+    params = _placed(system, leaves, dtype, grid, quantize)
     codec = None
     if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
         codec = codecs.get(config["system"])(load_tokenizer(tokenizer), **config["codec"])
@@ -120,7 +119,7 @@ def _say_size(
     sizes = ("layers", "width", "mlp", "kv_heads", "head", "max_positions")
     if not set(sizes) <= lm.keys() or lm["layers"] * lm["width"] * lm["mlp"] < 2**27:
         return
-    system = build(config["system"], config["model"])
+    system = build(config["system"], {**config["model"], "lm": {**lm, "quant": quantize}})
     stage = config.get("stage")
     stage = stage if stage in system.stages else system.stages[-1]
     shapes = flatten(
@@ -129,7 +128,7 @@ def _say_size(
     if not any(path.startswith("lm/") for path in shapes):
         return
     positions = min(2048, lm["max_positions"])
-    found = quant.needed(shapes, lm, dtype, quantize, positions)
+    found = quant.needed(shapes, lm, dtype, positions)
     if sum(found.values()) < 2**30:
         return
     each = " on each device" if devices > 1 else ""
@@ -141,25 +140,35 @@ def _say_size(
     )
 
 
-def _placed(system: System, params: Any, dtype: str, mesh: Any) -> Any:
-    """Parameters as arrays of `dtype`, integers and their scales as they are; split over `mesh`."""
+def _placed(system: System, leaves: Flat, dtype: str, mesh: Any, quantize: str) -> dict[str, Any]:
+    """Nested arrays of `dtype`, integers and their scales as they are; split over `mesh`.
 
-    def kind(path, x):
+    `leaves` is used up: each is read, quantized and placed before the next, the largest first,
+    while there is most room.
+    """
+    last = system.stages[-1]
+    scales = quant.scale_shapes(system, last) if quantize != "none" else {}
+    if mesh is not None:
+        boxed = sharding.abstract_params(system.init(last), jax.random.key(0))
+        places = flatten(sharding.param_shardings(boxed, mesh, SERVING))
+        whole = NamedSharding(mesh, PartitionSpec())
+
+    def put(path: str, x: Any) -> jax.Array:
         kept = path.endswith("/kernel_scale") or not jnp.issubdtype(x.dtype, jnp.floating)
-        return x.dtype if kept else jnp.dtype(dtype)
+        kind = x.dtype if kept else jnp.dtype(dtype)
+        if mesh is None:
+            return jnp.asarray(x, kind)
+        like = jax.ShapeDtypeStruct(x.shape, kind, sharding=places.get(path, whole))
+        return place(x, like)
 
-    flat = flatten(params)
-    if mesh is None:
-        return unflatten({p: jnp.asarray(x, kind(p, x)) for p, x in flat.items()})
-    boxed = sharding.abstract_params(system.init(system.stages[-1]), jax.random.key(0))
-    places = flatten(sharding.param_shardings(boxed, mesh, SERVING))
-    whole = NamedSharding(mesh, PartitionSpec())
-    return unflatten({
-        p: checkpoint.place(
-            x, jax.ShapeDtypeStruct(x.shape, kind(p, x), sharding=places.get(p, whole))
-        )
-        for p, x in flat.items()
-    })  # fmt: skip
+    done: Flat = {}
+    for path in sorted(leaves, key=lambda p: -math.prod(leaves[p].shape)):
+        x = leaves.pop(path)
+        x = np.asarray(x) if isinstance(x, Unread) else x
+        for name, made in quant.quantized(path, x, scales, quantize).items():
+            done[name] = put(name, made)
+        jax.block_until_ready(done[path])  # or the next would be read while this one is copied
+    return unflatten(done)
 
 
 class _Proposer:
@@ -193,7 +202,8 @@ def _read(
 ) -> tuple[dict[str, Any], Any, Path | None]:
     """(config, nested parameters, tokenizer folder or None) of whatever `load` takes.
 
-    `say` is told the config before anything large is read.
+    Those of a release are still on disk (`params.Unread`). `say` is told the config before anything
+    large is read.
     """
 
     def accept(config: Mapping[str, Any]) -> None:  # before gigabytes are read for nothing
@@ -209,8 +219,11 @@ def _read(
     if revision is None and base is None and not parts:
         release = path.is_dir() and checkpoint.is_release(path)
         if release or (not path.exists() and str(source) in releases()):
-            accept(checkpoint.open_release(source)[0])
-            return _whole(*checkpoint.load_release(source))
+            config, file = checkpoint.open_release(source)
+            accept(config)
+            words = file.path.parent / "tokenizer"
+            params = unflatten(file.unread())
+            return config, _whole(config, params), words if words.is_dir() else None
     import conversion
 
     known = path.exists() or str(source) in releases() or conversion.is_hub_name(source)
@@ -222,12 +235,10 @@ def _read(
     return conversion.read(source, dtype, revision=revision, base=base, parts=parts, accept=accept)
 
 
-def _whole(
-    config: dict[str, Any], params: dict[str, Any], tokenizer: Path | None
-) -> tuple[dict[str, Any], dict[str, Any], Path | None]:
-    """The same, with the encoder that a release may leave to a package."""
+def _whole(config: Mapping[str, Any], params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, with the encoder that a release may leave to a package."""
     if "trunk" in config:
         from conversion import trunks
 
-        params = trunks.complete(config, params)
-    return config, params, tokenizer
+        return trunks.complete(config, params)
+    return params

@@ -20,7 +20,8 @@ from mg_jax import config as configs
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, OptimConfig, flatten, matching, merge, optimizer, partition, schedule
 
-AS_COMPUTED = ("dtype", "remat", "scan", "attention")  # of a model: how, not what
+UNSEEN = ("remat", "scan", "attention")  # of a model: change no number but by rounding
+AS_COMPUTED = ("dtype", *UNSEEN)  # of a model: how, not what
 PARTS = "parts"  # system of a release that holds one part, as launch.convert makes it
 
 
@@ -227,16 +228,23 @@ def _like_params(opt: Any, places: Flat, whole: NamedSharding, memory: str | Non
 
 
 def source(folder: str) -> tuple[dict[str, Any], list[checkpoint.ParamFile]]:
-    """(config, unread parameters) of a release folder, shipped name, or training folder."""
-    path = checkpoint.find(folder)
+    """(config, unread parameters) of a release folder, shipped name, or training folder.
+
+    A training folder stands for its newest checkpoint, and with checkpoint.BEST behind its name
+    for the one of lowest running loss, which train.keep_best keeps.
+    """
+    path = checkpoint.find(folder.removesuffix(checkpoint.BEST))
     steps = path / "checkpoints"
     if not steps.is_dir():
+        if folder.endswith(checkpoint.BEST):
+            raise UserError(f"{folder}: {path} is no training folder, and has no best checkpoint")
         config, params = checkpoint.open_release(path)
         return config, [params]
     done = sorted((int(p.name) for p in steps.iterdir() if p.name.isdigit()), reverse=True)
     if not done:
         raise UserError(f"{path}: this training run has saved no checkpoint yet")
-    files = [checkpoint.ParamFile(steps / str(done[0]) / "params")]
+    chosen = checkpoint.best(steps, done) if folder.endswith(checkpoint.BEST) else done[0]
+    files = [checkpoint.ParamFile(steps / str(chosen) / "params")]
     if (path / "frozen").is_dir():
         files.append(checkpoint.ParamFile(path / "frozen"))
     return checkpoint.read_json(path / "config.json"), files

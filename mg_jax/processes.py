@@ -20,6 +20,10 @@ T = TypeVar("T")
 HEARTBEAT = 100  # seconds without a sign of a process until the others give up
 
 
+class Apart(RuntimeError):
+    """The processes of a program did not find each other in time."""
+
+
 def start(
     coordinator: str = "", count: int = 0, index: int = -1, heartbeat: int = HEARTBEAT
 ) -> None:
@@ -28,7 +32,8 @@ def start(
     Without arguments jax finds them itself: on a TPU slice, under SLURM, in Kubernetes, with MPI.
     Otherwise `coordinator` is host:port of process 0, the same for all, `count` the number of
     processes and `index` this one's. A process that shows no sign of life for `heartbeat` seconds
-    ends all. Raises UserError when one of them is missing or they do not find each other.
+    ends all. Raises UserError for wrong arguments, and where nothing tells of the others; Apart
+    when they do not find each other, which another start may mend.
     """
     given = (coordinator != "", count > 0, index >= 0)
     if any(given) and not all(given):
@@ -37,13 +42,18 @@ def start(
     options: Any = zip(names, (coordinator, count, index), strict=True) if all(given) else ()
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat, **dict(options))
-    except (ValueError, RuntimeError) as e:
-        reason = str(e).split("\n")[0][:200]
+    except ValueError as e:
         raise UserError(
-            f"the processes do not find each other ({reason}): start one with --coordinator "
-            "HOST:PORT --processes N --process I each, or run under SLURM, Kubernetes or on a TPU "
-            "slice, where --distributed is enough"
+            f"nothing tells of the other processes ({_first_line(e)}): start one with "
+            "--coordinator HOST:PORT --processes N --process I each, or run under SLURM, "
+            "Kubernetes or on a TPU slice, where --distributed is enough"
         ) from e
+    except RuntimeError as e:  # such as a machine that was not up in time
+        raise Apart(f"the processes did not find each other ({_first_line(e)})") from e
+
+
+def _first_line(e: Exception) -> str:
+    return str(e).split("\n")[0][:200]
 
 
 def several() -> bool:
@@ -63,6 +73,19 @@ def stopping(step: int) -> bool:
     With several processes this is asked at every step, in order; the answer is the same in all.
     """
     return several() and multihost_utils.reached_preemption_sync_point(step)
+
+
+def together(name: str) -> None:
+    """Return once every process has come here."""
+    if several():
+        multihost_utils.sync_global_devices(name)
+
+
+def all_agree(fine: bool) -> bool:
+    """Whether every process says so; called by all of them together."""
+    if several():
+        fine = bool(np.asarray(multihost_utils.process_allgather(np.int32(fine))).min())
+    return fine
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 from mg_jax.checkpoint import disk_errors
 
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes after SIGTERM and after Ctrl-C
+DIVERGED = 65  # and after a loss that is not finite: another start would get there again
 PLAIN_SECONDS = 5.0  # without a terminal: at most one line in this time
 
 
@@ -77,6 +79,11 @@ class Metrics:
             if self._board is not None:
                 for name, value in values.items():
                     self._board.add_scalar(name, value, step)
+
+    def sync(self) -> None:
+        """Return when the disk, or a bucket that is mounted, has the lines of metrics.jsonl."""
+        with disk_errors(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close the files."""

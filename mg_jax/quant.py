@@ -1,8 +1,9 @@
 """Kernels of the language model in 8 or 4 bits, to answer with on small devices.
 
 A kernel k becomes integers q and scales s with k = q * s: of int8 one scale an output, of int4 one
-for each group of at most nn.GROUP inputs and output, so that one large weight spoils little. Layers
-are done one after the other: beside the result there is never more than one of them in float32.
+for each group of at most nn.GROUP inputs and output, so that one large weight spoils little.
+Parameters are done one after the other and layers too: beside the result there is never more than
+one parameter as it was, and one layer in float32.
 """
 
 import math
@@ -17,7 +18,7 @@ from mg_jax import sharding
 from mg_jax.errors import UserError
 from mg_jax.models import System
 from mg_jax.nn import QUANTS
-from mg_jax.optim import Flat, flatten, unflatten
+from mg_jax.optim import Flat, flatten
 
 MOST = {"int8": 127, "int4": 7}
 _TYPES = {"int8": np.dtype(np.int8), "int4": np.dtype(ml_dtypes.int4)}
@@ -36,18 +37,15 @@ def scale_shapes(system: System, stage: str) -> dict[str, tuple[int, ...]]:
     return {p: x.shape for p, x in shapes.items() if p.endswith("/kernel_scale")}
 
 
-def quantized(params: Mapping[str, Any], scales: Mapping[str, tuple], quant: str) -> dict[str, Any]:
-    """Nested `params` with each kernel of `scales` as integers, and its kernel_scale beside it.
-
-    `scales`: of `scale_shapes`. Other parameters stay as they are.
-    """
-    flat: Flat = flatten(params)
-    for path, shape in scales.items():
-        kernel = path.removesuffix("_scale")
-        flat[kernel], flat[path] = quantize(
-            np.asarray(flat[kernel]), shape, quant, stacked="blocks" in path.split("/")
-        )
-    return unflatten(flat)
+def quantized(path: str, x: Any, scales: Mapping[str, tuple], quant: str) -> Flat:
+    """What becomes of one parameter: a kernel that `scales` (of `scale_shapes`) speaks of as
+    integers, and its kernel_scale beside it; another stays as it is."""
+    scale = f"{path}_scale"
+    if scale not in scales:
+        return {path: x}
+    stacked = "blocks" in path.split("/")
+    values, steps = quantize(np.asarray(x), scales[scale], quant, stacked)
+    return {path: values, scale: steps}
 
 
 def quantize(
@@ -75,17 +73,21 @@ def _one(kernel: np.ndarray, scale_shape: tuple, quant: str) -> tuple[np.ndarray
 
 
 def needed(
-    shapes: Mapping[str, Any], lm: Mapping[str, Any], dtype: str, quant: str, positions: int
+    shapes: Mapping[str, Any], lm: Mapping[str, Any], dtype: str, positions: int
 ) -> dict[str, float]:
     """Bytes that a model takes to answer with: `params`, and `cache` of one row of `positions`.
 
-    `shapes`: parameters by path, with `shape`; `lm`: the config of its language model.
+    `shapes`: parameters by path, with `shape` and `dtype`, of a system whose config says `quant`;
+    `lm`: the config of its language model. Integers and their scales stay, floats become `dtype`.
     """
     wide = np.dtype(jax.numpy.dtype(dtype)).itemsize
-    narrow = {"none": wide, "int8": 1, "int4": 0.5}[quant]
     params = 0.0
     for path, x in shapes.items():
-        kernel = path.startswith("lm/") and path.endswith("/kernel")
-        params += math.prod(x.shape) * (narrow if kernel else wide)
+        size = float(wide)
+        if jax.numpy.issubdtype(x.dtype, jax.numpy.integer):
+            size = jax.numpy.iinfo(x.dtype).bits / 8
+        elif path.endswith("/kernel_scale"):
+            size = 4.0
+        params += math.prod(x.shape) * size
     kept = 2 * lm["layers"] * lm["kv_heads"] * lm["head"] * positions * wide
     return {"params": params, "cache": kept}

@@ -229,26 +229,31 @@ def unsplit(tree: Any, limit: int = LARGE) -> list[str]:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Host batch (this process's rows) -> global arrays split over the batch axes of `mesh`.
 
-    Raises UserError when the rows do not divide over the mesh, or when several processes would
-    hold the same rows (a tensor axis that spans processes), for each reads rows of its own.
+    The rows of all processes together are the batch, so no two of them may hold the same ones: a
+    tensor axis stays within a process. Raises UserError naming mesh.tensor where it does not, and
+    when the rows do not divide over the mesh.
     """
-    if mesh.shape["data"] * mesh.shape["fsdp"] < jax.process_count():
+    count, ways = jax.process_count(), mesh.shape["data"] * mesh.shape["fsdp"]
+    groups = mesh.devices.reshape(ways, -1)  # of devices that hold the same rows
+    own = sum(any(d.process_index == jax.process_index() for d in group) for group in groups)
+    if own * count != ways:
         raise UserError(
-            f"mesh data x fsdp is {mesh.shape['data'] * mesh.shape['fsdp']}, less than the "
-            f"{jax.process_count()} processes, each of which reads its own rows: lower mesh.tensor"
+            f"mesh.tensor={mesh.shape['tensor']}: this process holds {own} of {ways} parts of a "
+            f"batch (mesh data x fsdp), and so do others of the {count} processes, though each "
+            "reads rows of its own: lower mesh.tensor"
         )
 
     def put(x):
         x = np.asarray(x)
         if x.ndim == 0:
             return jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec()), x)
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        if (x.shape[0] * jax.process_count()) % ways:
+        whole = (x.shape[0] * count, *x.shape[1:])
+        if whole[0] % ways:
             raise UserError(
-                f"batch of {x.shape[0] * jax.process_count()} rows does not divide over "
-                f"{ways} devices (mesh data x fsdp): change batch_size or the mesh"
+                f"batch of {whole[0]} rows does not divide over {ways} devices (mesh data x "
+                "fsdp): change batch_size or the mesh"
             )
-        return jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x)
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, x.ndim), x, whole)
 
     return jax.tree.map(put, batch)
 

@@ -21,15 +21,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mg_jax import checkpoint, flops, models, processes, progress, sharding
+from mg_jax import checkpoint, disk, flops, models, processes, progress, sharding
 from mg_jax import config as configs
 from mg_jax.errors import UserError
 from mg_jax.optim import Flat, flatten, merge
-from mg_jax.plan import Plan, State, initial_params, plan
+from mg_jax.params import place
+from mg_jax.plan import UNSEEN, Plan, State, initial_params, plan
 
-# Sections of the config that may change when a run is resumed, as everything that begins with
-# "init_" may, which is done with by then.
-FREE = ("train", "mesh", "rules", "loader")
+# What may change when a run is resumed, with all below it, as the keys plan.UNSEEN of a model may,
+# and everything that begins with "init_", which is done with by then.
+FREE = ("train", "mesh", "rules", "loader", "accumulate", "optim/offload")
 
 
 class Diverged(RuntimeError):
@@ -42,8 +43,8 @@ class TrainConfig:
 
     steps: updates in all; 0 means `epochs` over the data. A checkpoint every save_steps updates
     and every save_minutes (0: never), at a signal and at the end; the newest `keep` stay, and the
-    `keep_best` of lowest running loss. profile: steps, from the fourth on, that are traced into
-    workdir/profile.
+    `keep_best` of lowest running loss, of which init_from=WORKDIR@best takes the best. profile:
+    steps, from the fourth on, that are traced into workdir/profile.
     """
 
     steps: int
@@ -83,7 +84,7 @@ def train(
     and return. Raises UserError for bad input, Diverged when the loss is not finite (the batch
     is then in workdir/bad_batch.npz).
     """
-    workdir = Path(workdir).absolute()
+    workdir = disk.local(workdir)
     # with several processes jax listens for SIGTERM, so that all of them stop at the same step
     with progress.Stop(term=not processes.several()) as stop:
         return _Run(config, workdir, system, data, mesh, stop).run()
@@ -164,7 +165,7 @@ class _Run:
             self._say(source.summary())
             self._report(source.problems)
         self.state = State(
-            checkpoint.place(np.asarray(self.step, np.int32), p.state.step), params, opt
+            place(np.asarray(self.step, np.int32), p.state.step), params, opt
         )  # one counter for schedule, keys and data
         checkpoint.write_json(self.workdir / "config.json", plain(self.config))
 
@@ -277,6 +278,8 @@ class _Run:
             self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
 
     def _save(self) -> None:
+        if self.metrics:
+            self.metrics.sync()
         seconds = self.spent + time.monotonic() - self.began
         meta = {"step": self.step, "data": int(self.data.state), "seconds": seconds}
         meta |= {"steps": self.plan.steps}
@@ -337,7 +340,7 @@ def changed_keys(config: Any, workdir: Path) -> str:
     changes = [
         f"{k.replace('/', '.')} {old[k]!r} -> {new[k]!r}"
         for k in sorted(old.keys() & new.keys())
-        if old[k] != new[k] and k.split("/")[0] not in FREE and not k.startswith("init_")
+        if old[k] != new[k] and not _free(k)
     ]
     if not changes:
         return ""
@@ -345,3 +348,8 @@ def changed_keys(config: Any, workdir: Path) -> str:
         f"{workdir} was started with another config: {'; '.join(changes)}. Use the old values to "
         "resume, or another --workdir"
     )
+
+
+def _free(key: str) -> bool:
+    unseen = key.startswith("model/") and key.rpartition("/")[2] in UNSEEN
+    return unseen or key.startswith("init_") or f"{key}/".startswith(tuple(f"{k}/" for k in FREE))

@@ -1,5 +1,8 @@
 """A model to answer with in 8 or 4 bits, and split over all devices."""
 
+import math
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -7,9 +10,10 @@ from jax.sharding import PartitionSpec
 
 import mg_jax
 from configs import groma
-from mg_jax import loading
+from mg_jax import checkpoint, loading
 from mg_jax.errors import UserError
 from mg_jax.optim import flatten
+from mg_jax.params import ParamFile
 from tests.test_assistant import folder  # noqa: F401
 
 PROMPT = "[grounding] Describe the picture."
@@ -38,6 +42,34 @@ def test_a_quantized_model_answers_and_keeps_what_is_no_kernel(folder, quantize)
         want = quantize if path in kernels else x.dtype
         assert flat[path].dtype == want and flat[path].shape == x.shape, path
     assert isinstance(small.chat(picture(), PROMPT, max_new_tokens=8).text, str)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+def test_a_release_is_quantized_an_array_at_a_time(folder, tmp_path, format, monkeypatch):  # noqa: F811
+    config, params, words = checkpoint.load_release(folder)
+    release = checkpoint.save_release(tmp_path / "r", params, config, words, format=format)
+    read, alive = ParamFile.leaf, []
+
+    def leaf(self, path):
+        late = [p for p, x in alive if x() is not None and f"{p}_scale" in scales]
+        assert not late, f"{late[0]} is still there when {path} is read"
+        x = read(self, path)
+        alive.append((path, weakref.ref(x)))
+        return x
+
+    def whole(self, abstract=None):
+        raise AssertionError("read whole")
+
+    small = flatten(mg_jax.load(folder, quantize="int8").params)
+    scales = {p for p in small if p.endswith("/kernel_scale")}
+    monkeypatch.setattr(ParamFile, "leaf", leaf)
+    monkeypatch.setattr(ParamFile, "read", whole)
+    found = flatten(mg_jax.load(release, quantize="int8").params)
+    sizes = [math.prod(found[p].shape) for p, _ in alive]
+    assert len(sizes) == len(flatten(params)) and sizes == sorted(sizes, reverse=True)
+    assert found.keys() == small.keys() and len(scales) >= 7
+    for path in scales:  # the release was rounded to bfloat16, as the folder's was
+        np.testing.assert_array_equal(found[path], small[path])
 
 
 def test_what_a_large_model_takes_is_said_before_it_is_read(capsys):

@@ -33,6 +33,18 @@ def test_it_is_a_notebook_without_outputs():
     assert not any(cell.get("outputs") for cell in found["cells"])
 
 
+@pytest.mark.parametrize("here,wanted", [("", "."), ("libtpu", ".[tpu]"), ("nvidia-smi", ".[gpu]")])
+def test_it_installs_what_the_machine_computes_with(monkeypatch, here, wanted):
+    asked = []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == here or None)
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == here else None)
+    monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command[-1]))
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    (cell,) = [cell for cell in cells if "pip" in "".join(cell["source"])]
+    exec("".join(cell["source"]), {})
+    assert asked == [wanted]
+
+
 @pytest.mark.parametrize("quantize", ["none", "int8"])
 def test_its_cells_run(folder, tmp_path, monkeypatch, capsys, quantize):  # noqa: F811
     names = run(tmp_path, monkeypatch, ["train"], CHECKPOINT=str(folder), QUANTIZE=quantize)

@@ -125,19 +125,25 @@ def totals(message: str) -> dict[str, Any]:
 def buffers(
     config: Any, topology: str, mesh: Mapping[str, int], kind: str, **options: Any
 ) -> dict[str, Any] | None:
-    """The largest arrays of the same program compiled for a slice with more memory, and which;
-    None where there is no such slice, or it does not fit there either."""
+    """The largest arrays of the same program compiled for a slice with more memory, and which.
+
+    `mesh`: its sizes, no -1. The program is the same for as many devices alone, so of a larger
+    slice a part is taken. None where there is no such slice, the compiler does not take the part,
+    or it does not fit there either.
+    """
     other = slices.roomier(topology)
     if other is None:
         return None
-    grid = sharding.make_mesh(**mesh, devices=slices.devices(other))
+    there, count = slices.devices(other), math.prod(mesh.values())
+    grid = sharding.make_mesh(**mesh, devices=there[:count])
     try:
         compiled = programs.lowered(config, grid, kind, **options).lower().compile()
     except Exception as e:
-        if _TOO_BIG.search(str(e)):
+        if _TOO_BIG.search(str(e)) or count < len(there):
             return None
         raise
-    return {"compiled_for": other, "largest": estimate.largest(compiled.as_text())}
+    where = f"{count} of the {len(there)} devices of {other}" if count < len(there) else other
+    return {"compiled_for": where, "largest": estimate.largest(compiled.as_text())}
 
 
 def alternatives(config: Any, topology: str, mesh: Mapping[str, int], kind: str) -> Iterator:

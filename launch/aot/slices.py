@@ -34,7 +34,7 @@ SOLD = {
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     "7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
 }  # fmt: skip
-# where to look at a program that does not fit: more memory, and a slice of as many devices
+# where to look at a program that does not fit: more memory
 ROOMIER = {"v5e": "v5p", "v6e": "v5p", "v4": "v5p", "v5p": "7x"}
 
 
@@ -100,15 +100,13 @@ def quiet() -> None:
 
 
 def roomier(text: str) -> str | None:
-    """A slice of as many devices with more memory, None where there is none."""
+    """The smallest slice of at least as many devices with more memory, None without one."""
     generation, sides = parse(text)
     other = ROOMIER.get(generation)
     if other is None:
         return None
-    count = math.prod(sides)
-    if other == "7x":  # two devices a chip
-        count //= 2
+    each = 2 if other == "7x" else 1  # devices of a chip
     for size in SOLD[other]:
-        if math.prod(int(n) for n in size.split("x")) == max(count, 4):
+        if each * math.prod(int(n) for n in size.split("x")) >= math.prod(sides):
             return f"{other}:{size}"
     return None

@@ -32,12 +32,14 @@ def held(text: str, program: str, quantize: str = "none") -> float:
     """Bytes of parameters, and of moments where it trains, of all devices together: 12 a trained
     parameter (without the gradient, which need not be whole at any time) and 2 a frozen one."""
     config = config_of(text)
-    system = models.build(config.system, config.model.to_dict())
+    model = config.model.to_dict()
+    if program != "train":
+        model["lm"]["quant"] = quantize
+    system = models.build(config.system, model)
     boxed = sharding.abstract_params(system.init(config.stage), jax.random.key(0))
     shapes = flatten(sharding.unbox(boxed))
     if program != "train":
-        lm = config.model.lm.to_dict()
-        return quant.needed(shapes, lm, "bfloat16", quantize, positions=0)["params"]
+        return quant.needed(shapes, model["lm"], "bfloat16", positions=0)["params"]
     trained, frozen = partition(shapes, config.trainable)
     counts = [sum(math.prod(x.shape) for x in part.values()) for part in (trained, frozen)]
     return 12.0 * counts[0] + 2.0 * counts[1]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from launch import compile as command
@@ -51,6 +52,51 @@ def test_a_decoding_step_is_compiled_for_a_slice():
     found = report["estimate"]
     assert found["seconds"] > 0 and report["model_flops"] > 0
     assert max(p["times"] for p in found["programs"]) == 4  # layers of the tiny language model
+
+
+def test_the_largest_arrays_are_those_of_as_many_devices(monkeypatch):
+    grids, refuse = [], [None]
+
+    class Program:
+        def __init__(self, config, grid, kind):
+            grids.append(grid)
+
+        def lower(self):
+            return self
+
+        def compile(self):
+            if refuse[0]:
+                raise refuse[0]
+            return self
+
+        def as_text(self):
+            return ""
+
+    monkeypatch.setattr(job.slices, "devices", lambda name: jax.devices()[:4])
+    monkeypatch.setattr(job.programs, "lowered", Program)
+    monkeypatch.setattr(job.estimate, "largest", lambda text: ["a"])
+    one, four = {"data": 1, "fsdp": 1, "tensor": 1}, {"data": 1, "fsdp": 4, "tensor": 1}
+    found = job.buffers(None, "v5e:1x1", one, "train")
+    assert found == {"compiled_for": "1 of the 4 devices of v5p:2x2x1", "largest": ["a"]}
+    assert job.buffers(None, "v5e:2x2", four, "train")["compiled_for"] == "v5p:2x2x1"
+    assert [grid.size for grid in grids] == [1, 4]
+    refuse[0] = ValueError("a part of a slice")
+    assert job.buffers(None, "v5e:1x1", one, "train") is None
+    with pytest.raises(ValueError, match="a part"):
+        job.buffers(None, "v5e:2x2", four, "train")
+    refuse[0] = RuntimeError("RESOURCE_EXHAUSTED: no")
+    assert job.buffers(None, "v5e:2x2", four, "train") is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="make setup EXTRAS=tpu")
+def test_what_one_chip_lacks_room_for_is_looked_at_in_a_part_of_a_roomier_slice():
+    big = ["--config.model.lm.layers=3", "--config.model.lm.width=8192", "--config.batch_size=1",
+           "--config.model.lm.mlp=65536", "--config.model.lm.vocab=262144"]  # fmt: skip
+    done = run("--config", TINY, "--topology", "v5e:1x1", "--json", "--tries=1", *big)
+    assert done.returncode == command.FULL, done.stderr
+    report = json.loads(done.stdout)
+    assert report["roomier"]["compiled_for"] == "1 of the 4 devices of v5p:2x2x1"
+    assert report["roomier"]["largest"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")

@@ -319,6 +319,8 @@ def test_slices_and_their_chips():
     assert slices.parse("tpu7x:2x2x1") == ("7x", (2, 2, 1))
     assert slices.chip("v5p:2x2x2").memory == 95 * 2**30
     assert slices.roomier("v5e:4x8") == "v5p:2x4x4" and slices.roomier("7x:2x2x1") is None
+    assert slices.roomier("v5e:1x1") == slices.roomier("v6e:2x2") == "v5p:2x2x1"
+    assert slices.roomier("v5p:2x2x1") == "7x:2x2x1" and slices.roomier("v5p:2x2x4") == "7x:2x2x2"
     wrongs = {"v9:2x2": "no 'v9'", "v5e:2x2x2": "2 dimensions", "v5p:2x0x2": "no side may be 0"}
     for wrong, message in wrongs.items():
         with pytest.raises(UserError, match=message):

@@ -41,7 +41,8 @@ def test_shellcheck_finds_nothing():
 
 
 @pytest.mark.parametrize(
-    "codes,starts,last", [((0,), 1, 0), ((75, 1, 137, 0), 4, 0), ((75, 2, 0), 2, 2)]
+    "codes,starts,last",
+    [((0,), 1, 0), ((75, 1, 137, 0), 4, 0), ((75, 2, 0), 2, 2), ((1, 65, 0), 2, 65)],
 )
 def test_again_goes_on_until_finished_or_bad_input(tmp_path, codes, starts, last):
     count = tmp_path / "count"
@@ -60,11 +61,20 @@ def test_again_gives_up_and_passes_the_notice_on(tmp_path):
     assert done.returncode == 1 and done.stderr.count("ended with 1") == 3
     mark = tmp_path / "told"
     job = f'trap "touch {mark}; exit 75" TERM; for i in $(seq 200); do sleep 0.05; done'
-    process = subprocess.Popen(["bash", PODS / "again.sh", "bash", "-c", job],
-                               env={**os.environ, "RESTARTS": "0"})  # fmt: skip
+    process = subprocess.Popen(["bash", PODS / "again.sh", "bash", "-c", job])
     time.sleep(1)
     process.terminate()
     assert process.wait(30) == 75 and mark.exists()
+
+
+def test_again_starts_nothing_after_a_notice_that_comes_between_two_starts(tmp_path):
+    job = f"echo >> {tmp_path}/starts; exit 3"
+    process = subprocess.Popen(["bash", PODS / "again.sh", "bash", "-c", job],
+                               env={**os.environ, "PAUSE": "600"}, stderr=subprocess.PIPE,
+                               text=True)  # fmt: skip
+    assert "ended with 3" in process.stderr.readline()
+    process.terminate()
+    assert process.wait(30) == 3 and (tmp_path / "starts").read_text() == "\n"
 
 
 def test_a_tpu_vm_is_made_and_used_by_one_set_of_names(tmp_path):
@@ -74,6 +84,10 @@ def test_a_tpu_vm_is_made_and_used_by_one_set_of_names(tmp_path):
         assert "groma-instruction" in done.stdout and "--zone=us-west4-a" in done.stdout
     train = bash(PODS / "tpu_vm.sh", "train", DRY="1").stdout
     assert "--worker=all" in train and "launch.train" in train and "again.sh" in train
+    assert ">> /mnt/bucket/runs/groma-instruction.$(hostname).log" in train
+    setup = bash(PODS / "tpu_vm.sh", "setup", DRY="1").stdout
+    assert "--recurse" not in setup and " archive --format=tar.gz " in setup.splitlines()[0]
+    assert "me=$(id -u)" in setup and "--uid $me --gid $us" in setup
     mine = tmp_path / "mine.env"
     mine.write_text((PODS / "settings.env").read_text().replace("us-west4-a", "europe-west4-b"))
     done = bash(PODS / "tpu_vm.sh", "create", DRY="1", SETTINGS=str(mine))
@@ -90,7 +104,7 @@ def test_the_job_set_restarts_after_anything_but_bad_input():
     spec = job["template"]["spec"]
     assert spec["parallelism"] == spec["completions"] == 4 and spec["backoffLimit"] == 0
     (rule,) = spec["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["values"] == [2]
+    assert rule["onExitCodes"]["values"] == [2, 65]
     pod = spec["template"]["spec"]
     assert pod["restartPolicy"] == "Never" and pod["terminationGracePeriodSeconds"] >= 60
     (container,) = pod["containers"]
@@ -116,9 +130,10 @@ def test_the_slurm_job_is_requeued_unless_finished_or_wrong(tmp_path):
     text = rendered("slurm.sbatch", HOME_DIR=str(tmp_path))
     assert "#SBATCH --requeue" in text and "#SBATCH --signal=TERM@300" in text
     assert "${SLURM_RESTART_COUNT:-0}" in text and "${NAME}" not in text
+    assert "#SBATCH --output=/mnt/bucket/runs/groma-instruction-%j.log" in text
     (tmp_path / "job").write_text(text)
     (tmp_path / "bin").mkdir()
-    for code, again in ((0, False), (2, False), (75, True), (1, True)):
+    for code, again in ((0, False), (2, False), (65, False), (75, True), (1, True)):
         given = f'echo "$JAX_LOCAL_DEVICE_IDS"; exit {code}'
         for name, body in (("srun", given), ("scontrol", f"touch {tmp_path}/asked")):
             tool = tmp_path / "bin" / name
@@ -136,6 +151,18 @@ def test_the_sky_job_names_its_slice_and_mounts_its_bucket():
     assert found["resources"]["accelerators"] == "tpu-v5litepod-32"
     (mount,) = found["file_mounts"]
     assert f"--workdir {mount}/" in found["run"] and "again.sh" in found["run"]
+    # which knows exit codes; SkyPilot, told to restart after errors, would not
+    assert "RESTARTS=100" in found["run"] and "job_recovery" not in found["resources"]
+
+
+def test_what_the_settings_show_can_be_written_so(tmp_path):
+    text = (PODS / "settings.env").read_text()
+    (shown,) = [word for word in text.splitlines() if word.startswith("#") and "FLAGS=" in word]
+    file = tmp_path / "mine.env"
+    file.write_text(text.replace("\nFLAGS=\n", "\n" + shown[shown.index("FLAGS=") :] + "\n"))
+    flags = "--config.data=coco:a.json,images --config.init_from=FOLDER"
+    assert render.settings(file)["FLAGS"] == flags
+    assert f" {flags} " in bash(PODS / "tpu_vm.sh", "train", DRY="1", SETTINGS=str(file)).stdout
 
 
 def test_settings_that_are_wrong_are_named(tmp_path, capsys):

@@ -10,7 +10,7 @@ from mg_jax import models, quant, sharding
 from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.nn import Linear, quant_groups
-from mg_jax.optim import flatten
+from mg_jax.optim import flatten, unflatten
 
 SHAPE = dict(vocab=64, width=256, mlp=384, layers=2, heads=4, kv_heads=2, head=64, max_positions=32)
 
@@ -38,8 +38,10 @@ def test_a_quantized_model_says_nearly_the_same(kind, least, getkey):
     boxed = jax.eval_shape(lambda: lm_params(small, jax.random.key(0)))
     shapes = flatten(sharding.unbox(boxed))
     scales = {p: x.shape for p, x in shapes.items() if p.endswith("/kernel_scale")}
-    made = quant.quantized(params, scales, kind)
-    flat = flatten(made)
+    flat: dict = {}
+    for path, x in flatten(params).items():
+        flat |= quant.quantized(path, x, scales, kind)
+    made = unflatten(flat)
     assert {p: x.shape for p, x in flat.items()} == {p: x.shape for p, x in shapes.items()}
     kernels = [p for p in flat if p.endswith("/kernel")]
     assert len(kernels) == 8 and all(str(flat[p].dtype) == kind for p in kernels)
@@ -77,13 +79,22 @@ def test_a_linear_multiplies_by_its_scales(rng):
 
 
 def test_what_it_takes_is_known_before():
-    system = models.build("groma", groma.get_config("stage=instruction,size=7b").model.to_dict())
-    shapes = flatten(
-        sharding.unbox(sharding.abstract_params(system.init("instruction"), jax.random.key(0)))
-    )
-    lm = groma.get_config("size=7b").model.lm.to_dict()
-    found = {k: quant.needed(shapes, lm, "bfloat16", k, 2048) for k in ("none", "int8", "int4")}
+    found, scales = {}, {}
+    for kind in ("none", "int8", "int4"):
+        model = groma.get_config("stage=instruction,size=7b").model.to_dict()
+        model["lm"]["quant"] = kind
+        system = models.build("groma", model)
+        shapes = flatten(
+            sharding.unbox(sharding.abstract_params(system.init("instruction"), jax.random.key(0)))
+        )
+        found[kind] = quant.needed(shapes, model["lm"], "bfloat16", 2048)
+        lacking = {p: x for p, x in shapes.items() if not p.endswith("/kernel_scale")}
+        without = quant.needed(lacking, model["lm"], "bfloat16", 2048)
+        scales[kind] = found[kind]["params"] - without["params"]
     gib = {k: x["params"] / 2**30 for k, x in found.items()}
+    # 4 bytes for each 128 inputs and output of some 6.5e9 weights, and for each output
+    assert scales["none"] == 0 and 0.18 < scales["int4"] / 2**30 < 0.25
+    assert 0 < scales["int8"] < 2**24
     assert gib["none"] > 13 and 7 < gib["int8"] < 8.2 and 4 < gib["int4"] < 5.2
     assert found["none"]["cache"] == 2 * 32 * 2048 * 4096 * 2
 

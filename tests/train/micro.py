@@ -16,6 +16,12 @@ def save_tokenizer(folder):
     return tokenizer
 
 
+def get_config(arg):
+    """`--config tests/train/micro.py:STAGE,TOKENIZER` of launch.train."""
+    stage, _, folder = arg.partition(",")
+    return micro_config(stage, folder)
+
+
 def micro_config(stage, tokenizer_folder, **changes):
     """A locked config; `changes` as "optim__lr"=0.1."""
     c = groma.get_config(f"stage={stage},size=tiny")

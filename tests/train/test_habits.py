@@ -1,15 +1,23 @@
 """What a run does besides learning: moments elsewhere, best checkpoints, traces, times."""
 
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
 
-from mg_jax import checkpoint, flops
-from mg_jax.plan import plan
+from configs import groma
+from conversion import trunks
+from mg_jax import checkpoint, disk, flops, models
+from mg_jax.data import pipeline
+from mg_jax.errors import UserError
+from mg_jax.plan import plan, source
 from mg_jax.progress import read_metrics
 from mg_jax.sharding import make_mesh
-from mg_jax.train import train
+from mg_jax.train import changed_keys, plain, train
 from tests.train.fake import FakeData, FakeSystem, fake_config
+from tests.train.micro import micro_config, save_tokenizer
 from tests.train.test_train import Trap, sigterm
 
 
@@ -71,6 +79,62 @@ def test_the_running_loss_goes_on_after_a_resume(tmp_path):
     assert metas[0] == metas[1] > 0
 
 
+def test_the_best_checkpoint_starts_a_stage(tmp_path):
+    states = checkpoint.TrainStates(tmp_path / "checkpoints", 2, best=1)
+    x = jax.device_put(np.ones((4, 4), np.float32))
+    for step, loss in ((1, 3.0), (2, 0.5), (3, 2.0), (4, 1.0)):
+        states.save(step, {"a": x * step}, {"m": x}, {"step": step, "loss": loss})
+    states.close()
+    checkpoint.write_json(tmp_path / "config.json", {"system": "fake"})
+    for name, step in ((str(tmp_path), 4), (f"{tmp_path}@best", 2)):
+        config, (file,) = source(name)
+        assert config == {"system": "fake"} and file.read()["a"][0, 0] == step
+        assert trunks.start(name, tmp_path / "trunk") == name
+    shipped = checkpoint.save_release(tmp_path / "r", {"a": x}, {"system": "fake", "model": {}})
+    with pytest.raises(UserError, match="r is no training folder, and has no best checkpoint"):
+        source(f"{shipped}@best")
+
+
+@pytest.mark.parametrize(
+    "shape,rules", [((1, 1, 1), "fsdp"), ((1, 8, 1), "fsdp"), ((2, 1, 4), "fsdp_tensor")]
+)
+def test_a_run_goes_on_on_another_mesh_with_nearly_the_same_losses(tmp_path, shape, rules):
+    def go(folder, data, shape, rules):
+        mesh = make_mesh(*shape, jax.devices()[: math.prod(shape)])
+        system = FakeSystem(dropout=False)  # which follows the rows, and they lie elsewhere
+        return train(fake_config(rules=rules), folder, system=system, data=data, mesh=mesh).code
+
+    assert go(tmp_path / "a", FakeData(), (2, 2, 2), "fsdp_tensor") == 0
+    assert go(tmp_path / "b", Trap(5, sigterm), (2, 2, 2), "fsdp_tensor") == 75
+    assert go(tmp_path / "b", FakeData(), shape, rules) == 0
+    a, b = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert len(b) == 12 and a[:6] == b[:6]
+    np.testing.assert_allclose(b[6:], a[6:], rtol=0, atol=1e-5)
+
+
+def test_what_saves_memory_may_change_when_a_run_goes_on(tmp_path):
+    config = groma.get_config("stage=alignment,size=tiny")
+    checkpoint.write_json(tmp_path / "config.json", plain(config))
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    config.accumulate, config.optim.offload = 4, True
+    config.model.lm.remat, config.model.vision.attention = "dots", "plain"
+    config.mesh.tensor, config.rules = 2, "fsdp_tensor"
+    assert changed_keys(config, tmp_path) == ""
+    config.optim.eps, config.model.lm.dtype = 1e-3, "bfloat16"
+    said = changed_keys(config, tmp_path)
+    assert "model.lm.dtype" in said and "optim.eps" in said and said.count("->") == 2
+    run(tmp_path / "a", train__steps=2)
+    assert run(tmp_path / "a", train__steps=4, accumulate=2, mesh=one_device()).step == 4
+
+
+def test_a_url_is_no_workdir(tmp_path):
+    with pytest.raises(UserError, match=r"gs://b/x/y: is a URL.*gcsfuse b .*--workdir /mnt/b/x/y"):
+        run("gs://b/x/y")
+    with pytest.raises(UserError, match="s3://b: is a URL.*--workdir /mnt/b/runs/a"):
+        disk.local("s3://b")
+    assert disk.local(tmp_path) == tmp_path and disk.local("a:b").name == "a:b"
+
+
 def test_a_profile_is_written_and_times_are_logged(tmp_path):
     run(tmp_path, train__profile=2)
     traces = [p for p in (tmp_path / "profile").rglob("*") if p.is_file()]
@@ -85,6 +149,25 @@ def test_a_profile_that_the_end_comes_before_is_whole(tmp_path, capsys):
     run(tmp_path, train__profile=100, train__steps=5)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     assert "steps 4 to 5 are in" in capsys.readouterr().err
+
+
+def test_the_operations_of_a_real_step_are_those_of_its_model(tmp_path):
+    save_tokenizer(tmp_path)
+
+    def count(**changes):
+        config = micro_config("instruction", tmp_path, **changes)
+        system = models.build(config.system, config.model.to_dict())
+        sizes = pipeline.batch_sizes(config, system.cfg)
+        p = plan(config, 2, system=system, mesh=one_device(), sizes=sizes)
+        return p, flops.model_flops(p)
+
+    p, found = count()
+    kernels = [x for path, x in p.state.params.items() if re.fullmatch("lm/blocks/.*/kernel", path)]
+    rows, tokens = p.example["tokens"].shape
+    least = 3 * 2 * rows * tokens * sum(math.prod(x.shape) for x in kernels)  # there and back
+    assert least > 0 and least < found < 100 * least
+    assert count(model__lm__remat="full")[1] == found  # what is computed twice counts once
+    assert count(batch_size=2 * rows)[1] == pytest.approx(2 * found, rel=1e-3)
 
 
 def test_the_share_of_the_peak_is_that_of_the_models_operations(monkeypatch):

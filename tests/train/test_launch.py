@@ -16,6 +16,7 @@ from mg_jax.data import pipeline
 from mg_jax.errors import UserError
 from mg_jax.progress import read_metrics
 from mg_jax.text.tokenizer import Tokenizer
+from mg_jax.train import Diverged
 from tests.train.micro import micro_config, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,6 +88,15 @@ def test_a_real_system_resumes_bit_equal(detected, tokenizer, tmp_path, monkeypa
     assert run(config, str(tmp_path / "b")) == 0
     assert losses(tmp_path / "b") == losses(tmp_path / "a")
     assert json.loads((tmp_path / "b/release/config.json").read_text())["stage"] == "alignment"
+
+
+def test_a_training_that_diverged_has_a_code_of_its_own(tokenizer, tmp_path, monkeypatch, capsys):
+    def diverge(*args, **kwargs):
+        raise Diverged("step 3: the loss is nan")
+
+    monkeypatch.setattr("mg_jax.train.train", diverge)
+    assert run(micro_config("detection", tokenizer), str(tmp_path)) == 65
+    assert capsys.readouterr().err == "error: step 3: the loss is nan\n"
 
 
 def command(*args):

@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mg_jax import checkpoint, processes
+from launch import cli
+from mg_jax import processes
+from mg_jax.checkpoint import load_release
 from mg_jax.errors import UserError
 from mg_jax.progress import read_metrics
+from tests.train.micro import save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -26,7 +29,7 @@ def port() -> int:
         return s.getsockname()[1]
 
 
-def start(module, count, *args, each=lambda i: ()):
+def start(module, count, *args, each=lambda i: (), **env):
     """`count` processes of a program that find each other; one alone is told nothing."""
     address = f"localhost:{port()}"
     found = []
@@ -37,7 +40,7 @@ def start(module, count, *args, each=lambda i: ()):
             subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=ENV,
+                env=ENV | env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -144,7 +147,8 @@ def test_a_run_of_two_goes_on_with_four(alone, tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_evaluation_gives_the_same_sums_however_many_compute_it(count, tmp_path):
+def test_what_is_done_together_is_the_same_however_many_do_it(count, tmp_path):
+    """The sums of an evaluation above all, odd sizes included."""
     running = start("tests.train.shares", count, str(tmp_path))
     codes, text = end(running)
     assert codes == [0] * count, text
@@ -154,8 +158,58 @@ def test_evaluation_gives_the_same_sums_however_many_compute_it(count, tmp_path)
             answers = [n * n for n in range(size)]
             assert found[str(size)] == {"answers": answers, "sum": sum(answers)}, (i, size)
         assert found["asked"] == sum(len(range(i, size, count)) for size in (0, 1, 3, 7, 16))
-    made = checkpoint.load_release(tmp_path / "release")[1]
-    np.testing.assert_array_equal(made["vision"]["kernel"], np.arange(6))
+        assert found["trunk"] and found["restored"] == [1, [1]]
+        assert (tmp_path / "checkpoints" / "2.broken").is_dir()
+        assert ("lower mesh.tensor" in found["refused"]) == (count > 1)
+
+
+@pytest.mark.slow
+def test_the_command_trains_a_real_system_in_two_processes_as_in_one(tmp_path):
+    """launch.train with its flags, the data pipeline and Groma."""
+    save_tokenizer(tmp_path / "words")
+    config = f"tests/train/micro.py:detection,{tmp_path / 'words'}"
+    curves = []
+    for count in (1, 2):
+        folder = tmp_path / str(count)
+        running = start(
+            "launch.train", count, "--config", config, "--workdir", str(folder),
+            XLA_FLAGS="--xla_backend_optimization_level=0", JAX_NUM_CPU_DEVICES=str(4 // count),
+            JAX_COMPILATION_CACHE_DIR=str(ROOT / ".jax_cache"),
+        )  # fmt: skip
+        codes, text = end(running, 900)
+        assert codes == [0] * count, text
+        assert load_release(folder / "release")[0]["stage"] == "detection"
+        curves.append(losses(folder))
+    assert list(curves[0]) == list(curves[1]) == [1, 2, 3, 4]
+    np.testing.assert_allclose([*curves[1].values()], [*curves[0].values()], rtol=1e-5)
+
+
+def test_processes_that_are_not_found_in_time_are_started_again(monkeypatch, capsys):
+    def late(**kwargs):
+        raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nmore")
+
+    monkeypatch.setattr("jax.distributed.initialize", late)
+    with pytest.raises(processes.Apart, match="did not find each other .DEADLINE_EXCEEDED"):
+        processes.start("localhost:1", 2, 0)
+
+    class Flags:
+        distributed, coordinator, processes, process, heartbeat = True, "", 0, -1, 10
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr("absl.flags.FLAGS", Flags)
+    monkeypatch.setattr(processes, "leave", leave)
+    with pytest.raises(SystemExit) as ended:
+        cli.join_processes()
+    assert ended.value.code == 1 and capsys.readouterr().err.count("\n") == 1
+
+    def alone(**kwargs):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr("jax.distributed.initialize", alone)
+    with pytest.raises(UserError, match="nothing tells of the other processes"):
+        processes.start()
 
 
 def test_processes_are_told_of_wholly():

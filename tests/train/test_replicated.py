@@ -24,11 +24,15 @@ STAGES = [
     ("groma", "stage=alignment,size=7b"),
     ("groma", "stage=instruction,size=7b,form=published"),
     ("mg_llava", "stage=pretrain,llm=yi34b"),
+    ("mg_llava", "stage=pretrain,llm=yi34b,media=video"),
     ("mg_llava", "stage=sft,llm=phi3"),
     ("mg_llava", "stage=sft,llm=yi34b,media=video"),
     ("ferret", "stage=caption,size=7b"),
+    ("ferret", "stage=dense,size=13b"),
     ("ferret", "stage=instruction,size=13b"),
     ("tiny_grounding_gpt", "stage=projector,llm=qwen1.5b"),
+    ("tiny_grounding_gpt", "stage=llm,llm=qwen7b"),
+    ("tiny_grounding_gpt", "stage=local,llm=qwen7b"),
     ("tiny_grounding_gpt", "stage=global,llm=qwen7b"),
 ]
 
