@@ -229,5 +229,6 @@ def plain_text(answer: Any) -> str:
 
 
 def _place(box: Sequence[float], width: int, height: int) -> str:
-    shares = tuple(v / (width, height)[n % 2] for n, v in enumerate(box))
-    return format_place(coordinates(Region("box", shares), width, height), width, height)
+    x0, y0, x1, y1 = box
+    region = Region("box", (x0 / width, y0 / height, x1 / width, y1 / height))
+    return format_place(coordinates(region, width, height), width, height)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mg_jax.boxes import iou
-from mg_jax.data.build import _record
+from mg_jax.data.build_record import make_record
 from mg_jax.data.scenes import detect, draw
 from mg_jax.data.scenes.conversation import parse_tasks, scene_example
 from mg_jax.data.scenes.film import DIRECTIONS, FILM_TASKS
@@ -208,7 +208,7 @@ def test_as_a_source(tmp_path):
     ]
     np.testing.assert_array_equal(read_frames(again[2].video)[0], e.frames(8))
     with pytest.raises(UserError, match="its videos are no files"):
-        _record(e, None, None, 0)
+        make_record(e, "embed", 0, None, 0)
 
 
 @pytest.mark.parametrize(

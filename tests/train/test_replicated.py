@@ -55,7 +55,7 @@ def test_nothing_large_of_a_training_is_replicated(file, argument, rules):
         for x in jax.tree.leaves((p.state, p.frozen))
     )
     whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((p.state, p.frozen)))
-    assert held < 1.1 * whole / 8
+    assert held < 1.15 * whole / 8  # Ferret's sampler at 13b: 5,122 inputs divide by 2 alone
 
 
 @pytest.mark.parametrize("kv_heads", [32, 8, 2])
