@@ -15,6 +15,8 @@ from mg_jax.text.bpe import load_tokenizer
 from mg_jax.text.codecs.mg_llava import MGLLaVACodec
 from mg_jax.text.codecs.mg_llava_decode import STEP, format_box, parse_box
 from mg_jax.text.tokenizer import Tokenizer
+from tests.text import reading_ids
+from tests.text.reading_ids import answers
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "groma_tokenizer"
 TOKENIZER = Tokenizer.from_model_file(GOLDEN / "tokenizer.model")
@@ -40,24 +42,7 @@ def example(*pairs):
 def written(codec, tokens):
     """The text of ids; I, B and R for the ids of pictures, boxes and regions."""
     marks = {codec.image_id: "I", codec.box_id: "B", codec.refer_id: "R"}
-    text, run = "", []
-    for i in [*tokens.tolist(), None]:
-        if i is None or i in marks:
-            text += codec.tokenizer.decode(run, skip_special=False)
-            text, run = text + marks.get(i, ""), []
-        else:
-            run.append(i)
-    return text
-
-
-def answers(codec, encoded):
-    """The text of the trained runs."""
-    tokens, mask = encoded["tokens"], encoded["loss_mask"]
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask, [0]])))
-    return [
-        codec.tokenizer.decode(tokens[a:b], skip_special=False)
-        for a, b in edges.reshape(-1, 2)
-    ]  # fmt: skip
+    return reading_ids.written(codec, tokens, marks)
 
 
 # -- to ids -----------------------------------------------------------------------------------
