@@ -1,15 +1,17 @@
 """MG-LLaVA in two stages, the second from the checkpoint of the first:
 
     python -m launch.train --config configs/mg_llava.py:stage=pretrain,llm=tiny --workdir runs/a \\
-        --config.init_from=runs/labels
+        --config.init_from=runs/labels,runs/language
     python -m launch.train --config configs/mg_llava.py:stage=sft,llm=tiny --workdir runs/b \\
         --config.init_from=runs/a
 
 llm=tiny trains on procedural scenes on a CPU. No pretrained towers of that size exist, so a stage
-before the two teaches them, by boxes and the words that name them:
+before the two teaches them, by boxes and the words that name them; the language model begins as
+that of groma-tiny (left out, it begins with nothing, and takes two or three times the updates):
 
     python -m launch.train --config configs/mg_llava.py:stage=labels,llm=tiny \\
         --workdir runs/labels
+    python -m launch.language groma-tiny --out runs/language
 
 llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the
 published shape and hyper-parameters of that language model (spec 8; 8 devices of 80 GB, more for
@@ -224,10 +226,10 @@ def tiny(c: ConfigDict, video: bool) -> None:
         c.data = "scenes:seed=10,n=1000000,tasks=none"
         c.optim.lr, c.train.steps = 1e-3, 3000
         return
-    c.trainable = (BRIDGES, "lm/.*")  # no language model of this size is pretrained either
+    c.trainable = (BRIDGES, "lm/.*")  # one of this size has read of scenes alone, if anything
     c.model.pointing_weight = 1.0  # as MGLLaVAConfig says: what a pretrained one would bring along
     if c.stage == "pretrain":
-        c.init_stages = ("labels", "pretrain")
+        c.init_stages = ("labels", "language", "pretrain")
         c.init_required = ("low/.*", "high/.*")
         c.init_ignore = ("labels_.*",)
         pictures = f"scenes:seed=11,n=1000000,tasks={FIRST},turns=4"

@@ -1,7 +1,7 @@
 """Repeat ablations of the papers at tiny size, and print a table of means and spreads.
 
     python -m launch.ablate --start runs/alignment --workdir runs/ablations
-    python -m launch.ablate --start runs/labels --workdir runs/ablations
+    python -m launch.ablate --start runs/labels,runs/language --workdir runs/ablations
     python -m launch.ablate --start runs/labels,runs/caption --workdir runs/ablations
     python -m launch.ablate --start runs/llm --workdir runs/ablations
 
@@ -9,7 +9,8 @@ of Groma, from stage=alignment:
   lm          the language model learns in the last stage, or stays as it is (paper, table 7)
   merge       four patches make one image token, or each is its own (paper, table 8); the projector
               starts afresh in both arms, since its input differs
-of MG-LLaVA, from stage=labels, whose towers stay as they are; all else starts afresh:
+of MG-LLaVA, from stage=labels, whose towers stay as they are, and from launch.language (without
+it the language model starts afresh, as all else does):
   resolution  low resolution alone, with boxes, with boxes and Conv-Gate (paper, table 4)
   fusion      how the high resolution gets into the tokens of the low one (table 5a)
   merging     how boxes and image meet (table 5b)

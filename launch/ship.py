@@ -9,7 +9,8 @@ The folders are finished training runs in the order of their stages; the release
 last one. Its model card gets the commands and seeds of all stages, their times and loss curves,
 and the numbers on scenes that are kept for evaluation, or those of --measure TASK=DATA, given once
 for each. Measurements are kept in measured.jsonl of the last run, so that a second call does not
-repeat them. Runs are named runs/STAGE in the card, whatever their folders here are called.
+repeat them. Runs are named runs/STAGE in the card, whatever their folders here are called, and a
+language model of launch.language that they began with runs/language.
 An encoder that came from a package (config.trunk) and was not trained is left out: mg_jax.load()
 takes it from there.
 """
@@ -186,10 +187,14 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
     for run, stage in zip(runs, stages, strict=True):
         names |= dict.fromkeys((str(run), str(run.resolve())), f"runs/{stage}")
     lines = ["| stage | updates x batch | seed | data | hours |", "|---|---|---|---|---|"]
-    commands = []
+    commands: list[str] = []
     for run, stage in zip(runs, stages, strict=True):
         config = _config(run)
         made = read_json(run / "release" / "config.json")["provenance"]
+        for folder in made["init_from"].split(","):
+            if begun := language_command(Path(folder)):
+                names |= {folder: "runs/language"}
+                commands.append(begun)
         meta = run / "checkpoints" / str(made["steps"]) / "meta" / "metadata"
         hours = read_json(meta)["seconds"] / 3600
         lines.append(
@@ -199,6 +204,16 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
         commands += [c for c in feature_commands(made["data"]) if c not in commands]
         commands.append(renamed(made["command"], names))
     return lines, commands, names
+
+
+def language_command(folder: Path) -> str:
+    """The command that took a language model out of a release, where that is what a run began
+    with; "" for anything else."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    origin = config.get("provenance", {}).get("release")
+    if config.get("architecture") != "language" or not origin:
+        return ""
+    return f"python -m launch.language {origin} --out runs/language"
 
 
 def _features(data: str) -> dict[str, dict[str, Any]]:
@@ -300,11 +315,11 @@ def check_out(out: Path, runs: Sequence[Path]) -> None:
         raise UserError(f"--out {out}: is there and is no release; name another folder")
 
 
-def _about(config: dict[str, Any], tasks_on: Wanted) -> str:
-    """What a release is good for, from what it was measured on."""
+def _about(config: dict[str, Any], tasks_on: Wanted, begun: str) -> str:
+    """What a release is good for, from what it was measured on; begun: what it was trained from."""
     if all(data.startswith("scenes:") for _, data in tasks_on):
         return (
-            "trained from random values on procedural scenes: a small system to try the code "
+            f"trained from {begun} on procedural scenes: a small system to try the code "
             "with. It knows the scenes' shapes, colours and words, and no photos."
         )
     if "trunk" not in config:
@@ -355,11 +370,13 @@ def main(argv: list[str] | None = None) -> None:
     (part / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     versions = ", ".join(f"{k} {v}" for k, v in made["versions"].items())
     size = _bytes(part)
+    language = next((c.split()[3] for c in commands if "launch.language" in c), "")
+    begun = f"random values and the language model of {language}" if language else "random values"
     card = [
         f"# {args.out.name}",
         "",
         f"{config['system']} at {_side(config['model'])} px, {size / 2e6:.1f} million "
-        f"parameters in bfloat16, {_about(config, tasks_on)}",
+        f"parameters in bfloat16, {_about(config, tasks_on, begun)}",
         "",
         f'    assistant = mg_jax.load("{args.out.name}")',
         "",

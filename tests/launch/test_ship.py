@@ -65,8 +65,13 @@ def test_card_names_commands_numbers_and_no_folder_of_this_machine(tmp_path, mon
 
 
 def test_card_of_mg_llava(tmp_path, monkeypatch):
-    """Its size is that of the high-resolution picture, and two runs of one stage are told apart."""
-    first = run(tmp_path / "x1", "sft", system="mg_llava", media="image")
+    """Its size is that of the high-resolution picture, two runs of one stage are told apart, and
+    the language model that the first began with is named."""
+    part = {"architecture": "language", "provenance": {"release": "toy-tiny"}}
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words" / "config.json").write_text(json.dumps(part))
+    start = f"{tmp_path / 'towers'},{tmp_path / 'words'}"
+    first = run(tmp_path / "x1", "sft", start, system="mg_llava", media="image")
     second = run(tmp_path / "x2", "sft", first, system="mg_llava", media="video")
     monkeypatch.setattr(
         ship, "measured",
@@ -78,6 +83,8 @@ def test_card_of_mg_llava(tmp_path, monkeypatch):
     ship.main([str(first), str(second), "--out", str(tmp_path / "out")])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "mg_llava at 256 px, 1.0 million" in card and "| vqa | accuracy | 0.500" in card
+    assert "    python -m launch.language toy-tiny --out runs/language\n" in card
+    assert "towers,runs/language" in card and "the language model of toy-tiny on" in card
     assert "--workdir runs/sft-video --config.init_from=runs/sft" in card
     assert "| moved |" in card and "| rec |" not in card
 
