@@ -1,7 +1,7 @@
 """Ferret-v2 in three stages, each from the checkpoint of the one before:
 
     python -m launch.train --config configs/ferret.py:stage=caption,size=tiny --workdir runs/a \\
-        --config.init_from=runs/labels
+        --config.init_from=runs/labels,runs/language
     python -m launch.train --config configs/ferret.py:stage=dense,size=tiny --workdir runs/b \\
         --config.init_from=runs/labels,runs/a
     python -m launch.train --config configs/ferret.py:stage=instruction,size=tiny \\
@@ -16,8 +16,10 @@ size=tiny trains on procedural scenes from squares to 1x6 on a CPU. No pretraine
 size exist, so a stage before the three teaches them, by things and the words that name them:
 
     python -m launch.train --config configs/ferret.py:stage=labels,size=tiny --workdir runs/labels
+    python -m launch.language groma-tiny --out runs/language
 
-It stands behind --config.init_from of stage=caption, and, before the release of that stage, which
+The second is the language model that the first stage begins with; left out, it begins with nothing.
+Stage labels stands behind --config.init_from of stage=caption, and, before the release of that stage, which
 has no tiles, behind that of the next: --config.init_from=runs/labels,runs/a.
 
 size=7b|13b is Vicuna and version=ui,size=8b Llama-3-8B; they need --config.data=...,
@@ -331,7 +333,7 @@ def tiny(c: ConfigDict, version: str, model: FerretConfig) -> None:
     c.model.pointing_weight = 1.0  # what a pretrained language model would bring along
     c.init_parts = ()
     if version == "v2":
-        c.trainable = TRAINED  # no language model of this size is pretrained either
+        c.trainable = TRAINED  # a language model of this size has read of scenes alone, if anything
         start(c, model)
     else:  # nothing teaches these beforehand
         c.trainable = (".*",)

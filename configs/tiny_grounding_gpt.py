@@ -1,7 +1,7 @@
 """TinyGroundingGPT in four stages, each from the checkpoint of the one before:
 
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=projector,llm=tiny \\
-        --workdir runs/a --config.init_from=runs/labels
+        --workdir runs/a --config.init_from=runs/labels,runs/language
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=llm,llm=tiny \\
         --workdir runs/b --config.init_from=runs/a
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=local,llm=tiny \\
@@ -14,6 +14,9 @@ before the four teaches them, by things and crops of them and the words that nam
 
     python -m launch.train --config configs/tiny_grounding_gpt.py:stage=labels,llm=tiny \\
         --workdir runs/labels
+    python -m launch.language groma-tiny --out runs/language
+
+The second is the language model that the first stage begins with; left out, it begins with nothing.
 
 llm=qwen1.5b|qwen3b|qwen7b (or 1.5b|3b|7b) has the
 shape of that Qwen2.5 and the paper's hyper-parameters (spec 3; 8 devices of 80 GB), and needs
@@ -156,13 +159,17 @@ def full_model(size: str) -> TinyGroundingGPTConfig:
 
 
 def tiny_model() -> TinyGroundingGPTConfig:
-    """Under 4 million parameters: 168 px, 144 image tokens, 9 of an object image."""
+    """Under 4 million parameters: 168 px, 144 image tokens, 9 of an object image.
+
+    The language model has groma-tiny's shape, to begin with what that has learned, and the biases
+    of Qwen2.5.
+    """
     tower = dict(width=128, layers=4, heads=2, mlp_ratio=3.0, image_size=168)
     return TinyGroundingGPTConfig(
         clip=ViTConfig(kind="clip", activation="quick_gelu", eps=1e-5, **tower),
         dino=ViTConfig(**tower),
         lm=LMConfig(
-            vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=2, head=48,
+            vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
             max_positions=512, tied=True, qkv_bias=True, eps=1e-6,
         ),
         select_layer=-1,  # the tower learns here, and what follows that layer would not
@@ -213,7 +220,8 @@ def tiny(c: ConfigDict, without: str) -> None:
     c.codec.buckets = (304, 397) if c.stage == "global" else (304,)
     c.codec.object_slots = 5  # four options, and what they are asked about
     c.single_source = True  # batches without object images look at none
-    c.trainable = ("projector/.*", "lm/.*")  # no language model of this size is pretrained either
+    # a language model of this size has read of scenes alone, if anything
+    c.trainable = ("projector/.*", "lm/.*")
     c.tasks = "auto"
     c.model.pointing_weight = 1.0  # what a pretrained language model would bring along
     seed = 6 + STAGES.index(c.stage)
@@ -228,6 +236,6 @@ def tiny(c: ConfigDict, without: str) -> None:
         mixture.append(f"{DIALOGUE.format(seed=seed)} * 0.3")
     c.data = " + ".join(mixture)
     if c.stage == "projector":
-        c.init_stages, c.init_parts = ("labels", "projector"), ()
+        c.init_stages, c.init_parts = ("labels", "language", "projector"), ()
         c.init_required = ("clip/.*", "dino/.*")
         c.init_ignore = ("labels/.*",)
