@@ -18,9 +18,9 @@ size exist, so a stage before the three teaches them, by things and the words th
     python -m launch.train --config configs/ferret.py:stage=labels,size=tiny --workdir runs/labels
     python -m launch.language groma-tiny --out runs/language
 
-The second is the language model that the first stage begins with; left out, it begins with nothing.
-Stage labels stands behind --config.init_from of stage=caption, and, before the release of that stage, which
-has no tiles, behind that of the next: --config.init_from=runs/labels,runs/a.
+The second is the language model that stage=caption begins with; left out, it begins with nothing.
+Stage labels stands behind --config.init_from of stage=caption, and, before the release of that
+stage, which has no tiles, behind that of the next: --config.init_from=runs/labels,runs/a.
 
 size=7b|13b is Vicuna and version=ui,size=8b Llama-3-8B; they need --config.data=...,
 --config.codec.tokenizer=FOLDER, and for their first stage CLIP, DINOv2 (v2) and the language model

@@ -3,6 +3,7 @@
     python -m launch.bench [operators] [steps] [--repeat 7]
     python -m launch.bench convert [--params 7b|3b|tiny] [--folder DIR]
     python -m launch.bench data [--repeat 7]
+    python -m launch.bench quant [--params 7b|3b|tiny]
 
 `operators`: RoIAlign and deformable attention, each form against the other, forward and with
 gradients. `steps`: one training step of tiny Groma's stages. Times are medians in milliseconds of
@@ -14,6 +15,9 @@ tensors) needs 45 GB of disk in DIR, 3b (float32, fewer layers) 36 GB, tiny noth
 
 `data`: pictures a second of the data pipeline beside a torch DataLoader with the processors of
 transformers, on the same files (extra: torch); launch/bench_data.py says what each number is.
+
+`quant`: by how much a language model of random weights differs in 8 and 4 bits, and what is left of
+groma-tiny's scores; launch/bench_quant.py says what each number is.
 """
 
 import argparse
@@ -24,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import bench_convert, bench_data, cli
+from launch import bench_convert, bench_data, bench_quant, cli
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,10 +39,10 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("group", nargs="*", default=[], metavar="GROUP",
-                   help="operators, steps (default both), convert or data")  # fmt: skip
+                   help="operators, steps (default both), convert, data or quant")  # fmt: skip
     p.add_argument("--repeat", type=int, default=7, help="timed calls, in turn (default 7)")
     p.add_argument("--params", default="tiny", choices=bench_convert.SIZES,
-                   help="of convert: size of the checkpoint (default tiny)")  # fmt: skip
+                   help="of convert and quant: size of the model (default tiny)")  # fmt: skip
     p.add_argument("--folder", metavar="DIR", help="of convert: where its files lie meanwhile")
     return p
 
@@ -146,16 +150,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.folder is not None and not Path(args.folder).is_dir():
         raise UserError(f"--folder {args.folder}: no such folder")
     for name in args.group or GROUPS:
-        if name in ("convert", "data"):
-            convert = name == "convert"
-            rows = bench_convert.convert(args.params, args.folder) if convert else (
-                bench_data.data(args.repeat)
-            )  # fmt: skip
-            for row in rows:
+        apart = {
+            "convert": lambda: bench_convert.convert(args.params, args.folder),
+            "data": lambda: bench_data.data(args.repeat),
+            "quant": lambda: bench_quant.cases(args.params),
+        }
+        if name in apart:
+            for row in apart[name]():
                 print(json.dumps(row), flush=True)
             continue
         if name not in GROUPS:
-            raise UserError(f"{name!r} is no group: choose {', '.join(GROUPS)}, convert or data")
+            known = ", ".join([*GROUPS, *apart])
+            raise UserError(f"{name!r} is no group: choose from {known}")
         import jax
 
         for row in GROUPS[name](args.repeat):
