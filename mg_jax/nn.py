@@ -306,6 +306,9 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
+SHALLOW = 6  # layers that are unrolled: a loop first fills what it saves for gradients with zeros
+
+
 def stack(block: type[nn.Module], layers: int, broadcast: int = 0, remat: str = "none"):
     """Class of `layers` copies of `block` in sequence, parameters stacked on a leading axis.
 
@@ -323,6 +326,7 @@ def stack(block: type[nn.Module], layers: int, broadcast: int = 0, remat: str = 
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * broadcast),
         length=layers,
+        unroll=layers if layers <= SHALLOW else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
 
