@@ -1,12 +1,16 @@
-"""Compile a stage for a slice of TPUs that is not there: does it fit, and how fast is it?
+"""Compile a stage for TPUs or GPUs that are not there: does it fit, and how fast is it?
 
     python -m launch.compile --config configs/groma.py:stage=instruction,size=7b \\
         --topology v5e:4x8 [--mesh data=1,fsdp=32,tensor=1] [--json]
     python -m launch.compile --config configs/groma.py:stage=instruction,size=7b \\
         --topology v5e:1x1 --program decode --batch 1
+    python -m launch.compile --config configs/groma.py:stage=instruction,size=7b \\
+        --topology t4:1 --program decode --quantize int8
 
 The program is the real one, train step (default), prefill or decode, compiled by libtpu for any
-slice of v4, v5e, v5p, v6e or 7x on a machine without a TPU: make setup EXTRAS=tpu VENV=.venv-tpu.
+slice of v4, v5e, v5p, v6e or 7x on a machine without a TPU: make setup EXTRAS=tpu VENV=.venv-tpu;
+and by jax's CUDA plugin for some GPUs of one machine, t4, l4, a100, h100 or h200, without one:
+make setup EXTRAS=gpu VENV=.venv-gpu.
 A train step has the config's batch_size. Any --config.key=value of launch.train works here too.
 
 Printed: bytes of a device (arguments, temporaries, peak) against its memory; operations; bytes
@@ -25,7 +29,9 @@ from launch import cli
 from launch.config_flag import CONFIG
 from mg_jax.errors import UserError
 
-_TOPOLOGY = flags.DEFINE_string("topology", None, "generation:sides, as v5e:4x8 or v5p:2x2x2")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "generation:sides, as v5e:4x8 or v5p:2x2x2; GPU:number, as t4:1"
+)
 _MESH = flags.DEFINE_string("mesh", None, "sizes of the mesh, as data=1,fsdp=32,tensor=1")
 _PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
 _BATCH = flags.DEFINE_integer("batch", 1, "rows of prefill and decode")

@@ -45,13 +45,14 @@ def compile_for(
     found = slices.devices(topology)
     grid = sharding.make_mesh(**mesh, devices=found)
     program = programs.lowered(config, grid, kind, **options)
+    compiler = "jax-cuda12-plugin" if slices.is_gpu(topology) else "libtpu"
     report: dict[str, Any] = {
         "system": config.system, "stage": config.stage, "size": config.size, "program": kind,
         "topology": topology, "devices": len(found),
         "mesh": {k: int(v) for k, v in grid.shape.items()},
         **program.settings,
         "replicated": sharding.unsplit(dict(program.arrays)) if grid.size > 1 else [],
-        "versions": {p: version(p) for p in ("jax", "jaxlib", "libtpu", "flax")},
+        "versions": {p: version(p) for p in ("jax", "jaxlib", compiler, "flax")},
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     begin = time.perf_counter()

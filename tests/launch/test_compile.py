@@ -13,8 +13,9 @@ import pytest
 
 from launch import compile as command
 from launch import pod_table
-from launch.aot import job, programs, weight
+from launch.aot import job, programs, slices, weight
 
+find = importlib.util.find_spec
 ROOT = Path(__file__).resolve().parents[2]
 TINY = "configs/groma.py:stage=instruction,size=tiny"
 
@@ -30,6 +31,7 @@ def run(*args):
     [
         (["--config", TINY], "--topology is missing"),
         (["--config", TINY, "--topology", "v5e:4x4x4"], "v5e has 2 dimensions"),
+        (["--config", TINY, "--topology", "t4:2x2"], "t4 is a number of GPUs, as t4:4"),
         (
             ["--config", TINY, "--topology", "v5e:2x2", "--quantize", "int8"],
             "integers do not learn",
@@ -42,7 +44,7 @@ def test_wrong_arguments_are_one_line(args, message):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="make setup EXTRAS=tpu")
+@pytest.mark.skipif(find("libtpu") is None, reason="make setup EXTRAS=tpu")
 def test_a_decoding_step_is_compiled_for_a_slice():
     done = run("--config", TINY, "--topology", "v5e:2x2", "--program", "decode", "--json")
     assert done.returncode == 0, done.stderr
@@ -88,7 +90,7 @@ def test_the_largest_arrays_are_those_of_as_many_devices(monkeypatch):
     assert job.buffers(None, "v5e:2x2", four, "train") is None
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="make setup EXTRAS=tpu")
+@pytest.mark.skipif(find("libtpu") is None, reason="make setup EXTRAS=tpu")
 def test_what_one_chip_lacks_room_for_is_looked_at_in_a_part_of_a_roomier_slice():
     big = ["--config.model.lm.layers=3", "--config.model.lm.width=8192", "--config.batch_size=1",
            "--config.model.lm.mlp=24576"]  # fmt: skip
@@ -99,10 +101,37 @@ def test_what_one_chip_lacks_room_for_is_looked_at_in_a_part_of_a_roomier_slice(
     assert report["roomier"]["largest"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
+@pytest.mark.skipif(find("libtpu") is not None, reason="libtpu is there")
 def test_without_the_compiler_it_says_how_to_get_it():
     done = run("--config", TINY, "--topology", "v5e:2x2")
     assert done.returncode == 2 and "make setup EXTRAS=tpu" in done.stderr
+
+
+CUDA = find("jax_plugins") and find("jax_plugins.xla_cuda12")
+
+
+@pytest.mark.skipif(CUDA is None, reason="make setup EXTRAS=gpu")
+def test_a_decoding_step_is_compiled_for_a_gpu_that_is_not_there():
+    done = run("--config", TINY, "--topology", "t4:1", "--program", "decode", "--json",
+               "--text_tokens=100", "--new_tokens=50", "--quantize=int8")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["fits"] and 0 < report["bytes"]["peak"] < 2**28
+    assert report["versions"]["jax-cuda12-plugin"]
+
+
+@pytest.mark.skipif(CUDA is not None, reason="the compiler is there")
+def test_without_the_gpu_compiler_it_says_how_to_get_it():
+    done = run("--config", TINY, "--topology", "l4:1")
+    assert done.returncode == 2 and "make setup EXTRAS=gpu" in done.stderr
+
+
+def test_every_gpu_is_told_to_the_compiler_whole():
+    for name in slices.GPUS:
+        text = slices.target(name)
+        assert f"device_memory_size: {round(slices.chip(name + ':1').memory)}" in text
+        assert text.count("{") == text.count("}") == 4 and "cuda_compute_capability { major" in text
+        assert slices.roomier(f"{name}:1") in ("h200:1", None)
 
 
 def test_what_is_tried_gets_smaller_and_stays_divisible():
