@@ -60,7 +60,7 @@ def compile_for(
     report["lower_seconds"] = round(time.perf_counter() - begin, 1)
     begin = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(slices.OPTIONS if slices.is_gpu(topology) else None)
     except Exception as e:
         if not _TOO_BIG.search(str(e)):
             raise
@@ -138,7 +138,8 @@ def buffers(
     there, count = slices.devices(other), math.prod(mesh.values())
     grid = sharding.make_mesh(**mesh, devices=there[:count])
     try:
-        compiled = programs.lowered(config, grid, kind, **options).lower().compile()
+        lowered = programs.lowered(config, grid, kind, **options).lower()
+        compiled = lowered.compile(slices.OPTIONS if slices.is_gpu(other) else None)
     except Exception as e:
         if _TOO_BIG.search(str(e)) or count < len(there):
             return None
