@@ -29,7 +29,7 @@ GPUS: dict[str, tuple[tuple[int, int], int, int, int, int, int, float]] = {
     "h100": ((9, 0), 132, 128, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
     "h200": ((9, 0), 132, 128, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
 }
-# with no GPU to time them on, the compiler cannot choose among kernels of its own: NVIDIA's are taken
+# with no GPU to time its own kernels on, the compiler cannot choose: NVIDIA's are taken
 OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 # libtpu asks Google's metadata server who it is, and waits for an answer that never comes here
 QUIET = {
