@@ -3,8 +3,8 @@
 First a language model of random weights, one layer at a time, so that 7B takes 3 GB of memory:
 every form reads the same bfloat16 weights and the same vectors. `error`: root mean square of
 the difference of its logits from those of float32 arithmetic, over theirs; `same`: positions whose
-most likely token is the same; `kl`: mean divergence of the distributions, nats. Forms: "bfloat16",
-that arithmetic on the weights as they are, and "int8" and "int4", in float32 arithmetic.
+most likely token is the same; `kl`: mean of KL(float32 || form), nats. Forms: "bfloat16", that
+arithmetic on the weights as they are, and "int8" and "int4", in float32 arithmetic.
 
 Then groma-tiny on reserved scenes, as it is, in int8 and in int4: what is left of its scores.
 """

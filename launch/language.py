@@ -6,7 +6,8 @@
 
 The published systems begin with a pretrained language model; at tiny size this is one, which has
 read of scenes. The rows of tokens that the system added, which Groma keeps apart, follow those of
-its vocabulary. Stages take it as they take a language model of launch.convert.
+its vocabulary; where the table is the head too, as in groma-tiny, what Groma's head of its own said
+of these tokens is left behind. Stages take it as they take a language model of launch.convert.
 """
 
 import argparse
@@ -15,9 +16,9 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from launch import cli
+from launch.ship import check_out
 from mg_jax import checkpoint
 from mg_jax.errors import UserError
-from mg_jax.optim import flatten
 from mg_jax.plan import PARTS
 
 TABLE = "lm/embed/embedding"
@@ -37,13 +38,18 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Write the release. Raises UserError for one without a language model."""
+    """Write the release. Raises UserError for one without a language model, or with a quantized
+    one, and where --out is something else than a release or the release itself."""
     args = arguments().parse_args(argv)
-    config, params, tokenizer = checkpoint.load_release(args.release)
-    flat = flatten(params)
+    config, params = checkpoint.open_release(args.release)
+    check_out(args.out, [params.path.parent])
+    wanted = ("lm/", "new_tokens/")
+    flat = params.read({p: x for p, x in params.shapes.items() if p.startswith(wanted)})
     lm = {path: x for path, x in flat.items() if path.startswith("lm/")}
     if not lm:
         raise UserError(f"{args.release}: stage {config.get('stage')} has no language model")
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in lm.values()):
+        raise UserError(f"{args.release}: its language model is quantized: take the one before")
     model = dict(config["model"]["lm"])
     if ADDED in flat:
         lm[TABLE] = jnp.concatenate([lm[TABLE], flat[ADDED]])
@@ -60,7 +66,11 @@ def main(argv: list[str] | None = None) -> None:
         "provenance": {"release": args.release},
     }
     card = f"# The language model of {args.release}\n\nTaken out by `python -m launch.language`.\n"
-    checkpoint.save_release(args.out, lm, settings, tokenizer, card)
+    tokenizer = params.path.parent / "tokenizer"
+    dtype = str(lm[TABLE].dtype)
+    checkpoint.save_release(
+        args.out, lm, settings, tokenizer if tokenizer.is_dir() else None, card, dtype=dtype
+    )
     count = sum(x.size for x in lm.values())
     print(f"{args.out}: {count:,} parameters, {model['vocab']} tokens")
 

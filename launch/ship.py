@@ -192,9 +192,11 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
         config = _config(run)
         made = read_json(run / "release" / "config.json")["provenance"]
         for folder in made["init_from"].split(","):
-            if begun := language_command(Path(folder)):
+            if origin := language_of(Path(folder)):
                 names |= {folder: "runs/language"}
-                commands.append(begun)
+                begun = shlex.join(["python", "-m", "launch.language", origin])
+                command = renamed(f"{begun} --out runs/language", names)
+                commands += [command] if command not in commands else []
         meta = run / "checkpoints" / str(made["steps"]) / "meta" / "metadata"
         hours = read_json(meta)["seconds"] / 3600
         lines.append(
@@ -206,14 +208,12 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
     return lines, commands, names
 
 
-def language_command(folder: Path) -> str:
-    """The command that took a language model out of a release, where that is what a run began
-    with; "" for anything else."""
+def language_of(folder: Path) -> str:
+    """The release that launch.language took a language model out of, where that is what lies in
+    the folder; "" for anything else."""
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    origin = config.get("provenance", {}).get("release")
-    if config.get("architecture") != "language" or not origin:
-        return ""
-    return f"python -m launch.language {origin} --out runs/language"
+    taken = config.get("architecture") == "language"
+    return str(config.get("provenance", {}).get("release", "")) if taken else ""
 
 
 def _features(data: str) -> dict[str, dict[str, Any]]:
@@ -370,7 +370,8 @@ def main(argv: list[str] | None = None) -> None:
     (part / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     versions = ", ".join(f"{k} {v}" for k, v in made["versions"].items())
     size = _bytes(part)
-    language = next((c.split()[3] for c in commands if "launch.language" in c), "")
+    taken = [shlex.split(c) for c in commands if "launch.language" in c]
+    language = taken[0][3] if taken else ""
     begun = f"random values and the language model of {language}" if language else "random values"
     card = [
         f"# {args.out.name}",

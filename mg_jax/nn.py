@@ -314,7 +314,9 @@ def stack(block: type[nn.Module], layers: int, broadcast: int = 0, remat: str = 
 
     A block's call is (carry, scanned, *broadcast) -> (carry, out). The class is made with the
     fields of `block`; its call takes `scanned` with a leading axis L (or None) and returns
-    (carry, outs stacked on L). `remat` names a policy of REMAT_POLICIES.
+    (carry, outs stacked on L). `remat` names a policy of REMAT_POLICIES. Up to SHALLOW layers are
+    written out one after the other instead of as a loop, where nothing is recomputed: outside of a
+    loop XLA would find what is computed twice, and keep it.
     """
     if remat not in REMAT_POLICIES:
         raise ValueError(f"remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
@@ -326,7 +328,7 @@ def stack(block: type[nn.Module], layers: int, broadcast: int = 0, remat: str = 
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *(nn.broadcast,) * broadcast),
         length=layers,
-        unroll=layers if layers <= SHALLOW else 1,
+        unroll=layers if layers <= SHALLOW and remat == "none" else 1,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
 

@@ -257,6 +257,8 @@ def flops(module: Module, computation: Computation, op: Op) -> float:
         dims = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', op.attributes)
         inner = math.prod(left.shape[int(d)] for d in re.findall(r"\d+", dims[1] if dims else ""))
         return 2.0 * math.prod(op.arrays[0].shape) * inner
+    if op.opcode == "custom-call" and "__cudnn$conv" in op.attributes:
+        return _convolution(computation, op)
     if op.opcode == "custom-call" and fused.SCOPE in op.attributes:
         return _kernel(computation, op)
     if op.opcode in ("fusion", "call", "async-start"):

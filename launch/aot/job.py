@@ -10,11 +10,12 @@ from typing import Any
 
 from launch.aot import estimate, programs, slices
 from mg_jax import sharding
-from mg_jax.chips import Chip
+from mg_jax.chips import CHIPS, Chip
 from mg_jax.errors import UserError
 
 _TOO_BIG = re.compile(r"RESOURCE_EXHAUSTED|[Rr]an out of memory|[Ee]xceeded .* capacity")
-RESERVED = 2**28  # bytes of a device that the runtime keeps: a v5e has 15.75 GiB for programs
+RESERVED = 2**28  # bytes of a TPU that the runtime keeps: a v5e has 15.75 GiB for programs
+RESERVED_GPU = 0.1  # share of a GPU for CUDA and its libraries
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -73,11 +74,16 @@ def compile_for(
     report["compile_seconds"] = round(time.perf_counter() - begin, 1)
     if hlo:
         Path(hlo).write_text(compiled.as_text(), encoding="utf-8")
-    return report | measure(compiled, slices.chip(topology), len(found), program.model_flops())
+    chip = slices.chip(topology)
+    kept = RESERVED_GPU * chip.memory if slices.is_gpu(topology) else RESERVED
+    return report | measure(compiled, chip, len(found), program.model_flops(), chip.memory - kept)
 
 
-def measure(compiled: Any, chip: Chip, devices: int, model_flops: float) -> dict[str, Any]:
-    """Memory of one device, counters, and the roofline of a compiled program.
+def measure(
+    compiled: Any, chip: Chip, devices: int, model_flops: float, room: float
+) -> dict[str, Any]:
+    """Memory of one device, counters, and the roofline of a compiled program; room: bytes that a
+    program may take.
 
     The share of the peak (`mfu`) counts the operations of the model alone, nothing recomputed. It
     is left out, with the reason, when the compiler's counters are negative.
@@ -87,7 +93,7 @@ def measure(compiled: Any, chip: Chip, devices: int, model_flops: float) -> dict
     temporary, shared = memory.temp_size_in_bytes, memory.alias_size_in_bytes
     peak = arguments + outputs - shared + temporary
     out: dict[str, Any] = {
-        "fits": peak <= chip.memory - RESERVED,
+        "fits": peak <= room,
         "bytes": {
             "arguments": arguments, "outputs": outputs, "shared": shared, "temporaries": temporary,
             "host": getattr(memory, "host_argument_size_in_bytes", 0), "peak": peak,
@@ -95,6 +101,9 @@ def measure(compiled: Any, chip: Chip, devices: int, model_flops: float) -> dict
         "hbm": chip.memory,
         "model_flops": model_flops,
     }  # fmt: skip
+    if chip is CHIPS["t4"]:
+        reason = "a T4 computes bfloat16 by way of float32, of which its peak says nothing"
+        return out | {"estimate": None, "estimate_failed": reason}
     try:
         out["compiler"] = estimate.counters(compiled.cost_analysis())
         found = estimate.estimate(text, chip)

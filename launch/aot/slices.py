@@ -42,7 +42,7 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # which asks for a GPU
 }
-# sizes that are sold, smallest first: cloud.google.com/tpu/docs
+# sizes that are sold, smallest first (cloud.google.com/tpu/docs), and GPUs of a machine
 SOLD = {
     "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
@@ -76,6 +76,8 @@ def parse(text: str) -> tuple[str, tuple[int, ...]]:
     sides = tuple(int(n) for n in size.split("x"))
     if 0 in sides:
         raise UserError(f"--topology {text}: no side may be 0")
+    if generation in GPUS and sides[0] > 8:
+        raise UserError(f"--topology {text}: at most the 8 GPUs of one machine")
     return generation, sides
 
 
@@ -126,15 +128,16 @@ def _gpus(name: str, count: int) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        # the second: one slice of one machine
         found = topologies.get_topology_desc(
             "", platform="cuda", target_config=target(name), topology=f"1x1x{count}"
-        )
+        )  # of one slice, one machine
     except NotImplementedError as e:
         raise UserError(
             "the GPU compiler is not installed: make setup EXTRAS=gpu (best in an environment of "
             "its own, VENV=.venv-gpu); it needs no GPU"
         ) from e
+    except Exception as e:
+        raise UserError(f"--topology {name}:{count}: {str(e).splitlines()[0][:200]}") from e
     return list(found.devices)
 
 

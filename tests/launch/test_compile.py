@@ -32,6 +32,7 @@ def run(*args):
         (["--config", TINY], "--topology is missing"),
         (["--config", TINY, "--topology", "v5e:4x4x4"], "v5e has 2 dimensions"),
         (["--config", TINY, "--topology", "t4:2x2"], "t4 is a number of GPUs, as t4:4"),
+        (["--config", TINY, "--topology", "t4:16"], "at most the 8 GPUs of one machine"),
         (
             ["--config", TINY, "--topology", "v5e:2x2", "--quantize", "int8"],
             "integers do not learn",
@@ -46,14 +47,15 @@ def test_wrong_arguments_are_one_line(args, message):
 
 @pytest.mark.skipif(find("libtpu") is None, reason="make setup EXTRAS=tpu")
 def test_a_decoding_step_is_compiled_for_a_slice():
-    done = run("--config", TINY, "--topology", "v5e:2x2", "--program", "decode", "--json")
+    done = run("--config", TINY, "--topology", "v5e:2x2", "--program", "decode", "--json",
+               "--config.model.lm.layers=8")  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["fits"] and report["devices"] == 4 and report["mesh"]["tensor"] == 4
     assert 0 < report["bytes"]["peak"] < 2**28 and report["replicated"] == []
     found = report["estimate"]
     assert found["seconds"] > 0 and report["model_flops"] > 0
-    assert max(p["times"] for p in found["programs"]) == 4  # layers of the tiny language model
+    assert max(p["times"] for p in found["programs"]) == 8  # layers of the language model
 
 
 def test_the_largest_arrays_are_those_of_as_many_devices(monkeypatch):
@@ -131,7 +133,7 @@ def test_every_gpu_is_told_to_the_compiler_whole():
         text = slices.target(name)
         assert f"device_memory_size: {round(slices.chip(name + ':1').memory)}" in text
         assert text.count("{") == text.count("}") == 4 and "cuda_compute_capability { major" in text
-        assert slices.roomier(f"{name}:1") in ("h200:1", None)
+        assert slices.roomier(f"{name}:1") == (None if name == "h200" else "h200:1")
 
 
 def test_what_is_tried_gets_smaller_and_stays_divisible():

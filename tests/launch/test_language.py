@@ -44,6 +44,16 @@ def test_a_head_of_its_own_grows_too(tmp_path):
     )
 
 
+def test_nothing_else_is_overwritten(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="is there and is no release"):
+        language.main(["groma-tiny", "--out", str(tmp_path / "mine")])
+    language.main(["groma-tiny", "--out", str(tmp_path / "copy")])
+    with pytest.raises(UserError, match="holds the run"):
+        language.main([str(tmp_path / "copy"), "--out", str(tmp_path / "copy")])
+
+
 def test_a_release_without_one_is_refused(tmp_path):
     folder = tmp_path / "detector"
     folder.mkdir()

@@ -11,6 +11,7 @@ from mg_jax import sharding
 from mg_jax.attention import attend, rope, rope_frequencies
 from mg_jax.generate import Sampling, decode_loop
 from mg_jax.lm import LM, LMConfig
+from mg_jax.nn import SHALLOW
 
 CFG = LMConfig(vocab=61, width=32, mlp=48, layers=3, heads=4, kv_heads=2, head=8)
 
@@ -110,6 +111,20 @@ def test_scan_and_remat_change_nothing(change):
 
         a, b = (jax.grad(lambda p, m=m: loss(m, p))(params) for m in (model, other))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+
+
+@pytest.mark.parametrize("layers", [2, 8])
+def test_what_is_recomputed_stays_a_loop(layers):
+    """Outside of one XLA would keep what it is told to compute twice."""
+    ids, valid = example()
+
+    def loops(remat):
+        model, params = redrawn(dataclasses.replace(CFG, layers=layers, remat=remat))
+        grad = jax.jit(jax.grad(lambda p: jnp.square(forward(model, p, ids, valid)).mean()))
+        return grad.lower(params).as_text().count("stablehlo.while")
+
+    assert loops("full") == 2
+    assert loops("none") == (2 if layers > SHALLOW else 0)
 
 
 def test_window_hides_what_is_too_far_back():
