@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     config, params = checkpoint.open_release(args.release)
     check_out(args.out, [params.path.parent])
     wanted = ("lm/", "new_tokens/")
-    flat = params.read({p: x for p, x in params.shapes.items() if p.startswith(wanted)})
+    flat = {p: jnp.asarray(params.leaf(p)) for p in params.shapes if p.startswith(wanted)}
     lm = {path: x for path, x in flat.items() if path.startswith("lm/")}
     if not lm:
         raise UserError(f"{args.release}: stage {config.get('stage')} has no language model")
