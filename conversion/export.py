@@ -24,7 +24,9 @@ from conversion.moves import Pool, move
 from conversion.output import Output, header
 from conversion.partial import sync
 from conversion.patterns import Leaf
+from conversion.readers.source import Source
 from conversion.stream import Region
+from mg_jax.errors import UserError
 
 SHARD = 5 * 10**9  # bytes of a shard, as transformers writes them
 WHOLE = 1 << 29  # bytes of a tensor up to which it is made whole
@@ -77,6 +79,30 @@ class Tensor:
                 for at, piece in read(part.path, (*lead, *inner)):
                     target = view[part.within(at[len(lead) :])]
                     move(target, piece.reshape(target.shape))
+            yield block
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference(Tensor):
+    """A tensor less that of the same name in a base, in the dtype that is written; rows and columns
+    that the base lacks stay whole (readers/delta.py has the rule)."""
+
+    base: Source
+
+    def blocks(self, read: ReadLeaf, pool: Pool) -> Iterator[np.ndarray]:
+        """As of Tensor. Raises UserError when a difference is too large for the dtype."""
+        other, at = self.base.read(self.name), 0
+        for block in super().blocks(read, pool):
+            rows = other[at : at + len(block)].astype(self.dtype, copy=False)
+            at += len(block)
+            inside = block[tuple(map(slice, rows.shape))]
+            with np.errstate(over="ignore", invalid="ignore"):
+                inside -= rows
+            if not np.isfinite(inside).all():
+                raise UserError(
+                    f"{self.name} less that of {self.base.where} overflows {self.dtype}: is this "
+                    "the right base?"
+                )
             yield block
 
 

@@ -203,6 +203,12 @@ def open_release(path: Path, given: StrPath, base: StrPath | None = None) -> Rel
     return Release(os.fspath(given), path, config, entry, entry.build(model, where), params)
 
 
+def open_base(base: StrPath, dry: bool = False) -> Source:
+    """What a delta is, or will be, added to; `dry`: of one on the hub fetch the headers alone."""
+    found = find(base, dry=dry)
+    return open_checkpoint(found.headers or found.path)
+
+
 def refuse_base(base: StrPath | None) -> None:
     """Raises UserError when a release is given with a base."""
     if base is not None:

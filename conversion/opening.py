@@ -11,7 +11,7 @@ import numpy as np
 from conversion import carried, companions, engine, trunks
 from conversion.architectures import ARCHITECTURES, Architecture
 from conversion.job import Advance, DType, Job, Say
-from conversion.located import StrPath, find, open_release, refuse_base
+from conversion.located import StrPath, find, open_base, open_release, refuse_base
 from conversion.moves import is_float
 from conversion.partial import check_target
 from conversion.published import Published
@@ -69,7 +69,7 @@ def prepare(
 
     `to`: "torch" from a release, "jax" from anything else, which "auto" tells apart. `system`: the
     architecture, if config.json should not tell. `dtype`: of floating tensors. `base`: what delta
-    weights are added to. `parts`: public models that files of some systems leave parts of
+    weights are added to or, from a release, what the delta to be written is added to. `parts`: public models that files of some systems leave parts of
     themselves to (`companions`). `format`: of files for PyTorch. `revision`: of a name on the hub.
     `stage`: of the training that a release belongs to. `dry`: the job is not going to be run, so of
     a name on the hub the headers are enough. Raises UserError naming what does not fit.
@@ -91,11 +91,14 @@ def prepare(
             raise UserError(
                 f"--stage {stage}: {given} is a release, which tells its own; leave it out"
             )
-        release = open_release(found.path, given, base)
+        release = open_release(found.path, given)
         check_target(dst, overwrite, (release.path, release.params.path))
         if system not in ("auto", release.entry.name, release.entry.system):
             raise UserError(f"--system {system}: {given} is a release of {release.entry.name}")
-        return ToTorch(release, dst, dtype=dtype, format=format, overwrite=overwrite)
+        there = None if base is None else open_base(base, dry)
+        return ToTorch(
+            release, dst, dtype=dtype, format=format, overwrite=overwrite, base=there
+        )  # fmt: skip
     if format != "safetensors":
         raise UserError(
             f"--format {format}: {given} becomes a release, which has a format of its own"

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from conversion import carried, output, published
 from conversion.architectures import find_config
 from conversion.engine import check_leaves, expand
-from conversion.export import WHOLE, Tensor, tensors, write_shard
+from conversion.export import WHOLE, Difference, Tensor, tensors, write_shard
 from conversion.job import (
     BASE,
     Advance,
@@ -26,7 +27,10 @@ from conversion.located import Release
 from conversion.moves import is_float
 from conversion.partial import Partial
 from conversion.readers import open_checkpoint
+from conversion.readers.delta import FERRET_V1, Announced, Delta
+from conversion.readers.source import Source
 from conversion.stream import PIECE
+from conversion.tables.ferret import TOWER
 from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 
@@ -46,9 +50,14 @@ class ToTorch(Job):
         dtype: str = "keep",
         format: published.Published = "safetensors",
         overwrite: bool = False,
+        base: Source | None = None,
     ):
-        """Raises UserError when the original code cannot hold or would not compute this model."""
+        """`base`: write what is to be added to it, by Ferret v1's rule, instead of the whole.
+
+        Raises UserError when the original code cannot hold or would not compute this model.
+        """
         super().__init__(release, dst, overwrite)
+        self.base = base
         self.leaves, self.format = Leaves(release.params.path), format
         entry, given = self.entry, self.given
         if entry.write_config is None:
@@ -81,19 +90,46 @@ class ToTorch(Job):
         check_leaves({path: info.shape for path, info in manifest.items()}, self.plan)
         self.leaves.group(leaf.paths for leaf in self.plan.leaves)
         self.dtypes = {path: np.dtype(manifest[path].dtype) for path in self.shapes}
-        wanted = wanted_dtype(dtype)
+        if base is not None and dtype != "keep":
+            raise UserError(f"--dtype {dtype}: deltas are {FERRET_V1.dtype}: leave it out")
+        wanted = wanted_dtype(dtype) if base is None else np.dtype(FERRET_V1.dtype)
         self.written = {
             path: wanted if wanted is not None and is_float(own) else own
             for path, own in self.dtypes.items()
         }
         check_dtypes(self.plan, self.written, {x.name for x in output.NAMES}, f"a {format} file")
         self.files = tuple(_parameter_files(self.leaves.path))
+        if base is not None:
+            self._check_base(base)
 
     @property
     def tensors(self) -> list[Tensor]:
         listed = tensors(self.plan, self.written)
+        if self.base is not None:
+            return list(self._differences(listed, self.base))
         saved = self.entry.saved if self.format in published.OWN else None
         return [t for t in listed if saved is None or saved(t.name, self.stage)]
+
+    def _check_base(self, base: Source) -> None:
+        """Raises UserError for a release that has no deltas, or a base that it is none of."""
+        found = {t.name: t.info for t in self.tensors}
+        lacking = [name for name in FERRET_V1.verbatim if name not in found]
+        if lacking:
+            raise UserError(
+                f"--base {base.where}: {FERRET_V1.name} alone has deltas, and {self.given} lacks "
+                f"its {lacking[0]}: leave --base out"
+            )
+        made = Delta(Announced(self.given, found), base, FERRET_V1)
+        self.notes = (*self.notes, *made.notes[len(base.notes) :], "the tower is left out")
+
+    @staticmethod
+    def _differences(listed: Iterable[Tensor], base: Source) -> Iterator[Tensor]:
+        """The tensors of a delta: the tower is none of it, the public one serves."""
+        for t in listed:
+            if t.name in base.manifest and not FERRET_V1.ignores(t.name):
+                yield Difference(t.name, t.dtype, t.leaf, t.at, base)
+            elif not t.name.startswith(TOWER):
+                yield t
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -111,6 +147,8 @@ class ToTorch(Job):
         largest = max(tensor.nbytes for tensor in self.tensors)
         decoded = max(sum(map(self.leaves.decoded, leaf.paths)) for leaf in self.plan.leaves)
         torch = TORCH if self.format != "safetensors" else 0
+        # a tensor of the base, and its rows cast
+        torch += 0 if self.base is None else 2 * largest + self.base.copied
         return BASE + 2 * min(WHOLE, largest) + min(self.nbytes, 8 * PIECE) + decoded + torch
 
     @property
@@ -121,8 +159,9 @@ class ToTorch(Job):
     @property
     def headline(self) -> list[str]:
         size = sum(info.dtype.itemsize * int(np.prod(info.shape)) for info in self._infos())
+        less = "" if self.base is None else f" less {self.base.where}"
         return [
-            f"release {self.given}: {len(self.shapes):,} arrays, {carried.gib(size)}, "
+            f"release {self.given}{less}: {len(self.shapes):,} arrays, {carried.gib(size)}, "
             f"{source_dtypes(self.dtypes.values())}",
             f"to {self.entry.name} ({self.entry.torch_class}) in {self.dst}: "
             f"{len(self.tensors):,} tensors, {carried.gib(self.nbytes)}, "
@@ -130,7 +169,8 @@ class ToTorch(Job):
         ]
 
     def about(self) -> dict[str, Any]:
-        return super().about() | {"format": self.format}
+        less = {} if self.base is None else {"base": self.base.where}
+        return super().about() | {"format": self.format} | less
 
     def _write(self, partial: Partial, advance: Advance) -> None:
         for name, group in self.shards.items():

