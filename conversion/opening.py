@@ -69,10 +69,11 @@ def prepare(
 
     `to`: "torch" from a release, "jax" from anything else, which "auto" tells apart. `system`: the
     architecture, if config.json should not tell. `dtype`: of floating tensors. `base`: what delta
-    weights are added to or, from a release, what the delta to be written is added to. `parts`: public models that files of some systems leave parts of
-    themselves to (`companions`). `format`: of files for PyTorch. `revision`: of a name on the hub.
-    `stage`: of the training that a release belongs to. `dry`: the job is not going to be run, so of
-    a name on the hub the headers are enough. Raises UserError naming what does not fit.
+    weights are added to or, from a release, what the delta to be written will be added to. `parts`:
+    public models that files of some systems leave parts of themselves to (`companions`). `format`:
+    of files for PyTorch. `revision`: of a name on the hub. `stage`: of the training that a release
+    belongs to. `dry`: the job is not going to be run, so of a name on the hub the headers are
+    enough. Raises UserError naming what does not fit.
     """
     given, dst = os.fspath(source), Path(target)
     parts = list(parts)
