@@ -86,6 +86,7 @@ def test_chatml_as_qwen_has_it(qwen):
 
 def test_text_alone_equals_the_tokenizers_own_template(qwen, shared):
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("jinja2")  # comes with PyTorch
     theirs = transformers.AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen")
     turns = [("Hello <|im_end|>?", "Hi."), ("And?", None)]
     messages = []
