@@ -7,7 +7,7 @@
 
 llm=tiny trains on procedural scenes on a CPU. No pretrained towers of that size exist, so a stage
 before the two teaches them, by boxes and the words that name them; the language model begins as
-that of groma-tiny (left out, it begins with nothing, and takes two or three times the updates):
+that of groma-tiny (left out, it begins with nothing):
 
     python -m launch.train --config configs/mg_llava.py:stage=labels,llm=tiny \\
         --workdir runs/labels

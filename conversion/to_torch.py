@@ -98,7 +98,7 @@ class ToTorch(Job):
             for path, own in self.dtypes.items()
         }
         check_dtypes(self.plan, self.written, {x.name for x in output.NAMES}, f"a {format} file")
-        self.files = tuple(_parameter_files(self.leaves.path))
+        self.files = (*_parameter_files(self.leaves.path), *(base.files if base else ()))
         if base is not None:
             self._check_base(base)
 

@@ -119,6 +119,20 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "mg_jax", "compiled"))
 
 
+def check_release(out: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError when something else than a release is in the way, or it holds an input."""
+    from mg_jax import checkpoint
+
+    whole = out.resolve()
+    for read in inputs:
+        if whole in (read.resolve(), *read.resolve().parents):
+            raise UserError(f"--out {out}: holds {read}, which is read here; name another folder")
+    if not out.exists():
+        return
+    if not out.is_dir() or (any(out.iterdir()) and not checkpoint.is_release(out)):
+        raise UserError(f"--out {out}: is there and is no release; name another folder")
+
+
 def check_picture(name: str, flag: str = "--out", inputs: Sequence[str] = ()) -> None:
     """Raises UserError unless a picture can be written under that name, as Pillow knows it, and
     none of the `inputs` is lost by that."""

@@ -16,8 +16,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from launch import cli
-from launch.ship import check_out
 from mg_jax import checkpoint
+from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 from mg_jax.plan import PARTS
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     one, and where --out is something else than a release or the release itself."""
     args = arguments().parse_args(argv)
     config, params = checkpoint.open_release(args.release)
-    check_out(args.out, [params.path.parent])
+    cli.check_release(args.out, [params.path.parent])
     wanted = ("lm/", "new_tokens/")
     flat = {p: jnp.asarray(params.leaf(p)) for p in params.shapes if p.startswith(wanted)}
     lm = {path: x for path, x in flat.items() if path.startswith("lm/")}
@@ -73,6 +73,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     count = sum(x.size for x in lm.values())
     print(f"{args.out}: {count:,} parameters, {model['vocab']} tokens")
+
+
+def language_of(folder: Path) -> str:
+    """The release that launch.language took a language model out of, where that is what lies in
+    the folder; "" for anything else."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    taken = config.get("architecture") == "language"
+    return str(config.get("provenance", {}).get("release", "")) if taken else ""
 
 
 if __name__ == "__main__":

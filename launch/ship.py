@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
+from launch.language import language_of
 from mg_jax.disk import read_json, replace
 from mg_jax.errors import UserError
 
@@ -208,14 +209,6 @@ def stage_rows(runs: list[Path]) -> tuple[list[str], list[str], dict[str, str]]:
     return lines, commands, names
 
 
-def language_of(folder: Path) -> str:
-    """The release that launch.language took a language model out of, where that is what lies in
-    the folder; "" for anything else."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    taken = config.get("architecture") == "language"
-    return str(config.get("provenance", {}).get("release", "")) if taken else ""
-
-
 def _features(data: str) -> dict[str, dict[str, Any]]:
     """What folders of features in a data text say of themselves, by `features:DIR`."""
     found = {}
@@ -301,20 +294,6 @@ def renamed(text: str, names: dict[str, str]) -> str:
     return text
 
 
-def check_out(out: Path, runs: Sequence[Path]) -> None:
-    """Raises UserError when something else than a release is in the way, or holds a run."""
-    from mg_jax import checkpoint
-
-    whole = out.resolve()
-    for run in runs:
-        if whole in (run.resolve(), *run.resolve().parents):
-            raise UserError(f"--out {out}: holds the run {run}; name another folder")
-    if not out.exists():
-        return
-    if not out.is_dir() or (any(out.iterdir()) and not checkpoint.is_release(out)):
-        raise UserError(f"--out {out}: is there and is no release; name another folder")
-
-
 def _about(config: dict[str, Any], tasks_on: Wanted, begun: str) -> str:
     """What a release is good for, from what it was measured on; begun: what it was trained from."""
     if all(data.startswith("scenes:") for _, data in tasks_on):
@@ -345,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     from conversion import trunks
     from mg_jax import progress
 
-    check_out(args.out, args.runs)
+    cli.check_release(args.out, args.runs)
     lines, commands, names = stage_rows(args.runs)
     release = args.runs[-1] / "release"
     system = read_json(release / "config.json")["system"]

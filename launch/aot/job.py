@@ -61,7 +61,7 @@ def compile_for(
     report["lower_seconds"] = round(time.perf_counter() - begin, 1)
     begin = time.perf_counter()
     try:
-        compiled = lowered.compile(slices.OPTIONS if slices.is_gpu(topology) else None)
+        compiled = lowered.compile(slices.compiler_options(topology))
     except Exception as e:
         if not _TOO_BIG.search(str(e)):
             raise
@@ -148,7 +148,7 @@ def buffers(
     grid = sharding.make_mesh(**mesh, devices=there[:count])
     try:
         lowered = programs.lowered(config, grid, kind, **options).lower()
-        compiled = lowered.compile(slices.OPTIONS if slices.is_gpu(other) else None)
+        compiled = lowered.compile(slices.compiler_options(other))
     except Exception as e:
         if _TOO_BIG.search(str(e)) or count < len(there):
             return None

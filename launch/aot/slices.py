@@ -30,7 +30,7 @@ GPUS: dict[str, tuple[tuple[int, int], int, int, int, int, int, float]] = {
     "h200": ((9, 0), 132, 128, 228 * 2**10, 227 * 2**10, 50 * 2**20, 1.98),
 }
 # with no GPU to time its own kernels on, the compiler cannot choose: NVIDIA's are taken
-OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
+_UNTIMED = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 # libtpu asks Google's metadata server who it is, and waits for an answer that never comes here
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -46,10 +46,10 @@ QUIET = {
 SOLD = {
     "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
     "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-    **dict.fromkeys(("t4", "l4", "a100", "h100", "h200"), ("1", "2", "4", "8")),
     "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     "7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+    **dict.fromkeys(GPUS, ("1", "2", "4", "8")),
 }  # fmt: skip
 # where to look at a program that does not fit: more memory
 ROOMIER = {
@@ -84,6 +84,11 @@ def parse(text: str) -> tuple[str, tuple[int, ...]]:
 def is_gpu(text: str) -> bool:
     """Whether a topology is of GPUs."""
     return parse(text)[0] in GPUS
+
+
+def compiler_options(text: str) -> dict[str, Any] | None:
+    """What the compiler of a topology is told."""
+    return _UNTIMED if is_gpu(text) else None
 
 
 def chip(text: str) -> Chip:

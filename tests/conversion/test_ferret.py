@@ -167,11 +167,8 @@ def test_a_release_becomes_a_delta_again(tmp_path, stored):
         if key in base:
             expected[tuple(map(slice, base[key].shape))] -= base[key]
         np.testing.assert_array_equal(value, expected, err_msg=key)
-    _, again = read_release(
-        conversion.convert(
-            tmp_path / "delta", tmp_path / "b", base=tmp_path / "vicuna", parts=public
-        )
-    )  # fmt: skip
+    back = {"base": tmp_path / "vicuna", "parts": public}
+    _, again = read_release(conversion.convert(tmp_path / "delta", tmp_path / "b", **back))
     for path, value in params_of("ferret", target).items():
         np.testing.assert_allclose(
             np.float32(again[path]), np.float32(value), rtol=2e-3, atol=2e-3, err_msg=path
@@ -189,24 +186,20 @@ def test_a_delta_needs_its_base_and_is_ferrets_alone(tmp_path):
         conversion.prepare(release, tmp_path / "d", base=tmp_path / "other")
     with pytest.raises(UserError, match="--dtype bf16: deltas are float16"):
         conversion.prepare(release, tmp_path / "d", base=tmp_path / "other", dtype="bf16")
-    huge = {n: np.full_like(x, -60000) for n, x in target.items()}
+
+
+def test_a_difference_that_float16_cannot_hold_is_refused(tmp_path):
+    target = state_of(ARCHITECTURES["ferret"], FERRET, F16, seed=1)
+    write_clip(tmp_path / "clip", target)
+    far = {n: np.full_like(x, 60000) for n, x in target.items()}
+    write_published(tmp_path / "whole", "ferret", far)
+    release = conversion.convert(tmp_path / "whole", tmp_path / "a", parts=[tmp_path / "clip"])
     small = dataclasses.replace(FERRET.lm, vocab=39)
     write_folder(tmp_path / "vicuna", "llama", F16, small, seed=2)
-    names = set(read_folder(tmp_path / "vicuna"))
-    readers.write_safetensors(
-        tmp_path / "vicuna" / "model.safetensors",
-        {n: x[: 39 if n in FERRET_V1.grown else None] for n, x in huge.items() if n in names},
-    )
-    grown = {n: np.full_like(x, 60000) for n, x in target.items()}
-    readers.write_safetensors(
-        tmp_path / "whole" / "model.safetensors",
-        {n: x for n, x in grown.items() if not n.startswith(TOWER)},
-    )
-    above = conversion.convert(
-        tmp_path / "whole", tmp_path / "f", parts=[tmp_path / "clip"]
-    )  # fmt: skip
+    base = {n: np.full_like(x, -60000) for n, x in read_folder(tmp_path / "vicuna").items()}
+    readers.write_safetensors(tmp_path / "vicuna" / "model.safetensors", base)
     with pytest.raises(UserError, match="overflows float16: is this the right base"):
-        conversion.convert(above, tmp_path / "g", base=tmp_path / "vicuna")
+        conversion.convert(release, tmp_path / "b", base=tmp_path / "vicuna")
 
 
 def test_what_lacks_the_tower_is_told_where_it_is(tmp_path, name, whole):

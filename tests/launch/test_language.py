@@ -1,7 +1,5 @@
 """Taking the language model out of a release."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -50,16 +48,14 @@ def test_nothing_else_is_overwritten(tmp_path):
     with pytest.raises(UserError, match="is there and is no release"):
         language.main(["groma-tiny", "--out", str(tmp_path / "mine")])
     language.main(["groma-tiny", "--out", str(tmp_path / "copy")])
-    with pytest.raises(UserError, match="holds the run"):
+    with pytest.raises(UserError, match="which is read here"):
         language.main([str(tmp_path / "copy"), "--out", str(tmp_path / "copy")])
 
 
 def test_a_release_without_one_is_refused(tmp_path):
     folder = tmp_path / "detector"
-    folder.mkdir()
     checkpoint.save_release(folder, {"vision/x": np.zeros(1, np.float32)}, {
         "system": "groma", "stage": "detection", "model": {},
     })  # fmt: skip
-    assert json.loads((folder / "config.json").read_text())["stage"] == "detection"
     with pytest.raises(UserError, match="stage detection has no language model"):
         language.main([str(folder), "--out", str(tmp_path / "out")])
