@@ -48,7 +48,7 @@ def test_wrong_arguments_are_one_line(args, message):
 @pytest.mark.skipif(find("libtpu") is None, reason="make setup EXTRAS=tpu")
 def test_a_decoding_step_is_compiled_for_a_slice():
     done = run("--config", TINY, "--topology", "v5e:2x2", "--program", "decode", "--json",
-               "--config.model.lm.layers=8")  # fmt: skip
+               "--text_tokens=100", "--new_tokens=50", "--config.model.lm.layers=8")  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["fits"] and report["devices"] == 4 and report["mesh"]["tensor"] == 4
