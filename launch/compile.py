@@ -7,10 +7,11 @@
     python -m launch.compile --config configs/groma.py:stage=instruction,size=7b \\
         --topology t4:1 --program decode --quantize int8
 
-The program is the real one, train step (default), prefill or decode, compiled by libtpu for any
-slice of v4, v5e, v5p, v6e or 7x on a machine without a TPU: make setup EXTRAS=tpu VENV=.venv-tpu;
-and by jax's CUDA plugin for some GPUs of one machine, t4, l4, a100, h100 or h200, without one:
-make setup EXTRAS=gpu VENV=.venv-gpu.
+The program is the real one: train step (default), prefill, decode, or answer, which is both with
+the loop between them as an Assistant runs it, and of which the memory alone is told. It is compiled
+by libtpu for any slice of v4, v5e, v5p, v6e or 7x on a machine without a TPU: make setup EXTRAS=tpu
+VENV=.venv-tpu; and by jax's CUDA plugin for some GPUs of one machine, t4, l4, a100, h100 or h200,
+without one: make setup EXTRAS=gpu VENV=.venv-gpu.
 A train step has the config's batch_size. Any --config.key=value of launch.train works here too.
 
 Printed: bytes of a device (arguments, temporaries, peak) against its memory; operations; bytes
@@ -33,11 +34,13 @@ _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "generation:sides, as v5e:4x8 or v5p:2x2x2; GPU:number, as t4:1"
 )
 _MESH = flags.DEFINE_string("mesh", None, "sizes of the mesh, as data=1,fsdp=32,tensor=1")
-_PROGRAM = flags.DEFINE_enum("program", "train", ["train", "prefill", "decode"], "what to compile")
-_BATCH = flags.DEFINE_integer("batch", 1, "rows of prefill and decode")
-_NEW = flags.DEFINE_integer("new_tokens", 256, "room for an answer, of prefill and decode")
-_TEXT = flags.DEFINE_integer("text_tokens", 512, "text of a prompt, of prefill and decode")
-_QUANT = flags.DEFINE_enum("quantize", "none", ["none", "int8", "int4"], "of prefill and decode")
+_PROGRAM = flags.DEFINE_enum(
+    "program", "train", ["train", "prefill", "decode", "answer"], "what to compile"
+)
+_BATCH = flags.DEFINE_integer("batch", 1, "rows of what is no train step")
+_NEW = flags.DEFINE_integer("new_tokens", 256, "room for an answer")
+_TEXT = flags.DEFINE_integer("text_tokens", 512, "text of a prompt")
+_QUANT = flags.DEFINE_enum("quantize", "none", ["none", "int8", "int4"], "not to train")
 _REMAT = flags.DEFINE_string("remat", None, "policy of all parts: none, dots or full")
 _TRIES = flags.DEFINE_integer("tries", 6, "settings to try when it does not fit")
 _JSON = flags.DEFINE_boolean("json", False, "print one JSON line")
@@ -69,7 +72,7 @@ def main() -> int:
         programs.set_remat(config, _REMAT.value)
     options = {}
     if kind == "train" and _QUANT.value != "none":
-        raise UserError("--quantize is for prefill and decode: integers do not learn")
+        raise UserError("--quantize is not for train steps: integers do not learn")
     if kind != "train":
         config.model.lm.quant = _QUANT.value
         options = {"rows": _BATCH.value, "new_tokens": _NEW.value, "text_tokens": _TEXT.value}

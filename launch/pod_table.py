@@ -51,8 +51,8 @@ ASSUMED = {
     "tiny_grounding_gpt": "the paper's 32 and 16 are most likely of one of its 8 devices, but it "
     "does not say so: taken as of all devices",
 }
-# rows of a device at a time, most first: a larger product wastes less on moving parameters
-AT_ONCE = (8, 4, 2, 1)
+# rows of a device at a time: a larger product wastes less on moving parameters
+AT_ONCE = (1, 2, 4, 8)
 
 
 def rows() -> Iterator[tuple[str, list[str]]]:
@@ -70,16 +70,16 @@ def rows() -> Iterator[tuple[str, list[str]]]:
                 for batch in (1, 32):
                     flags = ["--config", served, "--program", program, "--batch", str(batch)]
                     yield f"{system}-{program}{batch}-{short}", flags
-                for quant in ("int8", "int4") if "7b" in size else ():  # for one small device
-                    flags = ["--config", served, "--program", program, "--quantize", quant]
-                    yield f"{system}-{program}1-{short}-{quant}", flags
+            for quant in ("int8", "int4") if "7b" in size else ():  # for one small device
+                flags = ["--config", served, "--program", "answer", "--quantize", quant]
+                yield f"{system}-answer1-{short}-{quant}", flags
 
 
-def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[str]]:
-    """What to try on a slice of so many devices: for training, fewer rows at a time, then a tensor
-    axis where there are more devices than rows."""
+def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[list[str]]]:
+    """What to try on a slice of so many devices, by mesh. For training: first without a tensor axis
+    where there are rows enough; of each mesh the settings of least memory first."""
     if "--program" in flags:
-        yield []
+        yield [[]]
         return
     tensor = 1
     while devices // tensor > batch_size:
@@ -90,10 +90,11 @@ def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[s
             continue
         mesh = [f"--mesh=data=1,fsdp={ways},tensor={share}"]
         rules = "fsdp" if share == 1 else "fsdp_tensor"
-        for part in AT_ONCE:
-            if (batch_size // ways) % part == 0:
-                accumulate = batch_size // ways // part
-                yield [*mesh, f"--config.rules={rules}", f"--config.accumulate={accumulate}"]
+        rows = batch_size // ways
+        yield [
+            [*mesh, f"--config.rules={rules}", f"--config.accumulate={rows // part}"]
+            for part in AT_ONCE if rows % part == 0
+        ]  # fmt: skip
 
 
 def compile_row(flags: list[str], topology: str, seconds: float) -> dict[str, Any]:
@@ -131,20 +132,22 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
             failed = [{"topology": topology, "fits": False,
                        "reason": "its parameters alone are more than its memory"}]  # fmt: skip
             continue
-        smaller, wrong = failed[-1:], False
-        for extra in variants(flags, devices, batch_size):
-            report = compile_row([*flags, *extra], topology, seconds)
-            print(f"{name} {topology} {' '.join(extra)}: "
-                  f"{report.get('error') or ('fits' if report['fits'] else 'does not fit')}",
-                  file=sys.stderr, flush=True)  # fmt: skip
-            if "error" in report:
-                wrong = True
-                continue
-            if report["fits"]:
-                row = {"name": name, "chip": generation, **report, "failed": smaller}
+        smaller, best, wrong = failed[-1:], None, False
+        for settings in variants(flags, devices, batch_size):
+            for extra in settings:
+                report = compile_row([*flags, *extra], topology, seconds)
+                print(f"{name} {topology} {' '.join(extra)}: "
+                      f"{report.get('error') or ('fits' if report['fits'] else 'does not fit')}",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                wrong = wrong or "error" in report
+                if not report.get("fits"):  # nor will those that follow
+                    failed += [] if "error" in report else [report | {"topology": topology}]
+                    break
+                best = report
+            if best:
+                row = {"name": name, "chip": generation, **best, "failed": smaller}
                 path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
                 return
-            failed.append(report | {"topology": topology})
         if wrong:
             return
     row = {"name": name, "chip": generation, "fits": False, "failed": failed[-1:]}
@@ -205,7 +208,7 @@ def why(report: Mapping[str, Any]) -> str:
 def check(folder: Path, seconds: float) -> None:
     """Compile the row that took the least time again. Raises UserError when it is not as noted."""
     found = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")]
-    fitting = [r for r in found if r["fits"]]
+    fitting = [r for r in found if r["fits"] and r.get("estimate")]
     if not fitting:
         raise UserError(f"{folder} has no row to check")
     row = min(fitting, key=lambda r: r["compile_seconds"])

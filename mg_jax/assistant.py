@@ -14,7 +14,7 @@ from mg_jax.answer import Answer
 from mg_jax.assistants.base import Detect, Proposals, Row
 from mg_jax.errors import UserError
 from mg_jax.example import Query, Region, Turn
-from mg_jax.generate import Generated, Sampling, decode_loop
+from mg_jax.generate import Generated, Sampling, respond
 from mg_jax.models import System
 from mg_jax.text import markup
 
@@ -167,18 +167,15 @@ class Assistant:
         model, adapter = self.system.module, self.adapter
 
         def run(params, batch, key, max_new, sampling):
-            def respond(m):
-                b, t = batch["tokens"].shape
-                cache = m.lm.empty_cache(b, t + max_new)
-                logits, cache, aux = m.prefill(batch, cache)
-                out = decode_loop(
-                    m.decode, logits, cache, max_new=max_new, end=adapter.end_id,
-                    pad=adapter.pad_id, sampling=sampling, key=key,
+            def said(m):
+                out, aux = respond(
+                    m, batch, max_new=max_new, end=adapter.end_id, pad=adapter.pad_id,
+                    sampling=sampling, key=key,
                 )  # fmt: skip
                 return out, adapter.keep(aux)
 
             with adapter.fitting(params):
-                return model.apply({"params": params}, method=respond)
+                return model.apply({"params": params}, method=said)
 
         return jax.jit(run, static_argnums=(3, 4))
 

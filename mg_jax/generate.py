@@ -1,7 +1,7 @@
 """Autoregressive decoding: prefill once, then cached steps under one `lax.while_loop`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -104,3 +104,22 @@ def decode_loop(
     ended = (tokens == end).any(1)
     length = jnp.where(ended, jnp.argmax(tokens == end, axis=1) + 1, steps)
     return Generated(tokens, length.astype(jnp.int32), logprobs, steps)
+
+
+def respond(
+    model: Any,
+    batch: Mapping[str, Any],
+    *,
+    max_new: int,
+    end: int,
+    pad: int,
+    sampling: Sampling = Sampling(),
+    key: jax.Array | None = None,
+) -> tuple[Generated, Mapping[str, Any]]:
+    """What a bound system says to a batch of its `prefill`, and the intermediates of the latter."""
+    rows, length = batch["tokens"].shape
+    logits, cache, aux = model.prefill(batch, model.lm.empty_cache(rows, length + max_new))
+    out = decode_loop(
+        model.decode, logits, cache, max_new=max_new, end=end, pad=pad, sampling=sampling, key=key
+    )
+    return out, aux

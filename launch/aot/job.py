@@ -76,37 +76,46 @@ def compile_for(
         Path(hlo).write_text(compiled.as_text(), encoding="utf-8")
     chip = slices.chip(topology)
     kept = RESERVED_GPU * chip.memory if slices.is_gpu(topology) else RESERVED
-    return report | measure(compiled, chip, len(found), program.model_flops(), chip.memory - kept)
+    report |= measure(compiled, chip.memory - kept) | {"hbm": chip.memory}
+    if reason := withheld(kind, chip):
+        return report | {"estimate": None, "estimate_failed": reason}
+    return report | timed(compiled, chip, len(found), program.model_flops())
 
 
-def measure(
-    compiled: Any, chip: Chip, devices: int, model_flops: float, room: float
-) -> dict[str, Any]:
-    """Memory of one device, counters, and the roofline of a compiled program; room: bytes that a
-    program may take.
+def withheld(kind: str, chip: Chip) -> str:
+    """Why nothing is said of the time of a program; "" where something is."""
+    if kind == "answer":
+        return "the data decide how long an answer gets: see prefill and decode"
+    if chip is CHIPS["t4"]:
+        return "a T4 computes bfloat16 by way of float32, of which its peak says nothing"
+    return ""
 
-    The share of the peak (`mfu`) counts the operations of the model alone, nothing recomputed. It
-    is left out, with the reason, when the compiler's counters are negative.
-    """
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+
+def measure(compiled: Any, room: float) -> dict[str, Any]:
+    """Memory of one device; room: bytes that a program may take."""
+    memory = compiled.memory_analysis()
     arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes
     temporary, shared = memory.temp_size_in_bytes, memory.alias_size_in_bytes
     peak = arguments + outputs - shared + temporary
-    out: dict[str, Any] = {
+    return {
         "fits": peak <= room,
         "bytes": {
             "arguments": arguments, "outputs": outputs, "shared": shared, "temporaries": temporary,
             "host": getattr(memory, "host_argument_size_in_bytes", 0), "peak": peak,
         },
-        "hbm": chip.memory,
-        "model_flops": model_flops,
     }  # fmt: skip
-    if chip is CHIPS["t4"]:
-        reason = "a T4 computes bfloat16 by way of float32, of which its peak says nothing"
-        return out | {"estimate": None, "estimate_failed": reason}
+
+
+def timed(compiled: Any, chip: Chip, devices: int, model_flops: float) -> dict[str, Any]:
+    """Counters and the roofline of a compiled program.
+
+    The share of the peak (`mfu`) counts the operations of the model alone, nothing recomputed. It
+    is left out, with the reason, when the compiler's counters are negative.
+    """
+    out: dict[str, Any] = {"model_flops": model_flops}
     try:
         out["compiler"] = estimate.counters(compiled.cost_analysis())
-        found = estimate.estimate(text, chip)
+        found = estimate.estimate(compiled.as_text(), chip)
     except ValueError as e:
         return out | {"estimate": None, "estimate_failed": str(e)}
     out["estimate"] = found.as_dict()

@@ -1,4 +1,5 @@
-"""The programs of a config: its train step, and a prefill and a decoding step of the same model.
+"""The programs of a config: its train step, and of the same model a prefill, a decoding step, and
+both with the loop between them as an Assistant runs them.
 
 All are lowered from shapes alone; no array exists.
 """
@@ -15,10 +16,11 @@ from mg_jax import config as configs
 from mg_jax import flops, models, sharding
 from mg_jax.attention import CACHE_AXES, KVCache
 from mg_jax.errors import UserError
+from mg_jax.generate import respond
 from mg_jax.optim import flatten
 from mg_jax.plan import plan
 
-KINDS = ("train", "prefill", "decode")
+KINDS = ("train", "prefill", "decode", "answer")
 STEPS = 1000  # of the schedule; they change nothing of the program
 NOT_ASKED = ("loss_mask", "gaze", "gaze_weight", "ground_boxes", "ground_mask")
 
@@ -57,8 +59,9 @@ def train(config: Any, mesh: Mesh) -> Lowered:
 def serve(
     config: Any, mesh: Mesh, kind: str, rows: int, new_tokens: int = 256, text_tokens: int = 512
 ) -> Lowered:
-    """Reading a prompt of `text_tokens` of text and a picture, or one step of decoding with a cache
-    that has room for `new_tokens` more. Parameters are bfloat16, or as `quant` says."""
+    """Reading a prompt of `text_tokens` of text and a picture, one step of decoding with a cache
+    that has room for `new_tokens` more, or the whole answer. Parameters are bfloat16, or as `quant`
+    says."""
     system = models.build(config.system, config.model.to_dict())
     stage = config.stage
     if "lm" not in {p.split("/")[0] for p in flatten(shapes(system, stage))}:
@@ -97,17 +100,28 @@ def serve(
         "rows": rows, "tokens": sizes["tokens"], "cache": sizes["tokens"] + new_tokens,
         "rules": config.rules, "quant": system.cfg.lm.quant,
     }  # fmt: skip
+    placed = jax.tree.map(lambda x: x.sharding, cache)
     if kind == "prefill":
 
         def run(params, batch):
-            def respond(m):
+            def read(m):
                 empty = m.lm.empty_cache(rows, sizes["tokens"] + new_tokens)
                 logits, cache, _ = m.prefill(batch, empty)
                 return jnp.argmax(logits, -1), cache
 
-            return model.apply({"params": params}, method=respond)
+            return model.apply({"params": params}, method=read)
 
-        arguments, donate = (params, batch), ()
+        arguments, donate, places_out = (params, batch), (), (None, placed)
+        arrays = {"params": params, "batch": batch, "cache": cache}
+    elif kind == "answer":
+
+        def run(params, batch):
+            def said(m):  # which ids end and fill it changes nothing of the program
+                return respond(m, batch, max_new=new_tokens, end=1, pad=0)[0]
+
+            return model.apply({"params": params}, method=said)
+
+        arguments, donate, places_out = (params, batch), (), None
         arrays = {"params": params, "batch": batch, "cache": cache}
     else:
 
@@ -116,9 +130,8 @@ def serve(
             return jnp.argmax(logits, -1), grown
 
         tokens = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=batch["tokens"].sharding)
-        arguments, donate = (params, tokens, cache), (2,)
+        arguments, donate, places_out = (params, tokens, cache), (2,), (None, placed)
         arrays = {"params": params, "cache": cache}
-    places_out = None, jax.tree.map(lambda x: x.sharding, cache)
 
     def lower():
         jitted = jax.jit(run, donate_argnums=donate, out_shardings=places_out)

@@ -14,6 +14,7 @@ import pytest
 from launch import compile as command
 from launch import pod_table
 from launch.aot import job, programs, slices, weight
+from mg_jax import sharding
 
 find = importlib.util.find_spec
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,18 +185,49 @@ def test_a_row_is_made_of_what_the_compiler_says_alone(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "row-v5e.json").read_text()) == row
 
 
+def test_of_what_fits_the_most_rows_at_a_time_are_taken(tmp_path, monkeypatch):
+    asked = []
+
+    def compile_row(flags, topology, seconds):
+        asked.append((topology, flags[-3], flags[-1]))
+        accumulate = int(flags[-1].partition("=")[2])
+        return {"fits": topology == "v5e:2x4" and accumulate >= 8, "accumulate": accumulate}
+
+    monkeypatch.setattr(pod_table, "compile_row", compile_row)
+    pod_table.smallest("row", ["--config", TINY], "v5e", 128, tmp_path, 1.0)
+    row = json.loads((tmp_path / "row-v5e.json").read_text())
+    assert row["accumulate"] == 8 and [f["topology"] for f in row["failed"]] == ["v5e:2x2"]
+    small = [a for a in asked if a[0] == "v5e:2x2"]  # one row at a time alone, once a mesh
+    assert [m for _, m, _ in small] == ["--mesh=data=1,fsdp=4,tensor=1",
+                                        "--mesh=data=1,fsdp=2,tensor=2"]  # fmt: skip
+    assert [a[2][-2:] for a in asked if a[0] == "v5e:2x4"] == ["16", "=8", "=4"]
+
+
+def test_an_answer_is_a_prompt_and_the_loop_after_it():
+    grid = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    config = weight.config_of(TINY)
+    program = programs.lowered(config, grid, "answer", rows=2, new_tokens=7, text_tokens=64)
+    lowered = program.lower()
+    assert lowered.out_info.tokens.shape == (2, 7) and "while" in lowered.as_text()
+    assert job.withheld("answer", slices.chip("v5e:1x1"))
+    assert job.withheld("decode", slices.chip("t4:1")) and not job.withheld(
+        "decode", slices.chip("l4:1")
+    )
+
+
 def test_rows_are_of_all_stages_and_of_serving():
     names = [name for name, _ in pod_table.rows()]
     assert len(names) == len(set(names))
     for stage in ("detection", "alignment", "instruction", "prefill1", "decode32"):
         assert f"groma-{stage}-7b-published" in names
     assert "mg_llava-sft-yi34b-video" in names
-    assert "groma-decode1-7b-published-int8" in names
+    assert "groma-answer1-7b-published-int8" in names
     variants = list(pod_table.variants(["--config", TINY], 32, 128))
-    assert variants[0] == ["--mesh=data=1,fsdp=32,tensor=1", "--config.rules=fsdp",
-                           "--config.accumulate=1"]  # fmt: skip
-    assert variants[-1][0] == "--mesh=data=1,fsdp=16,tensor=2"
-    assert list(pod_table.variants(["--program", "decode"], 8, 128)) == [[]]
+    assert variants[0][0] == ["--mesh=data=1,fsdp=32,tensor=1", "--config.rules=fsdp",
+                              "--config.accumulate=4"]  # fmt: skip
+    assert [v[-1][-1] for v in variants] == ["--config.accumulate=1"] * 2
+    assert variants[-1][0][0] == "--mesh=data=1,fsdp=16,tensor=2"
+    assert list(pod_table.variants(["--program", "decode"], 8, 128)) == [[[]]]
 
 
 def test_the_page_says_what_fits_and_what_does_not(tmp_path):
