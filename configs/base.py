@@ -11,6 +11,10 @@ from ml_collections import ConfigDict
 
 from mg_jax.errors import UserError
 
+# Kernels of transformer blocks. Moved by Muon, what starts from nothing needs fewer updates than
+# under AdamW, of the same time: TinyGroundingGPT's towers had after 160 the loss of 260.
+BLOCKS = (".*/blocks/(attn|mlp)/.*/kernel",)
+
 
 def get_config() -> ConfigDict:
     """The sections with their defaults; not locked yet."""
@@ -97,6 +101,7 @@ def get_config() -> ConfigDict:
     c.optim.eps = 1e-8
     c.optim.clip = 1.0  # global norm; 0 for none
     c.optim.lr_multipliers = ()  # ((pattern, factor), ...)
+    c.optim.muon = ()  # patterns of kernels that Muon moves instead of AdamW
     c.optim.offload = False  # moments in host memory: 8 bytes a parameter less on the device
 
     c.train = ConfigDict()

@@ -323,6 +323,7 @@ def tiny(c: ConfigDict, version: str, model: FerretConfig) -> None:
     c.optim.warmup_steps = 200
     c.train.save_minutes = 5.0
     c.optim.lr, c.train.steps = UPDATES[c.stage]
+    c.optim.muon = base.BLOCKS
     if c.stage == "labels":
         c.target_slots = 8  # each is a region too
         c.data = scenes(5, "none")

@@ -233,9 +233,10 @@ def tiny(c: ConfigDict, video: bool) -> None:
         c.init_required = ("low/.*", "high/.*")
         c.init_ignore = ("labels_.*",)
         pictures = f"scenes:seed=11,n=1000000,tasks={FIRST},turns=4"
-        c.optim.lr, c.train.steps = 1e-3, 3000
+        c.optim.lr, c.train.steps = 1e-3, 2000
     else:
         pictures = f"scenes:seed=12,n=1000000,tasks={THEN},turns=4"
-        c.optim.lr, c.train.steps = 6e-4, 2000 if video else 3000
+        c.optim.lr, c.train.steps = 6e-4, 1200 if video else 2000
+        c.optim.muon = base.BLOCKS
     films = "scenes:seed=13,n=1000000,tasks=all,turns=4,frames=8"
     c.data = f"{pictures} + {films}" if video else pictures

@@ -209,6 +209,7 @@ def tiny(c: ConfigDict, without: str) -> None:
     c.optim.warmup_steps = 200
     c.train.save_minutes = 5.0
     c.optim.lr, c.train.steps = UPDATES[c.stage]
+    c.optim.muon = base.BLOCKS
     if c.stage == "labels":
         c.codec.object_slots = 2  # a picture costs the towers as much as a crop
         c.data = "scenes:seed=5,n=1000000,tasks=none,size=224"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from optax import contrib
 
 from mg_jax.errors import UserError
 
@@ -30,6 +31,7 @@ class OptimConfig:
     clip: largest global norm of the gradient, 0 for no limit. lr_multipliers: (pattern, factor)
     pairs on the rate (and so on the decay, as a parameter group of PyTorch); the first match wins.
     offload: the moments stay in host memory and visit the device for the update alone.
+    muon: patterns of kernels that Muon moves in AdamW's place, at the same rate.
     """
 
     lr: float
@@ -44,6 +46,7 @@ class OptimConfig:
     clip: float
     lr_multipliers: tuple[tuple[str, float], ...]
     offload: bool = False
+    muon: tuple[str, ...] = ()
 
 
 def flatten(tree: Mapping[str, Any]) -> Flat:
@@ -113,20 +116,32 @@ def schedule(cfg: OptimConfig, steps: int) -> Callable[[Any], jax.Array]:
     return rate
 
 
-def optimizer(cfg: OptimConfig, steps: int, paths: Iterable[str]) -> optax.GradientTransformation:
-    """AdamW over a flat tree of trainable parameters with these `paths`.
+def optimizer(
+    cfg: OptimConfig, steps: int, params: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    """AdamW, and Muon where `cfg.muon` says so, over a flat tree of trainable parameters, of which
+    the shapes alone are looked at.
 
-    Clip by global norm -> Adam -> decoupled decay -> factor by path -> -rate. Moments are float32
-    as the parameters. Raises UserError for a pattern that matches nothing.
+    Clip by global norm -> Adam or Muon -> decoupled decay -> factor by path -> -rate. Moments are
+    float32 as the parameters. Raises UserError for a pattern that matches nothing (one of Muon may:
+    what it is for may be frozen), and for one of Muon that matches what is no kernel of a dense
+    layer.
     """
-    paths = list(paths)
+    paths = list(params)
     spared = matching(paths, cfg.no_decay, "config.optim.no_decay")
     factors = dict.fromkeys(paths, 1.0)
     for pattern, factor in reversed(cfg.lr_multipliers):
         for path in matching(paths, (pattern,), "config.optim.lr_multipliers"):
             factors[path] = factor
     parts = [optax.clip_by_global_norm(cfg.clip)] if cfg.clip else []
-    parts.append(optax.scale_by_adam(b1=cfg.betas[0], b2=cfg.betas[1], eps=cfg.eps))
+    adam = optax.scale_by_adam(b1=cfg.betas[0], b2=cfg.betas[1], eps=cfg.eps)
+    by_muon = {p for p in paths if any(re.fullmatch(pattern, p) for pattern in cfg.muon)}
+    if by_muon:
+        labels = {p: "muon" if p in by_muon else "adam" for p in paths}
+        muon = _muon({p: params[p].shape for p in by_muon})
+        parts.append(optax.partition({"adam": adam, "muon": muon}, labels))
+    else:
+        parts.append(adam)
     if cfg.weight_decay:
         mask = {p: p not in spared for p in paths}
         parts.append(optax.add_decayed_weights(cfg.weight_decay, mask))
@@ -136,9 +151,38 @@ def optimizer(cfg: OptimConfig, steps: int, paths: Iterable[str]) -> optax.Gradi
     return optax.chain(*parts)
 
 
+def _muon(shapes: Mapping[str, tuple[int, ...]]) -> optax.GradientTransformation:
+    """Orthogonalised momentum of kernels of these shapes, as large as a step of Adam (Liu et al.,
+    arXiv 2502.16982, equation 4): so one rate serves both."""
+    sides = {p: _sides(p, len(shape)) for p, shape in shapes.items()}
+    widest = {
+        p: max(math.prod(shapes[p][d] for d in dims) for dims in both) for p, both in sides.items()
+    }
+    return optax.chain(
+        # the other parameters are there as MaskedNode
+        contrib.scale_by_muon(
+            weight_dimension_numbers=lambda tree: {p: sides.get(p, x) for p, x in tree.items()}
+        ),
+        _scale_by_path({p: 0.2 * math.sqrt(n) for p, n in widest.items()}),
+    )
+
+
+def _sides(path: str, ndim: int) -> contrib.MuonDimensionNumbers:
+    """Which dimensions of a kernel are inputs and which outputs; those before are a stack's."""
+    part, _, leaf = path.rpartition("/")
+    heads = {"q": (1, 2), "k": (1, 2), "v": (1, 2), "o": (2, 1)}
+    inputs, outputs = heads.get(part.rpartition("/")[2], (1, 1))
+    if leaf != "kernel" or ndim not in (inputs + outputs, inputs + outputs + 1):
+        raise UserError(
+            f"config.optim.muon: {path} has {ndim} dimensions and is no kernel of a dense layer"
+        )
+    ends = ndim - outputs
+    return contrib.MuonDimensionNumbers(tuple(range(ends - inputs, ends)), tuple(range(ends, ndim)))
+
+
 def _scale_by_path(factors: dict[str, float]) -> optax.GradientTransformation:
     def update(updates, params=None):
         del params
-        return {p: u * factors[p] for p, u in updates.items()}
+        return {p: u * factors[p] if p in factors else u for p, u in updates.items()}
 
     return optax.stateless(update)

@@ -110,6 +110,7 @@ def plan(
     trainable, frozen = partition(shapes, config.trainable)
     params, frozen = described(trainable, jnp.float32), described(frozen, frozen_dtype)
     optim = configs.build(OptimConfig, config.optim.to_dict(), "config.optim")
+    matching(shapes, optim.muon, "config.optim.muon")  # frozen ones too: a recipe names its blocks
     tx = optimizer(optim, steps, params)
     whole = NamedSharding(mesh, PartitionSpec())
     moments = jax.eval_shape(tx.init, params)

@@ -134,3 +134,42 @@ def test_the_first_matching_factor_wins_and_an_unused_one_is_refused():
     assert float(after["a/y"][0]) == pytest.approx(0.75, abs=1e-5)
     with pytest.raises(UserError, match="lr_multipliers: 'b/.*' matches no parameter"):
         optimizer(settings(lr_multipliers=(("b/.*", 2.0),)), 5, params)
+
+
+MUON = ("lm/blocks/.*/kernel",)
+
+
+def test_muon_moves_kernels_by_orthogonal_steps_of_adams_size(rng):
+    shapes = {
+        "lm/blocks/attn/q/kernel": (3, 12, 2, 8),  # three layers; 12 -> 2 x 8
+        "lm/blocks/attn/o/kernel": (3, 2, 8, 12),
+        "lm/blocks/mlp/up/kernel": (3, 12, 20),
+        "lm/embed/embedding": (5, 12),
+    }
+    params = {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in shapes.items()}
+    grads = {p: jnp.asarray(rng.normal(size=s), jnp.float32) for p, s in shapes.items()}
+    cfg = settings(schedule="constant", lr=1.0, muon=MUON)
+    moved = run(cfg, params, [grads], 1)
+    plain = run(settings(schedule="constant", lr=1.0), params, [grads], 1)
+    table = "lm/embed/embedding"
+    np.testing.assert_allclose(moved[table], plain[table], rtol=1e-5)
+    for path, inputs in (("attn/q", 12), ("attn/o", 16), ("mlp/up", 12)):
+        path = f"lm/blocks/{path}/kernel"
+        steps = np.asarray(params[path] - moved[path]).reshape(3, inputs, -1)
+        for step, grad in zip(steps, np.asarray(grads[path]).reshape(steps.shape), strict=True):
+            left, _, right = np.linalg.svd(grad, full_matrices=False)
+            size = 0.2 * math.sqrt(max(step.shape))
+            exact = left @ right * size  # what Newton and Schulz come near to
+            values = np.linalg.svd(step / size, compute_uv=False)
+            assert values.min() > 0.6 and values.max() < 1.3
+            cosine = (step * exact).sum() / np.linalg.norm(step) / np.linalg.norm(exact)
+            assert cosine > 0.97
+
+
+def test_what_muon_cannot_move_is_refused():
+    params = {"lm/blocks/norm/scale": jnp.ones((2, 3)), "stem/kernel": jnp.ones((2, 2, 3, 4, 5))}
+    with pytest.raises(UserError, match=r"optim.muon: lm/blocks/norm/scale .* no kernel"):
+        optimizer(settings(muon=("lm/.*",)), 5, params)
+    with pytest.raises(UserError, match="stem/kernel has 5 dimensions"):
+        optimizer(settings(muon=("stem/.*",)), 5, params)
+    optimizer(settings(muon=("other/.*",)), 5, params)  # frozen, perhaps

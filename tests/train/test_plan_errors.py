@@ -23,6 +23,12 @@ FIT = "config.model: its values do not fit together: "
         ("detection", "model.vision.heads", 0, FIT),
         ("detection", "model.vision.dtype", "floaty", FIT + "data type 'floaty'"),
         ("detection", "model.vision.remat", "ful", FIT + "remat='ful' is not one of none, full"),
+        (
+            "detection",
+            "optim.muon",
+            ("blocks",),
+            "config.optim.muon: 'blocks' matches no parameter",
+        ),
         ("detection", "frozen_dtype", "floaty", "config.frozen_dtype: 'floaty' is no dtype of"),
         ("detection", "frozen_dtype", "int8", "config.frozen_dtype: 'int8' is no dtype of floats"),
     ],
