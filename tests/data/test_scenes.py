@@ -129,6 +129,15 @@ def test_moving_scene():
             np.testing.assert_allclose(thing.box, box, atol=1e-12)
 
 
+def test_signs_are_as_many_as_asked_for():
+    def share(**options):
+        things = [t for i in range(60) for t in world.make_world(6, i, **options).things]
+        return sum(t.shape == "sign" for t in things) / len(things)
+
+    assert share() < 0.2 and 0.55 < share(signs=0.6) < 0.7
+    assert world.make_world(6, 1) == world.make_world(6, 1, signs=0.05)
+
+
 def test_distractor_scenes_share_shapes_or_colors():
     for i in range(40):
         things = world.make_world(6, i, min_objects=5, distractors=1.0).things

@@ -116,11 +116,14 @@ def make_world(
     min_objects: int = 2,
     max_objects: int = 12,
     distractors: float = 0.65,
+    signs: float = 0.05,
 ) -> World:
     """The scene number `index` of a seed.
 
     distractors: share of scenes whose things are made of few shapes and colours, so that many
-    share one of the two. Raises UserError for a picture below 32 pixels or wrong counts.
+    share one of the two. signs: share of things that are signs, with a word where they are large
+    enough, besides those that are by chance. Raises UserError for a picture below 32 pixels or
+    wrong counts.
     """
     if min(width, height) < 32:
         raise UserError(f"scenes: size {width}x{height} is too small: at least 32 pixels a side")
@@ -131,7 +134,7 @@ def make_world(
         )
     for attempt in range(20):
         rng = random.Random(f"{seed}:{index}:{attempt}:world")
-        things = _sample(rng, width, height, min_objects, max_objects, distractors)
+        things = _sample(rng, width, height, min_objects, max_objects, distractors, signs)
         things, ids = settle(things, width, height, MIN_VISIBLE)
         if len(things) >= min_objects:
             break
@@ -158,7 +161,13 @@ def make_world(
 
 
 def _sample(
-    rng: random.Random, width: int, height: int, low: int, high: int, distractors: float
+    rng: random.Random,
+    width: int,
+    height: int,
+    low: int,
+    high: int,
+    distractors: float,
+    signs: float,
 ) -> list[Thing]:
     shapes, colors = list(SHAPES), list(draw.COLORS)
     if rng.random() < distractors:
@@ -170,7 +179,7 @@ def _sample(
     taken: list[tuple[int, int, int, int]] = []
     for key in range(count):
         shape, color = rng.choice(shapes), rng.choice(colors)
-        shape = "sign" if rng.random() < 0.05 else shape  # words to read in most kinds of scenes
+        shape = "sign" if rng.random() < signs else shape  # words to read in most kinds of scenes
         # Crowded scenes need smaller things; each failure to find room makes one smaller still.
         u = rng.random() * (1.0 if count < 5 else 0.9 if count < 8 else 0.72)
         size = "large" if u > 0.78 else "medium" if u > 0.36 else "small"

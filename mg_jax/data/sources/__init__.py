@@ -2,7 +2,7 @@
 
     scenes:seed=0,n=1000[,tasks=rec*2+presence][,turns=4][,size=224 | size=320x240]
           [,vary=0][,min_objects=2][,max_objects=12][,distractors=0.65][,frames=8]
-          [,named=1 | shown=1]
+          [,signs=0.05][,named=1 | shown=1]
     coco:annotations.json,images_dir[,empty=drop|keep][,min_side=32][,masks=drop|keep]
     lvis:lvis_v1_train.json,coco_dir                  with the options of coco
     objects365:zhiyuan_objv2_train.json,images_dir    v3det:v3det_2023_v1_train.json,dir
@@ -86,7 +86,7 @@ KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]]
         (),
         (
             *("seed", "n", "tasks", "turns", "size", "min_objects", "max_objects"),
-            *("vary", "distractors", "frames", "named", "shown"),
+            *("vary", "distractors", "signs", "frames", "named", "shown"),
         ),
     ),
     "coco": (CocoSource, ("annotations", "images"), ("empty", "min_side", "masks")),

@@ -16,7 +16,8 @@ class SceneSource(Source):
     conversation. size: "224" or "320x240" (width x height), or several, "224|448x224", of which
     each scene has one, drawn; vary: share by which each of its sides may be shorter, drawn too.
     frames: videos of so many frames instead of pictures. named: 1 for things that are asked about
-    by their names wherever there is a choice; shown: 1 for such that are shown as regions.
+    by their names wherever there is a choice; shown: 1 for such that are shown as regions. signs:
+    see `scenes.make_world`; more of them are more words to learn to read.
     training: refuse reserved seeds.
     Raises UserError for a wrong option.
     """
@@ -32,6 +33,7 @@ class SceneSource(Source):
         min_objects: int | str = 2,
         max_objects: int | str = 12,
         distractors: float | str = 0.65,
+        signs: float | str = 0.05,
         frames: int | str = 0,
         named: int | str = 0,
         shown: int | str = 0,
@@ -69,6 +71,7 @@ class SceneSource(Source):
             "min_objects": number(name, "min_objects", min_objects, low=1),
             "max_objects": number(name, "max_objects", max_objects, low=1),
             "distractors": number(name, "distractors", distractors, float),
+            "signs": number(name, "signs", signs, float),
         }
         if self.options["min_objects"] > self.options["max_objects"]:
             raise UserError(
