@@ -239,6 +239,6 @@ def tiny(c: ConfigDict, video: bool) -> None:
     else:
         pictures = f"scenes:seed=12,n=1000000,tasks={THEN},turns=4"
         c.optim.lr, c.train.steps = 6e-4, 1200 if video else 2000
-        c.optim.muon = base.BLOCKS
+        c.optim.muon = base.BLOCKS  # the runs of the stages before that are kept were without
     films = "scenes:seed=13,n=1000000,tasks=all,turns=4,frames=8"
     c.data = f"{pictures} + {films}" if video else pictures

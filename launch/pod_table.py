@@ -4,8 +4,8 @@
 
 Every stage of every system at its published sizes, and serving, compiled by launch.compile for the
 slices that are sold. A row is one JSON file in docs/pods, made once: the command goes on where it
-stopped, and with nothing left to do it only writes the page. An hour makes about ten rows of 7B on
-two cores. --check compiles one row again and says whether memory and time are as noted.
+stopped, and with nothing left to do it only writes the page. A compilation of a 7B takes minutes,
+a row several of them. --check compiles one row again and says whether memory and time are as noted.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def rows() -> Iterator[tuple[str, list[str]]]:
 
 def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[list[str]]]:
     """What to try on a slice of so many devices, by mesh. For training: first without a tensor axis
-    where there are rows enough; of each mesh the settings of least memory first."""
+    where there are rows enough; of each mesh the settings with fewest rows at a time first."""
     if "--program" in flags:
         yield [[]]
         return
@@ -90,10 +90,10 @@ def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[l
             continue
         mesh = [f"--mesh=data=1,fsdp={ways},tensor={share}"]
         rules = "fsdp" if share == 1 else "fsdp_tensor"
-        rows = batch_size // ways
+        each = batch_size // ways
         yield [
-            [*mesh, f"--config.rules={rules}", f"--config.accumulate={rows // part}"]
-            for part in AT_ONCE if rows % part == 0
+            [*mesh, f"--config.rules={rules}", f"--config.accumulate={each // part}"]
+            for part in AT_ONCE if each % part == 0
         ]  # fmt: skip
 
 
@@ -118,8 +118,8 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
              seconds: float) -> None:  # fmt: skip
     """Make the row of a stage on a generation: from the smallest slice up, until one fits.
 
-    No row is made, and the next call tries again, where something else goes wrong than that a
-    program does not fit.
+    No row is made, and the next call tries again, where on a slice nothing fits and with one of the
+    settings something else went wrong.
     """
     path = folder / f"{name}-{generation}.json"
     if path.exists():
@@ -134,16 +134,22 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
             continue
         smaller, best, wrong = failed[-1:], None, False
         for settings in variants(flags, devices, batch_size):
+            unfit = False
             for extra in settings:
+                # more rows at a time take more; but a single batch holds one gradient, not two
+                if unfit and (best or extra[-1] != "--config.accumulate=1"):
+                    continue
                 report = compile_row([*flags, *extra], topology, seconds)
                 print(f"{name} {topology} {' '.join(extra)}: "
                       f"{report.get('error') or ('fits' if report['fits'] else 'does not fit')}",
                       file=sys.stderr, flush=True)  # fmt: skip
-                wrong = wrong or "error" in report
-                if not report.get("fits"):  # nor will those that follow
-                    failed += [] if "error" in report else [report | {"topology": topology}]
-                    break
-                best = report
+                if "error" in report:
+                    wrong = True
+                elif report["fits"]:
+                    best = report
+                else:
+                    unfit = True
+                    failed.append(report | {"topology": topology})
             if best:
                 row = {"name": name, "chip": generation, **best, "failed": smaller}
                 path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")

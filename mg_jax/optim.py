@@ -1,4 +1,4 @@
-"""The optimizer: parameters chosen by path, AdamW as PyTorch's, warm-up and cosine schedules.
+"""The optimizer: parameters chosen by path, AdamW as PyTorch's, Muon, warm-up, cosine schedules.
 
 Paths are "a/b/c"; a pattern is a regular expression that must match a whole path. A pattern that
 matches nothing is an error, so that a renamed module cannot silently change what is trained.
@@ -31,7 +31,8 @@ class OptimConfig:
     clip: largest global norm of the gradient, 0 for no limit. lr_multipliers: (pattern, factor)
     pairs on the rate (and so on the decay, as a parameter group of PyTorch); the first match wins.
     offload: the moments stay in host memory and visit the device for the update alone.
-    muon: patterns of kernels that Muon moves in AdamW's place, at the same rate.
+    muon: patterns of kernels that Muon moves in Adam's place, at the same rate, with optax's
+    momentum of 0.95; betas and eps are Adam's.
     """
 
     lr: float
@@ -124,8 +125,8 @@ def optimizer(
 
     Clip by global norm -> Adam or Muon -> decoupled decay -> factor by path -> -rate. Moments are
     float32 as the parameters. Raises UserError for a pattern that matches nothing (one of Muon may:
-    what it is for may be frozen), and for one of Muon that matches what is no kernel of a dense
-    layer.
+    what it is for may be frozen), and for one of Muon whose match has other dimensions than dense
+    layers of a transformer.
     """
     paths = list(params)
     spared = matching(paths, cfg.no_decay, "config.optim.no_decay")
@@ -174,7 +175,7 @@ def _sides(path: str, ndim: int) -> contrib.MuonDimensionNumbers:
     inputs, outputs = heads.get(part.rpartition("/")[2], (1, 1))
     if leaf != "kernel" or ndim not in (inputs + outputs, inputs + outputs + 1):
         raise UserError(
-            f"config.optim.muon: {path} has {ndim} dimensions and is no kernel of a dense layer"
+            f"config.optim.muon: {path} has {ndim} dimensions, not those of a dense layer's kernel"
         )
     ends = ndim - outputs
     return contrib.MuonDimensionNumbers(tuple(range(ends - inputs, ends)), tuple(range(ends, ndim)))

@@ -336,7 +336,8 @@ def changed_keys(config: Any, workdir: Path) -> str:
             f"--workdir for stage={new.get('stage')} (and --config.init_from={workdir} to start "
             "from that run)"
         )
-    # a key on one side alone belongs to another version of the code, not to another config
+    old.setdefault("optim/muon", [])  # what was before that key; the moments are other ones
+    # any other key on one side alone belongs to another version of the code, not to another config
     changes = [
         f"{k.replace('/', '.')} {old[k]!r} -> {new[k]!r}"
         for k in sorted(old.keys() & new.keys())

@@ -203,12 +203,36 @@ def test_of_what_fits_the_most_rows_at_a_time_are_taken(tmp_path, monkeypatch):
     assert [a[2][-2:] for a in asked if a[0] == "v5e:2x4"] == ["16", "=8", "=4"]
 
 
+def test_one_batch_may_fit_where_two_halves_do_not(tmp_path, monkeypatch):
+    said = {"2": {"fits": False}, "1": {"fits": True, "accumulate": 1}}
+    asked = []
+
+    def compile_row(flags, topology, seconds):
+        asked.append(flags[-1][-1])
+        return said[asked[-1]]
+
+    monkeypatch.setattr(pod_table, "compile_row", compile_row)
+    row = ("row", ["--config", TINY], "v5e", 8, tmp_path, 1.0)
+    monkeypatch.setitem(slices.SOLD, "v5e", ("2x2",))
+    pod_table.smallest(*row)
+    file = tmp_path / "row-v5e.json"
+    assert json.loads(file.read_text())["accumulate"] == 1 and asked == ["2", "1"]
+    for first, second in (("2", "1"), ("1", "2")):  # an error is passed over beside what fits
+        file.unlink()
+        said |= {first: {"error": "x"}, second: {"fits": True, "accumulate": int(second)}}
+        pod_table.smallest(*row)
+        assert json.loads(file.read_text())["accumulate"] == int(second)
+
+
 def test_an_answer_is_a_prompt_and_the_loop_after_it():
     grid = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
     config = weight.config_of(TINY)
     program = programs.lowered(config, grid, "answer", rows=2, new_tokens=7, text_tokens=64)
     lowered = program.lower()
-    assert lowered.out_info.tokens.shape == (2, 7) and "while" in lowered.as_text()
+    assert lowered.out_info.tokens.shape == (2, 7)
+    prompt = programs.lowered(config, grid, "prefill", rows=2, new_tokens=7, text_tokens=64).lower()
+    loops = [x.as_text().count("stablehlo.while") for x in (lowered, prompt)]
+    assert loops[0] > loops[1]
     assert job.withheld("answer", slices.chip("v5e:1x1"))
     assert job.withheld("decode", slices.chip("t4:1")) and not job.withheld(
         "decode", slices.chip("l4:1")

@@ -144,6 +144,22 @@ def test_another_config_is_refused_with_the_keys(tmp_path):
         run(tmp_path, fake_config(stage="second"))
 
 
+def test_a_run_with_muon_goes_on_bit_equal_on_its_mesh(whole, tmp_path):
+    mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    config = fake_config(optim__muon=(".*/kernel",), rules="fsdp_tensor", **mesh)
+    all_ = run(tmp_path / "all", config)
+    assert not equal(all_.state.params, whole[1].state.params)
+    stopped = run(tmp_path / "stopped", config, Trap(5, sigterm))
+    assert stopped.code == 75
+    assert equal(run(tmp_path / "stopped", config).state, all_.state)
+    file = tmp_path / "stopped" / "config.json"
+    older = json.loads(file.read_text())
+    del older["optim"]["muon"]  # as a version without this key wrote it: its moments are others
+    file.write_text(json.dumps(older))
+    with pytest.raises(UserError, match=r"another config: optim\.muon \[\] -> "):
+        run(tmp_path / "stopped", config)
+
+
 def test_two_trees(tmp_path):
     config = fake_config(trainable=("head/.*",), frozen_dtype="bfloat16")
     p = plan(config, 12, system=FakeSystem())
@@ -187,8 +203,9 @@ def one_step(config, mesh=None, system=None):
     return p, state, metrics
 
 
-def test_sharded_equals_unsharded():
-    config = fake_config(rules="fsdp_tensor")
+@pytest.mark.parametrize("muon", [(), (".*/kernel",)], ids=["adamw", "muon"])
+def test_sharded_equals_unsharded(muon):
+    config = fake_config(rules="fsdp_tensor", optim__muon=muon)
     p, state, metrics = one_step(config, make_mesh(2, 2, 2))
     _, alone, expected = one_step(config, make_mesh(1, 1, 1, jax.devices()[:1]))
     assert p.state.params["encoder/kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")
@@ -199,8 +216,11 @@ def test_sharded_equals_unsharded():
             strict=True,
         ):
             assert x.sharding == like.sharding, path
-    moment = state.opt[1].mu["encoder/kernel"]
-    assert moment.sharding.spec == p.state.params["encoder/kernel"].sharding.spec
+    held = jax.tree_util.tree_leaves_with_path(state.opt)
+    moments = [x for path, x in held if "encoder/kernel" in str(path)]
+    assert len(moments) == (1 if muon else 2)
+    for moment in moments:
+        assert moment.sharding.spec == p.state.params["encoder/kernel"].sharding.spec
     for k, v in alone.params.items():
         np.testing.assert_allclose(state.params[k], v, atol=1e-6, err_msg=k)
     assert float(metrics["loss"]) == pytest.approx(float(expected["loss"]), abs=1e-6)

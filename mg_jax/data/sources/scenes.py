@@ -73,6 +73,9 @@ class SceneSource(Source):
             "distractors": number(name, "distractors", distractors, float),
             "signs": number(name, "signs", signs, float),
         }
+        for key in ("distractors", "signs"):
+            if not 0 <= self.options[key] <= 1:
+                raise UserError(f"data {name}: {key}={self.options[key]} is no share from 0 to 1")
         if self.options["min_objects"] > self.options["max_objects"]:
             raise UserError(
                 f"data {name}: min_objects={min_objects} is more than max_objects={max_objects}"
