@@ -12,8 +12,7 @@ from ml_collections import ConfigDict
 from mg_jax.errors import UserError
 
 # Dense kernels of the blocks of language models and towers. Moved by Muon, what starts from nothing
-# needs fewer updates than under AdamW (stage labels of TinyGroundingGPT about two thirds), each as
-# long as before.
+# needs fewer updates than under AdamW.
 BLOCKS = (".*/blocks/(attn|mlp)/.*/kernel",)
 
 

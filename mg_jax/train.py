@@ -336,7 +336,7 @@ def changed_keys(config: Any, workdir: Path) -> str:
             f"--workdir for stage={new.get('stage')} (and --config.init_from={workdir} to start "
             "from that run)"
         )
-    old.setdefault("optim/muon", [])  # what was before that key; the moments are other ones
+    old.setdefault("optim/muon", [])  # runs from before that key had AdamW's moments alone
     # any other key on one side alone belongs to another version of the code, not to another config
     changes = [
         f"{k.replace('/', '.')} {old[k]!r} -> {new[k]!r}"

@@ -85,7 +85,7 @@ def compile_for(
 def withheld(kind: str, chip: Chip) -> str:
     """Why nothing is said of the time of a program; "" where something is."""
     if kind == "answer":
-        return "as long as its answer"
+        return "how long an answer gets is not known before"
     if chip is CHIPS["t4"]:
         return "a T4 computes bfloat16 by way of float32, of which its peak says nothing"
     return ""

@@ -10,6 +10,7 @@ import pytest
 
 from mg_jax.data.scenes import draw, world
 from mg_jax.data.scenes.shapes import SHAPES, stamp
+from mg_jax.data.sources.scenes import SceneSource
 from mg_jax.errors import UserError
 
 SIZES = ((224, 224), (97, 160), (320, 240))
@@ -159,3 +160,9 @@ def test_impossible_scenes(options, message):
         world.make_world(0, 0, **options)
     with pytest.raises(UserError, match="do not fit"):
         world.make_world(0, 0, min_objects=50, max_objects=50)
+
+
+@pytest.mark.parametrize("key", ["distractors", "signs"])
+def test_a_share_beyond_one_is_refused(key):
+    with pytest.raises(UserError, match=rf"scenes: {key}=1\.5 is no share from 0 to 1"):
+        SceneSource(**{key: 1.5})

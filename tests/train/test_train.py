@@ -147,11 +147,11 @@ def test_another_config_is_refused_with_the_keys(tmp_path):
 def test_a_run_with_muon_goes_on_bit_equal_on_its_mesh(whole, tmp_path):
     mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
     config = fake_config(optim__muon=(".*/kernel",), rules="fsdp_tensor", **mesh)
-    all_ = run(tmp_path / "all", config)
-    assert not equal(all_.state.params, whole[1].state.params)
+    unbroken = run(tmp_path / "unbroken", config)
+    assert not equal(unbroken.state.params, whole[1].state.params)
     stopped = run(tmp_path / "stopped", config, Trap(5, sigterm))
     assert stopped.code == 75
-    assert equal(run(tmp_path / "stopped", config).state, all_.state)
+    assert equal(run(tmp_path / "stopped", config).state, unbroken.state)
     file = tmp_path / "stopped" / "config.json"
     older = json.loads(file.read_text())
     del older["optim"]["muon"]  # as a version without this key wrote it: its moments are others
