@@ -80,7 +80,11 @@ LONG = 8192  # positions that context=published lets a video run to
 FIRST = (
     "region*5+region_detail+point+scribble+attribute*4+presence*4+read*5+count*3+relation*6+caption"
 )
-THEN = f"{FIRST}+rec+rec_absent*0.5+grounded_caption*0.5+dialogue"
+THEN = (
+    "region*5+region_detail+point+scribble+attribute*5+presence*4+read*7+count*5+relation*6+caption"
+    "+rec+rec_absent*0.5+grounded_caption*0.5+dialogue"
+)
+FILMS = "direction*3+moved*2+moves+caption*0.3+presence*0.5"
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -208,6 +212,7 @@ def tiny_model() -> MGLLaVAConfig:
         max_boxes=16,
         refer=True,
         unit_vectors=True,
+        places=True,
     )  # fmt: skip
 
 
@@ -238,7 +243,7 @@ def tiny(c: ConfigDict, video: bool) -> None:
         c.optim.lr, c.train.steps = 1e-3, 2000
     else:
         pictures = f"scenes:seed=12,n=1000000,tasks={THEN},turns=4"
-        c.optim.lr, c.train.steps = 6e-4, 1200 if video else 2000
+        c.optim.lr, c.train.steps = 1e-3, 2500
         c.optim.muon = base.BLOCKS  # the runs of the stages before that are kept were without
-    films = "scenes:seed=13,n=1000000,tasks=all,turns=4,frames=8"
-    c.data = f"{pictures} + {films}" if video else pictures
+    films = f"scenes:seed=13,n=1000000,tasks={FILMS},turns=4,frames=8"
+    c.data = f"{pictures} + {films} * 0.4" if video else pictures

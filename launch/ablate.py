@@ -1,7 +1,7 @@
 """Repeat ablations of the papers at tiny size, and print a table of means and spreads.
 
     python -m launch.ablate --start runs/alignment --workdir runs/ablations
-    python -m launch.ablate --start runs/labels,runs/language --workdir runs/ablations
+    python -m launch.ablate --start mg-llava-tiny --workdir runs/ablations
     python -m launch.ablate --start runs/labels,runs/caption --workdir runs/ablations
     python -m launch.ablate --start runs/llm --workdir runs/ablations
 
@@ -9,8 +9,9 @@ of Groma, from stage=alignment:
   lm          the language model learns in the last stage, or stays as it is (paper, table 7)
   merge       four patches make one image token, or each is its own (paper, table 8); the projector
               starts afresh in both arms, since its input differs
-of MG-LLaVA, from stage=labels, whose towers stay as they are, and from launch.language (without
-it the language model starts afresh, as all else does):
+of MG-LLaVA, from a model that stage=sft has made: its towers stay as they are and its language
+model learns on, which knows the questions already; what lies between them starts afresh in all arms
+(or from stage=labels and launch.language, and much longer):
   resolution  low resolution alone, with boxes, with boxes and Conv-Gate (paper, table 4)
   fusion      how the high resolution gets into the tokens of the low one (table 5a)
   merging     how boxes and image meet (table 5b)
@@ -54,6 +55,17 @@ GROMA = "configs/groma.py:stage=instruction,size=tiny"
 # Things are asked about by their names: regions would show the model with low resolution alone
 # what it shall not see
 MG_LLAVA = "configs/mg_llava.py:stage=pretrain,llm=tiny"
+BRIDGES = "'labels_.*','(fusion|projector|box_projector|merging)/.*'"
+TOWERS = (
+    "--config.init_stages=()",
+    f"--config.init_ignore=({BRIDGES})",
+    "--config.init_required=('low/.*','high/.*','lm/.*')",
+)
+ONE_TOWER = (
+    "--config.init_stages=()",
+    f"--config.init_ignore=({BRIDGES},'high/.*')",
+    "--config.init_required=('low/.*','lm/.*')",
+)
 NAMED = (
     "--config.model.refer=False",
     "--config.data=scenes:seed=14,n=1000000,"
@@ -149,17 +161,14 @@ RUNS: Mapping[str, Sequence[str]] = {
         "--config.model.token_merge=False",
         "--config.model.lm.max_positions=640",  # 192 image tokens more
     ),
-    "low": (
-        *LOW, "--config.model.objects=none", "--config.init_ignore=('labels_.*','high/.*')",
-        "--config.init_required=('low/.*',)",
-    ),
-    "boxes": LOW,
-    "published": NAMED,
-    "resampler": (*NAMED, "--config.model.fusion=resampler"),
-    "concat": (*NAMED, "--config.model.fusion=concat"),
-    "patch_info": (*NAMED, "--config.model.fusion=patch_info"),
-    "f2b": (*NAMED, "--config.model.objects=f2b"),
-    "b2f": (*NAMED, "--config.model.objects=b2f"),
+    "low": (*ONE_TOWER, *LOW, "--config.model.objects=none"),
+    "boxes": (*TOWERS, *LOW),
+    "published": (*TOWERS, *NAMED),
+    "resampler": (*TOWERS, *NAMED, "--config.model.fusion=resampler"),
+    "concat": (*TOWERS, *NAMED, "--config.model.fusion=concat"),
+    "patch_info": (*TOWERS, *NAMED, "--config.model.fusion=patch_info"),
+    "f2b": (*TOWERS, *NAMED, "--config.model.objects=f2b"),
+    "b2f": (*TOWERS, *NAMED, "--config.model.objects=b2f"),
     "v2": (),
     **dict.fromkeys(STAGES, ()),
 }  # fmt: skip

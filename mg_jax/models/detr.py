@@ -24,11 +24,10 @@ from mg_jax.models.detr_layers import (
     box_change,
     grid_points,
     inverse_sigmoid,
-    sine_boxes,
-    sine_grid,
     xavier,
 )
 from mg_jax.nn import LayerNorm, Linear, dropout, over_batch, param, stack
+from mg_jax.ops.sine import sine, sine_grid
 from mg_jax.sharding import shard
 
 __all__ = ["DetrConfig", "Proposer"]
@@ -72,7 +71,7 @@ class Proposer(nn.Module):
         pos = Linear(
             (2 * c.width, 2 * c.width), ("embed", None), dtype=dtype, kernel_init=xavier(1),
             name="pos_trans",
-        )(sine_boxes(start, c.width))  # fmt: skip
+        )(sine(start, c.width // 2))  # fmt: skip
         pos = LayerNorm(2 * c.width, NORM_EPS, dtype, name="pos_norm")(pos)[..., : c.width]
         content = param(self, "query_embed", (c.queries, c.width), (None, "embed"), xavier(1))
         x = jnp.broadcast_to(content.astype(dtype)[None], pos.shape)

@@ -102,37 +102,6 @@ def inverse_sigmoid(x: jax.Array, eps: float = 1e-5) -> jax.Array:
     return jnp.log(jnp.maximum(x, eps)) - jnp.log(jnp.maximum(1 - x, eps))
 
 
-def _interleaved(angle: Array) -> Array:
-    """sin of even channels and cos of odd ones, in their places."""
-    pair = jnp.stack([jnp.sin(angle[..., 0::2]), jnp.cos(angle[..., 1::2])], -1)
-    return pair.reshape(angle.shape)
-
-
-def _wavelengths(channels: int, temperature: float = 10000.0) -> np.ndarray:
-    exponent = 2 * (np.arange(channels) // 2) / channels
-    return (temperature**exponent).astype(np.float32)
-
-
-def sine_grid(rows: int, cols: int, width: int) -> Float[Array, "Y X D"]:
-    """Sine embedding of a grid: D/2 channels of the row, then D/2 of the column."""
-    waves = _wavelengths(width // 2)
-
-    def axis(n):
-        at = (np.arange(1, n + 1, dtype=np.float32) - 0.5) / np.float32(n + 1e-6) * (2 * np.pi)
-        return _interleaved(jnp.asarray(at.astype(np.float32)[:, None] / waves[None]))
-
-    y = jnp.broadcast_to(axis(rows)[:, None], (rows, cols, width // 2))
-    x = jnp.broadcast_to(axis(cols)[None], (rows, cols, width // 2))
-    return jnp.concatenate([y, x], -1)
-
-
-def sine_boxes(boxes: Float[Array, "B Q 4"], width: int) -> Float[Array, "B Q 2*D"]:
-    """Sine embedding of boxes: D/2 channels for each of cx, cy, w, h in turn."""
-    waves = jnp.asarray(_wavelengths(width // 2))[None, None, None]
-    angle = boxes[..., None] * (2 * math.pi) / waves
-    return _interleaved(angle).reshape(*boxes.shape[:2], 2 * width)
-
-
 def grid_points(shapes: Shapes) -> np.ndarray:
     """Centres (x, y) in [0, 1] of all tokens, level by level, row-major: [S, 2] float32."""
 

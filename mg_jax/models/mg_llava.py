@@ -6,10 +6,12 @@ wide, the units of the published box files after preparation (spec 4).
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mg_jax import losses
@@ -24,6 +26,7 @@ from mg_jax.models.vlm import VisionLM, pool, scatter, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
 from mg_jax.ops.resize import resize_linear
+from mg_jax.ops.sine import sine
 from mg_jax.vision.convnext import ConvNeXt, ConvNeXtConfig
 from mg_jax.vision.vit import ViT, ViTConfig
 
@@ -47,6 +50,9 @@ class MGLLaVAConfig:
     the tower is frozen, for it was left in training mode (spec 2.2).
     `unit_vectors`: image and object vectors are brought to unit mean square before they join the
     text; a language model that learns from nothing beside them needs it.
+    `places`: sine embeddings of where they are (middle, frame and size, as shares of their whole)
+    are added to image and object vectors: pretrained towers know where their patches are, those
+    of stage "labels" learn names alone. Published weights have none.
     `label_words`: size of a vocabulary of label words that stage "labels" has; there both towers
     learn to name boxes linearly, which stands in for pretraining where there is none.
     `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of the
@@ -66,6 +72,7 @@ class MGLLaVAConfig:
     refer: bool = False
     drop_path: float = 0.0
     unit_vectors: bool = False
+    places: bool = False
     label_words: int = 0
     pointing_weight: float = 0.0
     pointing_layer: int = 2
@@ -184,19 +191,37 @@ class MGLLaVA(VisionLM):
         c, tokens, valid = self.cfg, batch["tokens"], batch["valid"]
         x = self.lm.embed(tokens)
 
-        def place(x, name, vectors):
+        def put(x, name, vectors, mask=None):
             vectors = unit(vectors) if c.unit_vectors else vectors
+            if c.places:
+                vectors = vectors + self.place(name, batch).astype(vectors.dtype)
+            vectors = vectors if mask is None else true_first(vectors, mask)
             return scatter(x, tokens == c.id(name), vectors)
 
-        x = place(x, "image", aux["image_tokens"])
+        x = put(x, "image", aux["image_tokens"])
         if c.box_tokens:
-            mask = batch["box_mask"].reshape(len(tokens), -1)
-            x = place(x, "box", true_first(aux["box_tokens"], mask))
+            x = put(x, "box", aux["box_tokens"], batch["box_mask"].reshape(len(tokens), -1))
         else:
             valid = valid & (tokens != c.id("box"))
         if c.refer:
-            x = place(x, "refer", true_first(aux["refer_tokens"], batch["refer_mask"]))
+            x = put(x, "refer", aux["refer_tokens"], batch["refer_mask"])
         return {"tokens": tokens, "valid": valid, "embeddings": x}
+
+    def place(self, name: str, batch: dict[str, jax.Array]) -> Float[Array, "B n D"]:
+        """Sine embeddings of where the vectors of "image", "box" or "refer" are."""
+        c, (b, frames) = self.cfg, batch["high"].shape[:2]
+        if name == "image":
+            side = math.isqrt(c.image_tokens(frames))
+            frame, row, column = np.indices((frames, side, side)).reshape(3, -1)
+            size = np.full(row.shape, 1 / side)
+            at = np.stack([(column + 0.5) / side, (row + 0.5) / side, frame / frames, size], -1)
+            return sine(jnp.asarray(at, jnp.float32)[None], c.lm.width // 4)
+        boxes = batch["boxes"] if name == "box" else batch["refer_boxes"][:, None]
+        low, high = jnp.split(boxes / c.canvas, 2, axis=-1)
+        size = jnp.sqrt(jnp.prod(jnp.maximum(high - low, 0), axis=-1, keepdims=True))
+        frame = jnp.broadcast_to(jnp.arange(boxes.shape[1])[:, None, None] / frames, size.shape)
+        at = jnp.concatenate([(low + high) / 2, frame, size], -1)
+        return sine(at.reshape(b, -1, 4), c.lm.width // 4)
 
 
 def example_batch(
@@ -257,6 +282,8 @@ def check(cfg: MGLLaVAConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {cfg.low.layers + 1} "
             "hidden states of the low-resolution tower"
         )
+    if cfg.places and cfg.lm.width % 8:
+        raise UserError(f"config.model.places: lm.width={cfg.lm.width} is no multiple of 8")
     check_pointing(cfg)
 
 

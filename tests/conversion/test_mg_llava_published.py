@@ -158,6 +158,7 @@ OURS = {
     "video_pool": (2, "video_pool: 2 has no place"),
     "refer": (True, "refer: True has no place"),
     "unit_vectors": (True, "unit_vectors: True has no place"),
+    "places": (True, "places: True has no place"),
 }
 
 

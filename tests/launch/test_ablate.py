@@ -55,23 +55,30 @@ def test_arms_of_groma_build(study, config_of):
 
 
 @pytest.fixture(scope="module")
-def labels():
-    """Paths of the parameters that the arms of MG-LLaVA start from."""
-    config = mg_llava.get_config("stage=labels,llm=tiny")
-    system = models.build(config.system, config.model.to_dict())
-    boxed = sharding.abstract_params(system.init(config.stage), jax.random.key(0))
-    return flatten(sharding.unbox(boxed)).keys()
+def finished():
+    """Parameters that the arms of MG-LLaVA start from: those of stage sft, or of stage labels and
+    the language model's."""
+    found = {}
+    for stage in ("labels", "sft"):
+        config = mg_llava.get_config(f"stage={stage},llm=tiny")
+        system = models.build(config.system, config.model.to_dict())
+        boxed = sharding.abstract_params(system.init(config.stage), jax.random.key(0))
+        found |= flatten(sharding.unbox(boxed))
+    return found
 
 
 @pytest.mark.parametrize("study", ["resolution", "fusion", "merging"])
-def test_arms_of_mg_llava_build(study, config_of, labels):
+def test_arms_of_mg_llava_build(study, config_of, finished):
     learned = {}
     for arm, run in ablate.STUDIES[study].arms.items():
         cfg, p = built(config := config_of(study, run))
         assert not cfg.refer
         ours = {**p.state.params, **p.frozen}
-        read = labels - matching(labels, config.init_ignore, "init_ignore")
+        read = finished.keys() - matching(finished, config.init_ignore, "init_ignore")
         assert read == matching(ours, config.init_required, "init_required")
+        assert all(finished[path].shape == ours[path].shape for path in read)
+        fresh = {path.split("/")[0] for path in ours.keys() - read}
+        assert fresh <= {"fusion", "projector", "box_projector", "merging"} and "projector" in fresh
         parts = {path.split("/")[0] for path in (*p.state.params, *p.frozen)}
         assert ("high" in parts) == ("box_projector" in parts) == (run != "low")
         assert {path.split("/")[0] for path in p.frozen} == parts & {"low", "high"}

@@ -4,7 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mg_jax.models.detr_layers import DeformableAttention, inverse_sigmoid, sine_grid
+from mg_jax.models.detr_layers import DeformableAttention, inverse_sigmoid
+from mg_jax.ops.sine import sine_grid
 
 
 @pytest.mark.torch

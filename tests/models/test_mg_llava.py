@@ -35,6 +35,12 @@ def tiny():
     return system, drawn(system, "sft")
 
 
+@functools.cache
+def drawn_refer():
+    """Parameters of a model that has places for the user's regions."""
+    return drawn(build("mg_llava", {**TINY, "refer": True}), "sft")
+
+
 def make_batch(counts, text=(3, 4, 5, 6), *, frames=1, slots=4, tokens=4, refer=0, seed=0):
     """Rows of `counts`: boxes of each frame, or () for text alone, right-padded with 0."""
     rng = np.random.default_rng(seed)
@@ -254,7 +260,44 @@ def test_unit_vectors_join_at_one_length(tiny):
     assert np.abs(square[~vectors] - 1).min() > 0.1
 
 
+def test_vectors_know_their_places():
+    """Each by its middle, frame and size; box slots in the order of true boxes."""
+    batch = make_batch([(2, 1), (0, 3)], frames=2, refer=2)
+    batch["box_mask"][0, 0] = [False, True, False, True]
+    plain, placed = (
+        run(build("mg_llava", {**TINY, "refer": True, "places": p}), drawn_refer(), batch)[1]
+        for p in (False, True)
+    )
+    change = np.asarray(placed["embeddings"] - plain["embeddings"])
+    known = np.isin(batch["tokens"], [IMAGE, BOX, REFER])
+    assert not change[~known].any()
+
+    def code(x, y, frame, size):  # wavelengths 1 and 100 of each number's circle
+        angle = [np.array([1, 1e-2]) * v * 2 * np.pi for v in (x, y, frame, size)]
+        return np.concatenate([np.stack([np.sin(a), np.cos(a)], -1).ravel() for a in angle])
+
+    def of(box, frame):
+        (x0, y0, x1, y1) = box / 768
+        return code((x0 + x1) / 2, (y0 + y1) / 2, frame, np.sqrt((x1 - x0) * (y1 - y0)))
+
+    cells = [code(x, y, f, 0.5) for f in (0, 0.5) for y in (0.25, 0.75) for x in (0.25, 0.75)]
+    boxes, refer = batch["boxes"], batch["refer_boxes"]
+    want = {
+        IMAGE: [cells, cells],
+        BOX: [
+            [of(boxes[0, 0, 1], 0), of(boxes[0, 0, 3], 0), of(boxes[0, 1, 0], 0.5)],
+            [of(boxes[1, 1, i], 0.5) for i in range(3)],
+        ],
+        REFER: [[of(box, 0) for box in row[:2]] for row in refer],
+    }
+    for token, rows in want.items():
+        for row, expected in enumerate(rows):
+            got = change[row][batch["tokens"][row] == token]
+            np.testing.assert_allclose(got, expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(("change", "message"), [
+    ({"lm": {**TINY["lm"], "width": 20}, "places": True}, "places: lm.width=20"),
     ({"high": {**TINY["high"], "image_size": 24}}, "use high.image_size=16"),
     ({"high": {**TINY["high"], "image_size": 20}}, "multiple"),
     ({"video_pool": 3}, "video_pool: 3"),
