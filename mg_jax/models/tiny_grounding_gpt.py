@@ -23,6 +23,7 @@ from mg_jax.models.naming import PLACE_WEIGHT, label_shapes
 from mg_jax.models.pointing import check_pointing, gaze_shapes, looking_loss
 from mg_jax.models.vlm import VisionLM, pool, scatter, take, true_first, unit
 from mg_jax.nn import MLP, Linear
+from mg_jax.ops.box_mean import box_mean
 from mg_jax.vision import preprocess
 from mg_jax.vision.vit import ViT, ViTConfig
 
@@ -127,11 +128,11 @@ class TinyGroundingGPT(VisionLM):
         return pool(crops.reshape(b * o, *shape), self.cfg.object_pool)
 
     def name_things(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """What is read, linearly, of the token over the middle of each of `label_boxes`, and of the
-        middle one of each object image.
+        """What is read, linearly, of the token over the middle of each of `label_boxes`, of the
+        mean of those in it, and of the middle one of each object image.
 
-        `words` [B,K,W]: logits of the label words; `places` [B,K,4]: xyxy in [0, 1] of the padded
-        square; `object_words` [B,O,W].
+        `words`, `mean_words` [B,K,W]: logits of the label words; `places` [B,K,4]: xyxy in [0, 1]
+        of the padded square; `object_words` [B,O,W].
         """
         c, boxes = self.cfg, batch["label_boxes"]
         features, _ = self.look(batch)
@@ -141,9 +142,14 @@ class TinyGroundingGPT(VisionLM):
         side = math.isqrt(c.object_tokens)
         shown = self.labels(self.pooled(features[:, 1:])[:, (side // 2) * side + side // 2])
         words, places = jnp.split(things, [c.label_words], axis=-1)
+        grid = features[:, 0].reshape(len(boxes), c.clip.grid, c.clip.grid, -1)
+        mean = box_mean([grid], boxes - 0.5 / c.clip.grid, 1.0)  # a patch stands for its middle
+        mean_words = self.labels(mean)[..., : c.label_words]
         shape = len(boxes), features.shape[1] - 1, c.label_words
         shown = shown[:, : c.label_words].reshape(shape)
-        return {"words": words, "places": places, "object_words": shown}
+        return {
+            "words": words, "mean_words": mean_words, "places": places, "object_words": shown
+        }  # fmt: skip
 
     def encode(self, batch: dict[str, jax.Array]) -> dict[str, Any]:
         """Picture and crops -> `image_tokens` [B,P,D], `object_tokens` [B,O,n,D].
@@ -257,10 +263,11 @@ def system(cfg: TinyGroundingGPTConfig) -> System:
         known, given = batch["label_mask"], batch["labels"]
         shown = out["object_words"].shape[1]  # object images are of the first things
         loss, metrics = losses.label_loss(out["words"], given, known)
-        crops, named = losses.label_loss(out["object_words"], given[:, :shown], known[:, :shown])
+        mean, whole = losses.label_loss(out["mean_words"], given, known)  # learned sooner
+        crops, crop = losses.label_loss(out["object_words"], given[:, :shown], known[:, :shown])
         place = losses.masked_l1(out["places"], batch["label_boxes"], known)
-        metrics = {**metrics, "named_object": named["named"], "place": place}
-        return loss + crops + PLACE_WEIGHT * place, metrics
+        metrics |= {"named_mean": whole["named"], "named_object": crop["named"], "place": place}
+        return loss + mean + crops + PLACE_WEIGHT * place, metrics
 
     def language(params, batch, key):
         kept = ["intermediates"] if cfg.pointing_weight else []

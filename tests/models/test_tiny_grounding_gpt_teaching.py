@@ -74,7 +74,7 @@ def test_towers_learn_to_name_and_place_things():
         params, opt, value, metrics, grads = step(params, opt)
         values.append(float(value))
     assert values[-1] < 0.8 * values[0]
-    assert set(metrics) == {"named", "named_object", "place"}
+    assert set(metrics) == {"named", "named_mean", "named_object", "place"}
     for part in grads:
         assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(grads[part])), part
     with pytest.raises(UserError, match="tiny_grounding_gpt has no such stage"):
@@ -82,7 +82,7 @@ def test_towers_learn_to_name_and_place_things():
 
 
 def test_things_are_named_by_the_token_over_their_middle():
-    """And object images by the middle one of theirs; both by the same linear map."""
+    """And by the mean of theirs, object images by their middle one; all by one linear map."""
     system = build("tiny_grounding_gpt", {**TINY, "label_words": WORDS})
     params, batch = drawn(system, "labels"), labelled()
     batch["label_boxes"][0] = [[0.5, 0.25, 1, 0.45], [0, 0, 0.2, 1], [0.9, 0.9, 1, 1]]
@@ -93,6 +93,13 @@ def test_things_are_named_by_the_token_over_their_middle():
         read = np.asarray(features[0, 0, y * 4 + x]) @ kernel + bias
         np.testing.assert_allclose(out["words"][0, n], read[:WORDS], atol=1e-5)
         np.testing.assert_allclose(out["places"][0, n], read[WORDS:], atol=1e-5)
+    # between the middles of patches it is bilinear: a box of whole ones has shares of those around
+    batch["label_boxes"][1, 0] = [0.25, 0.5, 0.75, 1]
+    out = system.module.apply({"params": params}, batch, method=system.module.name_things)
+    columns, rows = np.array([1, 7, 7, 1]) / 16, np.array([0, 1, 7, 8]) / 16
+    mean = np.einsum("y,x,yxc->c", rows, columns, np.asarray(features[1, 0]).reshape(4, 4, -1))
+    read = (mean @ kernel + bias)[:WORDS]
+    np.testing.assert_allclose(out["mean_words"][1, 0], read, atol=5e-3)
     crop = np.asarray(features[1, 2]).reshape(4, 4, -1)[2:, 2:].mean((0, 1))
     read = (crop @ kernel + bias)[:WORDS]
     np.testing.assert_allclose(out["object_words"][1, 1], read, atol=1e-5)
