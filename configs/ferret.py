@@ -268,7 +268,7 @@ def arm_fields(arm: str, model: FerretConfig) -> dict[str, Any]:
     """Of FerretConfig: what an arm of the paper's ablations has otherwise.
 
     "direct" and "any" are as in its section 3.2: 448 px are 1,024 tokens, at most four tiles of
-    224 px and the whole picture 1,280; at tiny size 256 and 320.
+    224 px and the whole picture 1,280; at tiny size 784 and, since tiles are pooled, 392.
     """
     alone = {"tile": None, "tile_projector": "shared"}
     whole = alone | {"grids": ()}
@@ -284,11 +284,16 @@ def arm_fields(arm: str, model: FerretConfig) -> dict[str, Any]:
 
 
 def tiny_model(version: str) -> FerretConfig:
-    """Under 5 million parameters: 64 tokens a picture and 64 more a tile of 112 px."""
-    shape = dict(width=128, layers=4, heads=2, mlp_ratio=3.0, image_size=SIDE)
+    """Under 5 million parameters: 196 tokens a picture and, pooled, 49 more a tile of 112 px.
+
+    Small patches and many heads, for what a thing is has to be gathered from several.
+    """
+    shape = dict(width=128, layers=4, heads=8, mlp_ratio=3.0, patch=8, image_size=SIDE)
     fields = ferret.version(version) | {"transpose_sampling": False, "low_layer": -1}
     fields["low"] = ViTConfig(kind="clip", activation="quick_gelu", eps=1e-5, **shape)
     sampler = SamplerConfig(points=128, anchors=(32, 8), neighbours=(12, 8))
+    if version != "v1":
+        fields["tile_pool"] = 2
     if version == "v2":
         fields["tile"] = ViTConfig(kind="dinov2", **shape)
         fields["tile_places"] = True
@@ -296,7 +301,7 @@ def tiny_model(version: str) -> FerretConfig:
     return FerretConfig(
         lm=LMConfig(
             vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
-            max_positions=896, tied=True,
+            max_positions=1152, tied=True,
         ),
         low_size=SIDE,
         tile_size=SIDE,

@@ -159,21 +159,21 @@ def full_model(size: str) -> TinyGroundingGPTConfig:
 
 
 def tiny_model() -> TinyGroundingGPTConfig:
-    """Under 4 million parameters: 168 px, 144 image tokens, 9 of an object image.
+    """Under 4 million parameters: 168 px, 196 image tokens, 4 of an object image.
 
-    The language model has groma-tiny's shape, to begin with what that has learned, and the biases
-    of Qwen2.5.
+    Many heads, for what a thing is has to be gathered from its patches. The language model has
+    groma-tiny's shape, to begin with what that has learned, and the biases of Qwen2.5.
     """
-    tower = dict(width=128, layers=4, heads=2, mlp_ratio=3.0, image_size=168)
+    tower = dict(width=128, layers=4, heads=8, mlp_ratio=3.0, patch=12, image_size=168)
     return TinyGroundingGPTConfig(
         clip=ViTConfig(kind="clip", activation="quick_gelu", eps=1e-5, **tower),
         dino=ViTConfig(**tower),
         lm=LMConfig(
             vocab=1314, width=192, mlp=384, layers=4, heads=4, kv_heads=4, head=48,
-            max_positions=512, tied=True, qkv_bias=True, eps=1e-6,
+            max_positions=544, tied=True, qkv_bias=True, eps=1e-6,
         ),
         select_layer=-1,  # the tower learns here, and what follows that layer would not
-        object_tokens=9,
+        object_tokens=4,
         unit_vectors=True,
     )  # fmt: skip
 
@@ -211,14 +211,14 @@ def tiny(c: ConfigDict, without: str) -> None:
     c.optim.lr, c.train.steps = UPDATES[c.stage]
     c.optim.muon = base.BLOCKS
     if c.stage == "labels":
-        c.codec.object_slots = 2  # a picture costs the towers as much as a crop
+        c.codec.object_slots = 1  # a crop costs the towers as much as a picture, and tells less
         c.data = "scenes:seed=5,n=1000000,tasks=none,size=224"
         return
     c.codec.tokenizer = "tokenizer-tiny"
     c.codec.template = "vicuna"  # the tiny tokenizer has no token of Qwen's template
     # descriptions have many boxes, of some 26 tokens each
     c.codec.text_tokens = 320 if c.stage == "global" else 208
-    c.codec.buckets = (304, 397) if c.stage == "global" else (304,)
+    c.codec.buckets = (352, 440) if c.stage == "global" else (352,)
     c.codec.object_slots = 5  # four options, and what they are asked about
     c.single_source = True  # batches without object images look at none
     # a language model of this size has read of scenes alone, if anything

@@ -17,9 +17,11 @@ def micro_config(stage="instruction", version="v2", **changes):
     c.image_size = SIDE
     m = c.model
     m.tile_size = SIDE
-    m.low.update({"width": 16, "layers": 2, "heads": 2, "image_size": SIDE})
+    small = {"width": 16, "layers": 2, "heads": 2, "patch": 14, "image_size": SIDE}
+    m.low.update(small)
     if m.tile:
-        m.tile.update({"width": 16, "layers": 2, "heads": 2, "image_size": SIDE})
+        m.tile.update(small)
+    m.tile_pool = 1
     m.sampler.update({"points": 16, "anchors": (8, 4), "neighbours": (4, 4)})
     m.lm.update({"width": 16, "mlp": 16, "layers": 1, "heads": 2, "kv_heads": 2, "head": 8})
     m.lm.max_positions, m.text_positions = 1200, 600

@@ -16,8 +16,8 @@ def micro_config(stage="local", **changes):
     c = tiny_grounding_gpt.get_config(f"stage={stage},llm=tiny")
     c.image_size = SIDE
     m = c.model
-    m.clip.update({"width": 16, "layers": 2, "heads": 2})
-    m.dino.update({"width": 8, "layers": 1, "heads": 2, "image_size": 42})
+    m.clip.update({"width": 16, "layers": 2, "heads": 2, "patch": 14})
+    m.dino.update({"width": 8, "layers": 1, "heads": 2, "patch": 14, "image_size": 42})
     m.lm.update({"width": 16, "mlp": 16, "layers": 1, "heads": 2, "kv_heads": 1, "head": 8})
     m.object_tokens = 4
     m.pointing_layer = 0

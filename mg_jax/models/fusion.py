@@ -13,12 +13,12 @@ from typing import Literal, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, Float
 
 from mg_jax.attention import attend
 from mg_jax.nn import MLP, LayerNorm, Linear, gelu
+from mg_jax.ops.sine import waves
 from mg_jax.vision.convnext import Depthwise
 
 Fusion = Literal["conv_gate", "conv_gate_paper", "none", "resampler", "concat", "patch_info"]
@@ -170,16 +170,6 @@ class CrossAttention(nn.Module):
         if mask is not None:
             out = jnp.where(mask.any(1)[:, None, None], out, jnp.zeros_like(out))
         return x.astype(self.dtype) + out
-
-
-def waves(side: int, width: int) -> Float[np.ndarray, "side*side width"]:
-    """Sines and cosines of each cell's row and column, row by row (MAE's 2-D positions)."""
-    quarter = -(-width // 4)
-    speed = 1 / 10000 ** (np.arange(quarter) / quarter)
-    angle = np.arange(side)[:, None] * speed[None]
-    line = np.concatenate([np.sin(angle), np.cos(angle)], -1)
-    rows, columns = np.repeat(line, side, 0), np.tile(line, (side, 1))
-    return np.concatenate([rows, columns], -1)[:, :width].astype(np.float32)
 
 
 class Resampler(nn.Module):

@@ -129,7 +129,7 @@ class TinyGroundingGPT(VisionLM):
 
     def name_things(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is read, linearly, of the token over the middle of each of `label_boxes`, of the
-        mean of those in it, and of the middle one of each object image.
+        mean of those in it, and of the mean of each object image.
 
         `words`, `mean_words` [B,K,W]: logits of the label words; `places` [B,K,4]: xyxy in [0, 1]
         of the padded square; `object_words` [B,O,W].
@@ -139,14 +139,11 @@ class TinyGroundingGPT(VisionLM):
         middle = (boxes[..., :2] + boxes[..., 2:]) / 2
         at = jnp.clip((middle * c.clip.grid).astype(jnp.int32), 0, c.clip.grid - 1)
         things = self.labels(take(features[:, 0], at[..., 1] * c.clip.grid + at[..., 0]))
-        side = math.isqrt(c.object_tokens)
-        shown = self.labels(self.pooled(features[:, 1:])[:, (side // 2) * side + side // 2])
         words, places = jnp.split(things, [c.label_words], axis=-1)
         grid = features[:, 0].reshape(len(boxes), c.clip.grid, c.clip.grid, -1)
         mean = box_mean([grid], boxes - 0.5 / c.clip.grid, 1.0)  # a patch stands for its middle
         mean_words = self.labels(mean)[..., : c.label_words]
-        shape = len(boxes), features.shape[1] - 1, c.label_words
-        shown = shown[:, : c.label_words].reshape(shape)
+        shown = self.labels(features[:, 1:].mean(2))[..., : c.label_words]
         return {
             "words": words, "mean_words": mean_words, "places": places, "object_words": shown
         }  # fmt: skip

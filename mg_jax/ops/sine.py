@@ -27,6 +27,16 @@ def sine_grid(rows: int, cols: int, width: int) -> Float[Array, "Y X D"]:
     return jnp.concatenate([y, x], -1)
 
 
+def waves(side: int, width: int) -> Float[np.ndarray, "side*side width"]:
+    """Sines and cosines of each cell's row and column, row by row (MAE's 2-D positions)."""
+    quarter = -(-width // 4)
+    speed = 1 / 10000 ** (np.arange(quarter) / quarter)
+    angle = np.arange(side)[:, None] * speed[None]
+    line = np.concatenate([np.sin(angle), np.cos(angle)], -1)
+    rows, columns = np.repeat(line, side, 0), np.tile(line, (side, 1))
+    return np.concatenate([rows, columns], -1)[:, :width].astype(np.float32)
+
+
 def _interleaved(angle: Array) -> Array:
     """sin of even channels and cos of odd ones, in their places."""
     pair = jnp.stack([jnp.sin(angle[..., 0::2]), jnp.cos(angle[..., 1::2])], -1)

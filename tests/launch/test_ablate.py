@@ -89,15 +89,15 @@ def test_arms_of_mg_llava_build(study, config_of, finished):
 
 TILES = ("tile", "tile_projector", "tile_places")
 FERRETS = {  # run: (most image tokens, parts, what stays frozen)
-    "direct-frozen": (256, {"low"}, {"low"}),
-    "direct-trained": (256, {"low"}, set()),
-    "any-frozen": (320, {"low", "tile_places"}, {"low"}),
-    "any-trained": (320, {"low", "tile_places"}, set()),
-    "fixed": (64, {"low"}, {"low"}),
-    "ground": (448, {"low", *TILES}, {"low", "tile"}),
-    "clip": (448, {"low", "tile_projector", "tile_places"}, {"low"}),
-    "v2": (448, {"low", *TILES}, {"low", "tile"}),
-    "dense": (448, {"low", *TILES}, {"low", "tile"}),
+    "direct-frozen": (784, {"low"}, {"low"}),
+    "direct-trained": (784, {"low"}, set()),
+    "any-frozen": (392, {"low", "tile_places"}, {"low"}),
+    "any-trained": (392, {"low", "tile_places"}, set()),
+    "fixed": (196, {"low"}, {"low"}),
+    "ground": (490, {"low", *TILES}, {"low", "tile"}),
+    "clip": (490, {"low", "tile_projector", "tile_places"}, {"low"}),
+    "v2": (490, {"low", *TILES}, {"low", "tile"}),
+    "dense": (490, {"low", *TILES}, {"low", "tile"}),
 }
 
 

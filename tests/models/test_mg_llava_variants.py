@@ -9,8 +9,9 @@ import pytest
 
 from mg_jax import sharding
 from mg_jax.models import build
-from mg_jax.models.fusion import Widths, fused_width, fusion_module, under_patches, waves
+from mg_jax.models.fusion import Widths, fused_width, fusion_module, under_patches
 from mg_jax.models.merging import Merge
+from mg_jax.ops.sine import waves
 from tests.drawn import drawn
 from tests.models.test_mg_llava import BOX, TINY, make_batch, run
 

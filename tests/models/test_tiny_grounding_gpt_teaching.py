@@ -82,7 +82,7 @@ def test_towers_learn_to_name_and_place_things():
 
 
 def test_things_are_named_by_the_token_over_their_middle():
-    """And by the mean of theirs, object images by their middle one; all by one linear map."""
+    """And by the mean of theirs, object images by that of all; all by one linear map."""
     system = build("tiny_grounding_gpt", {**TINY, "label_words": WORDS})
     params, batch = drawn(system, "labels"), labelled()
     batch["label_boxes"][0] = [[0.5, 0.25, 1, 0.45], [0, 0, 0.2, 1], [0.9, 0.9, 1, 1]]
@@ -100,7 +100,7 @@ def test_things_are_named_by_the_token_over_their_middle():
     mean = np.einsum("y,x,yxc->c", rows, columns, np.asarray(features[1, 0]).reshape(4, 4, -1))
     read = (mean @ kernel + bias)[:WORDS]
     np.testing.assert_allclose(out["mean_words"][1, 0], read, atol=5e-3)
-    crop = np.asarray(features[1, 2]).reshape(4, 4, -1)[2:, 2:].mean((0, 1))
+    crop = np.asarray(features[1, 2]).mean(0)
     read = (crop @ kernel + bias)[:WORDS]
     np.testing.assert_allclose(out["object_words"][1, 1], read, atol=1e-5)
 
