@@ -19,6 +19,7 @@ size exist, so a stage before the three teaches them, by things and the words th
     python -m launch.language groma-tiny --out runs/language
 
 The second is the language model that stage=caption begins with; left out, it begins with nothing.
+Stage labels may begin with encoders of launch.tower, those of another system's stage labels.
 Stage labels stands behind --config.init_from of stage=caption, and, before the release of that
 stage, which has no tiles, behind that of the next: --config.init_from=runs/labels,runs/a.
 
@@ -331,6 +332,8 @@ def tiny(c: ConfigDict, version: str, model: FerretConfig) -> None:
     c.optim.muon = base.BLOCKS
     if c.stage == "labels":
         c.target_slots = 8  # each is a region too
+        c.init_stages = ("encoder", "labels")  # nothing, or towers of launch.tower
+        c.init_parts = (("clip", "vision", "low"), ("dinov2", "vision", "tile"))
         c.data = scenes(5, "none,signs=0.25")  # words are the hardest to learn, and rare elsewhere
         return
     c.codec.tokenizer = "tokenizer-tiny"
