@@ -260,7 +260,7 @@ def system(cfg: TinyGroundingGPTConfig) -> System:
         known, given = batch["label_mask"], batch["labels"]
         shown = out["object_words"].shape[1]  # object images are of the first things
         loss, metrics = losses.label_loss(out["words"], given, known)
-        mean, whole = losses.label_loss(out["mean_words"], given, known)  # learned sooner
+        mean, whole = losses.label_loss(out["mean_words"], given, known)  # reaches every token
         crops, crop = losses.label_loss(out["object_words"], given[:, :shown], known[:, :shown])
         place = losses.masked_l1(out["places"], batch["label_boxes"], known)
         metrics |= {"named_mean": whole["named"], "named_object": crop["named"], "place": place}

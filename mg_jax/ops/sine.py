@@ -1,4 +1,4 @@
-"""Sine embeddings of places (Groma spec 2.3): sin and cos by turns, wavelengths up to 10,000."""
+"""Sine embeddings of places: the proposer's (Groma spec 2.3), sin and cos by turns, and MAE's."""
 
 import math
 
@@ -9,18 +9,18 @@ from jaxtyping import Array, Float
 
 def sine(at: Float[Array, "*B A"], channels: int) -> Float[Array, "*B A*channels"]:
     """`channels` for each of A coordinates in turn, which are in [0, 1]."""
-    waves = jnp.asarray(_wavelengths(channels)).reshape(*[1] * at.ndim, channels)
-    angle = at[..., None] * (2 * math.pi) / waves
+    lengths = jnp.asarray(_wavelengths(channels)).reshape(*[1] * at.ndim, channels)
+    angle = at[..., None] * (2 * math.pi) / lengths
     return _interleaved(angle).reshape(*at.shape[:-1], at.shape[-1] * channels)
 
 
 def sine_grid(rows: int, cols: int, width: int) -> Float[Array, "Y X D"]:
     """Of a grid: D/2 channels of the row, then D/2 of the column."""
-    waves = _wavelengths(width // 2)
+    lengths = _wavelengths(width // 2)
 
     def axis(n):
         at = (np.arange(1, n + 1, dtype=np.float32) - 0.5) / np.float32(n + 1e-6) * (2 * np.pi)
-        return _interleaved(jnp.asarray(at.astype(np.float32)[:, None] / waves[None]))
+        return _interleaved(jnp.asarray(at.astype(np.float32)[:, None] / lengths[None]))
 
     y = jnp.broadcast_to(axis(rows)[:, None], (rows, cols, width // 2))
     x = jnp.broadcast_to(axis(cols)[None], (rows, cols, width // 2))

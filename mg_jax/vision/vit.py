@@ -172,7 +172,6 @@ class ViT(nn.Module):
 
 
 def _waves(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
-    """Positions that start as sine waves: a tower that nobody has pretrained learns sooner by them
-    what lies where (MAE's are of this form, and stay)."""
+    """Positions that start as sine waves, as MAE's do, and are learned from there."""
     places = jnp.asarray(waves(math.isqrt(shape[0] - 1), shape[1]), dtype)
     return jnp.concatenate([jnp.zeros((1, shape[1]), dtype), places])
