@@ -5,9 +5,9 @@
     python -m launch.train --config configs/ferret.py:stage=labels,size=tiny \\
         --workdir runs/ferret-labels --config.init_from=runs/clip,runs/dino
 
-The published systems begin with pretrained encoders; at tiny size those of one system's stage labels
-can be that for the next one. --patch resizes the kernel of the patches so that it says
-of a resized patch what it said of the patch, as nearly as it can (FlexiViT, arXiv 2212.08013);
+The published systems begin with pretrained encoders; at tiny size those of one system's stage
+labels can be that for the next one. --patch resizes the kernel of the patches so that it says of a
+resized patch what it said of the patch, as nearly as it can (FlexiViT, arXiv 2212.08013);
 --image-size their positions. Stages take it as they take an encoder of launch.convert.
 """
 
