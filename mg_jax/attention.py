@@ -113,11 +113,11 @@ def attend(
 
 
 def attention_map(
-    q: Float[Array, "B T H"], k: Float[Array, "B S H"], mask: Bool[Array, "B T S"]
-) -> Float[Array, "B T S"]:
-    """Log-probabilities, float32, with which one head of `attend` reads each key."""
-    logits = jnp.einsum("bth,bsh->bts", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
-    return jax.nn.log_softmax(jnp.where(mask, logits.astype(jnp.float32), NEG), axis=-1)
+    q: Float[Array, "B T G H"], k: Float[Array, "B S G H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B G T S"]:
+    """Log-probabilities, float32, with which heads of `attend` read each key."""
+    logits = jnp.einsum("btgh,bsgh->bgts", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
+    return jax.nn.log_softmax(jnp.where(mask[:, None], logits.astype(jnp.float32), NEG), axis=-1)
 
 
 def mean_attention(

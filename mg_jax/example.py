@@ -147,11 +147,13 @@ class Turn:
 
     about: the regions that the answer rests on, named in it or not; () when that is nothing in
     the picture ("there is no dog"); None where the data do not say.
+    landmark: that of them which the others are placed by ("left of the dog", "nearest to it").
     """
 
     user: str
     assistant: str | None = None
     about: tuple[int, ...] | None = None
+    landmark: int | None = None
 
 
 @dataclass(frozen=True)

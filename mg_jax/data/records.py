@@ -83,7 +83,8 @@ def encode(example: Example, image: bytes | str | None) -> bytes:
         "objects": _columns(example.objects),
         "crowd": _columns(example.crowd),
         "turns": [
-            [t.user, t.assistant, None if t.about is None else list(t.about)] for t in example.turns
+            [t.user, t.assistant, None if t.about is None else list(t.about), t.landmark]
+            for t in example.turns
         ],
         "captions": list(example.captions),
         "absent": list(example.absent),
@@ -119,8 +120,8 @@ def decode(data: bytes, folder: Path, where: str) -> Example:
             height,
             regions=_regions(row.get("regions")),
             turns=tuple(
-                Turn(user, said, None if about is None else tuple(about))
-                for user, said, about in row.get("turns", ())
+                Turn(user, said, None if about is None else tuple(about), *landmark)
+                for user, said, about, *landmark in row.get("turns", ())
             ),
             id=row.get("id", ""),
             source=row.get("source", ""),

@@ -49,7 +49,7 @@ class FerretConfig:
     `label_words`: size of a vocabulary of label words that stage "labels" has; there the tokens of
     both encoders and the vectors of regions learn to name and to place things by one linear map,
     which stands in for pretraining where there is none.
-    `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of the
+    `pointing_weight`: share of a loss that teaches the first heads of layer `pointing_layer` of the
     language model to look at what an answer is about, as a pretrained one would.
     """
 

@@ -55,7 +55,7 @@ class MGLLaVAConfig:
     of stage "labels" learn names alone. Published weights have none.
     `label_words`: size of a vocabulary of label words that stage "labels" has; there both towers
     learn to name boxes linearly, which stands in for pretraining where there is none.
-    `pointing_weight`: share of a loss that teaches the first head of layer `pointing_layer` of the
+    `pointing_weight`: share of a loss that teaches the first heads of layer `pointing_layer` of the
     language model to look at what an answer is about, as a pretrained one would.
     """
 

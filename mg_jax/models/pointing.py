@@ -23,13 +23,13 @@ def region_slots(tokens: Int[Array, "B T"], region: int, count: int) -> Int[Arra
 def looking_loss(
     kept: Any, layer: int, batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss, metrics) of the first head of a layer that reads what `gaze` of a batch says.
+    """(loss, metrics) of the first heads of a layer that read what `gaze` of a batch says.
 
     kept: the language model's mutable collections after a forward pass with "intermediates".
     """
     (maps,) = kept["intermediates"]["lm"]["blocks"]["attn"]["attention"]
-    at, target = jnp.moveaxis(batch["gaze"], -1, 0)
-    look, pointed = losses.pointing_loss(maps[layer], at, target, batch["gaze_weight"])
+    at, target, head = jnp.moveaxis(batch["gaze"], -1, 0)
+    look, pointed = losses.pointing_loss(maps[layer], at, target, batch["gaze_weight"], head)
     return look, {"pointing": look, "pointed": pointed}
 
 
@@ -60,13 +60,13 @@ def check_pointing(cfg: Any) -> None:
 def gaze_shapes(rows: int, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what `looking_loss` takes of a batch."""
     return {
-        "gaze": jax.ShapeDtypeStruct((rows, count, 2), jnp.int32),
+        "gaze": jax.ShapeDtypeStruct((rows, count, 3), jnp.int32),
         "gaze_weight": jax.ShapeDtypeStruct((rows, count), jnp.float32),
     }
 
 
 def pointing_loss(
-    maps: Float[Array, "L B T T"],
+    maps: Float[Array, "L B G T T"],
     layer: int,
     slots: Int[Array, "B R"],
     valid: Bool[Array, "B R"],
@@ -82,7 +82,8 @@ def pointing_loss(
     """
     region = take(matched, gaze[..., 1])
     target = jnp.where(gaze[..., 1] < 0, 0, take(slots, region))
-    look, pointed = losses.pointing_loss(maps[layer], gaze[..., 0], target, weight)
-    known = valid.astype(jnp.float32)
-    name, introduced = losses.pointing_loss(maps[layer - 1], slots, slots - 1, known)
+    head = jnp.zeros_like(target)
+    look, pointed = losses.pointing_loss(maps[layer], gaze[..., 0], target, weight, head)
+    known, head = valid.astype(jnp.float32), jnp.zeros_like(slots)
+    name, introduced = losses.pointing_loss(maps[layer - 1], slots, slots - 1, known, head)
     return look + name, {"pointed": pointed, "introduced": introduced}

@@ -48,7 +48,7 @@ class TinyGroundingGPTConfig:
     square before they join the text; a language model that learns from nothing beside them needs
     it. `label_words`: size of a vocabulary of label words that stage "labels" has; there the
     towers learn to name and to place things linearly, which stands in for pretraining where there
-    is none. `pointing_weight`: share of a loss that teaches the first head of layer
+    is none. `pointing_weight`: share of a loss that teaches the first heads of layer
     `pointing_layer` of the language model to look at what an answer is about, and that of the layer
     before to look from object images at where they are from, as a pretrained one would.
     """
@@ -281,7 +281,8 @@ def system(cfg: TinyGroundingGPTConfig) -> System:
 
     def looking(maps, batch):
         """Object images find where they are from in the layer before: answers need to know it."""
-        origin = take(batch["tokens"] == cfg.id("object"), batch["gaze"][..., 0])
+        position, _, head = jnp.moveaxis(batch["gaze"], -1, 0)
+        origin = take(batch["tokens"] == cfg.id("object"), position) & (head == 0)
         weight = batch["gaze_weight"]
         answers = {**batch, "gaze_weight": jnp.where(origin, 0, weight)}
         objects = {**batch, "gaze_weight": jnp.where(origin, weight, 0)}

@@ -34,10 +34,10 @@ def looks(rows, *turns, points=0.0):
     record = rows.make(example, np.random.default_rng(0))
     rows.points = 0.0
     found = {}
-    for (position, target), weight in zip(
+    for (position, target, head), weight in zip(
         record["gaze"].tolist(), record["gaze_weight"], strict=True
     ):
-        assert target <= position and 0 < weight <= 1
+        assert target <= position and 0 < weight <= 1 and head == 0
         found.setdefault(position, {})[target] = float(weight)
     mask = record["loss_mask"]
     return record["tokens"], np.flatnonzero(mask[1:] & ~mask[:-1]).tolist(), found
@@ -108,7 +108,7 @@ def test_without_tiles_and_vectors_the_whole_picture_is_looked_at():
     tokens, (begin,), found = looks(rows, Turn("What is <r:0>?", "A cup."))
     assert found == {begin: {over(rows, tokens, ONE)[0]: 1.0}}
     text = Example(None, 0, 0, turns=(Turn("Say A.", "A"),))
-    assert rows.make(text, np.random.default_rng(0))["gaze"].shape == (0, 2)
+    assert rows.make(text, np.random.default_rng(0))["gaze"].shape == (0, 3)
 
 
 def test_cells_of_an_unpadded_map():

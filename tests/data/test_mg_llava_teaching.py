@@ -59,6 +59,7 @@ def test_answers_look_at_the_box_of_a_thing_and_where_it_is():
         Turn("And the others?", "Blue.", (1, 2)),
         Turn("A moon?", "No.", ()),
         Turn("Hello.", "Good day."),
+        Turn("Is one above the other?", "Yes.", (0, 1), 1),
     )
     found = {"boxes": [[60, 0, 95, 20], [1, 1, 45, 21]], "scores": [0.9, 0.5], "labels": ["a", "b"]}
     e = Example(noise(), 90, 40, (RED, BLUE, THING), turns, "x", "set", meta={"detections": found})
@@ -69,13 +70,14 @@ def test_answers_look_at_the_box_of_a_thing_and_where_it_is():
     # 90 x 40 in a square of 90, on a grid of 2 x 2: the second box is RED's, BLUE's middle lies in
     # the lower half on the right, THING's in the upper left
     looks = [
-        (starts[0], boxes[1]), (starts[0], images[0]), (starts[1], images[3]),
-        (starts[1], images[0]), (starts[2], 0),
+        (starts[0], boxes[1], 0), (starts[0], images[0], 0), (starts[1], images[3], 0),
+        (starts[1], images[0], 0), (starts[2], 0, 0), (starts[4], boxes[1], 0),
+        (starts[4], images[0], 0), (starts[4], images[3], 1),
     ]  # fmt: skip
     assert row["gaze"].tolist() == [list(map(int, look)) for look in looks]
-    assert row["gaze_weight"].tolist() == [0.5, 0.5, 0.5, 0.5, 1]
+    assert row["gaze_weight"].tolist() == [0.5, 0.5, 0.5, 0.5, 1, 0.5, 0.5, 1]
     batch = rows.finish(rows.collate([row, row]))
-    assert batch["gaze"].shape == (2, 64, 2) and batch["gaze_weight"].sum() == 6
+    assert batch["gaze"].shape == (2, 64, 3) and batch["gaze_weight"].sum() == 10
     _, _, rows = opened("pretrain", model__pointing_weight=1.0, model__objects="b2f")
     row = rows.make(e, np.random.default_rng(0))  # where boxes are no tokens
     assert row["gaze"][0, 1] == np.flatnonzero(row["tokens"] == cfg.id("image"))[0]

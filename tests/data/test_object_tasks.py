@@ -135,7 +135,10 @@ def test_relations_are_true_of_what_is_shown(pictures):
     kinds = Counter()
     for example in pictures:
         for e in made("object_relation", example, 30):
-            user, answer = e.turns[0].user, e.turns[0].assistant
+            (turn,) = e.turns
+            user, answer = turn.user, turn.assistant
+            thing, landmark = (e.regions[k] for k in turn.about)
+            assert turn.about[1] == turn.landmark and thing.box != landmark.box
             question, listed = options(e)
             here = [e.regions[k] for k in markup.regions_of(question)]
             assert shown(e, user)

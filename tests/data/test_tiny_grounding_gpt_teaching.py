@@ -8,7 +8,8 @@ import pytest
 
 from mg_jax.data import pipeline
 from mg_jax.data.crops import crop
-from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze, chosen, rests_on
+from mg_jax.data.samples.teaching import rests_on
+from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze, chosen
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.models import build
@@ -31,17 +32,19 @@ def codec():
 
 
 def looks(codec, *turns, regions=REGIONS):
-    """(record, {position: [(column, row) of the picture's token, or the token's position]})."""
+    """(record, {position: [(column, row) of the picture's token, or the token's position]}); what
+    the second head looks at has "landmark" before it."""
     example = Example(WIDE, 60, 30, regions, turns)
     record = codec.encode(example)
     gaze = Gaze(codec)(record, example)
-    assert gaze["gaze"].shape == (len(gaze["gaze_weight"]), 2)
+    assert gaze["gaze"].shape == (len(gaze["gaze_weight"]), 3)
     images = np.flatnonzero(record["tokens"] == codec.image_id).tolist()
     found = {}
-    for (position, target), weight in zip(gaze["gaze"].tolist(), gaze["gaze_weight"], strict=True):
+    rows = zip(gaze["gaze"].tolist(), gaze["gaze_weight"], strict=True)
+    for (position, target, head), weight in rows:
         assert target <= position and 0 < weight <= 1
         place = divmod(images.index(target), SIDE)[::-1] if target in images else target
-        found.setdefault(position, []).append(place)
+        found.setdefault(position, []).append(("landmark", place) if head else place)
     return record, found
 
 
@@ -87,6 +90,23 @@ def test_an_option_is_looked_at_and_object_images_at_their_origin(codec):
     assert place == [two] and nothing == [0]
 
 
+def test_what_others_are_placed_by_has_a_head_of_its_own(codec):
+    asked = "What is left of <object:1>?\nA. <object:0>\nB. <object:2>"
+    regions = (*REGIONS, Region.from_box((0.0, 0.0, 0.1, 0.2)))
+    record, found = looks(
+        codec, Turn("How is <object:0> to <r:1>?\nA. above\nB. below", "A", (0, 1), 1),
+        Turn(asked, "A", (0, 1), 1), regions=regions,
+    )  # fmt: skip
+    middles = np.flatnonzero(record["tokens"] == codec.object_id).reshape(-1, 9)[:, 4].tolist()
+    how, which = np.flatnonzero(record["loss_mask"][1:] & ~record["loss_mask"][:-1]).tolist()
+    assert found[how] == [middles[0], ("landmark", cell(0.75, 0.25))]
+    assert found[which] == [middles[2], ("landmark", middles[1])]
+    places = [[cell(0.2, 0.5)], [cell(0.75, 0.25)], [cell(0.2, 0.5)], [cell(0.05, 0.1)]]
+    assert sorted(map(str, (found[m][-1] for m in middles))) == sorted(str(p[0]) for p in places)
+    options = [found[m] for m in middles[2:]]
+    assert all(("landmark", middles[1]) in option for option in options)
+
+
 def test_a_bracket_at_the_end_of_an_answer_is_no_box(codec):
     _, found = looks(codec, Turn("What does it say?", "[STOP 3"))
     assert list(found.values()) == [[0]]
@@ -105,7 +125,7 @@ def test_what_an_answer_rests_on():
 def test_text_alone_looks_nowhere(codec):
     example = Example(None, 0, 0, turns=(Turn("Say A.", "A"),))
     gaze = Gaze(codec)(codec.encode(example), example)
-    assert gaze["gaze"].shape == (0, 2) and gaze["gaze_weight"].shape == (0,)
+    assert gaze["gaze"].shape == (0, 3) and gaze["gaze_weight"].shape == (0,)
 
 
 def test_named_things_and_crops_of_some_of_them():

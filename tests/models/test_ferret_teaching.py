@@ -132,7 +132,7 @@ def test_heads_are_shown_where_to_look():
     tokens[:, 16:19] = system.cfg.id("region")
     mask = np.zeros((2, 30), bool)
     mask[:, 22:] = True
-    gaze = np.array([[[21, 5], [22, 0]], [[21, 17], [0, 0]]], np.int32)
+    gaze = np.array([[[21, 5, 0], [22, 0, 1]], [[21, 17, 0], [0, 0, 0]]], np.int32)
     weight = np.array([[1.0, 0.5], [1.0, 0.0]], np.float32)
     batch |= {"tokens": tokens, "valid": np.ones_like(mask), "loss_mask": mask}
     batch |= {"gaze": gaze, "gaze_weight": weight}
@@ -142,7 +142,7 @@ def test_heads_are_shown_where_to_look():
         {"params": params}, batch, rngs={"points": key}, mutable=["intermediates"]
     )
     (maps,) = kept["intermediates"]["lm"]["blocks"]["attn"]["attention"]
-    found = [maps[0][b, p, t] for b, p, t in ((0, 21, 5), (0, 22, 0), (1, 21, 17))]
+    found = [maps[0][i] for i in ((0, 0, 21, 5), (0, 1, 22, 0), (1, 0, 21, 17))]
     expected = -np.average(found, weights=[1, 0.5, 1])
     np.testing.assert_allclose(metrics["pointing"], expected, rtol=1e-5)
     np.testing.assert_allclose(loss, metrics["language"] + 0.5 * metrics["pointing"], rtol=1e-6)

@@ -159,7 +159,7 @@ def test_maps_of_attention_are_kept_all_the_same(lm):
         {"params": lm}, ids, method=lambda m, i: m(m.embed(i), valid), mutable=["intermediates"]
     )
     (maps,) = jax.tree.leaves(state)
-    assert maps.shape == (LM_CFG.layers, 1, 6, 6)
+    assert maps.shape == (LM_CFG.layers, 1, 2, 6, 6)
 
 
 def test_a_tower_sees_the_same(redraw):

@@ -326,8 +326,8 @@ def test_pointing_loss_is_the_cross_entropy_of_where_to_look():
         out, seen = pointing_loss(jnp.asarray(maps), 2, slots, valid, matched, gaze, weight)
         return out, seen["pointed"], seen["introduced"]
 
-    maps = np.full((4, 2, 12, 12), -50.0, np.float32)
-    look, name = maps[2], maps[1]
+    maps = np.full((4, 2, 2, 12, 12), -50.0, np.float32)
+    look, name = maps[2][:, 0], maps[1][:, 0]
     look[0, 9, 7] = look[0, 10, 0] = look[1, 11, 5] = 0.0
     for row, slot in ((0, 3), (0, 5), (0, 7), (1, 3), (1, 5)):
         name[row, slot, slot - 1] = 0.0

@@ -11,9 +11,10 @@ from mg_jax.data.samples.teaching import (
     Texts,
     answer_starts,
     as_gaze,
+    by_head,
+    looks_at,
     middle,
     plain,
-    rests_on,
 )
 from mg_jax.example import Box, Example, Region, Turn
 from mg_jax.text import markup
@@ -27,15 +28,14 @@ class Gaze:
     at the first token where there is nothing. So it is with all things that an answer rests on
     (`Turn.about`, else its regions, else the question's) before it begins, with the words before a
     box in it, and with the names in a list of what several regions are. Digits of a box look at its
-    middle too, whose token knows its place.
+    middle too, whose token knows its place. What others are placed by has a head of its own.
     """
 
     def __init__(self, codec: Any):
         self.codec, self.texts = codec, Texts(codec)
 
     def __call__(self, record: Record, example: Example, picture: Any) -> Record:
-        """gaze [P,2] int32 and gaze_weight [P] of an encoded example: (position, position looked
-        at).
+        """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
 
         record: with `places`, the regions of its questions that have a vector. picture: a
         samples.ferret.Picture, None without one.
@@ -54,13 +54,14 @@ class Gaze:
         for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
             count = len(markup.regions_of(turn.user)) if shown else 0
             own, shown = shown[:count], shown[count:]
-            things = [example.regions[k].box for k in rests_on(turn)]
-            at = [_vector(own, box) or over(box) for box in things] or [0]
-            rows.extend((begin, position, 1 / len(at)) for position in at)
+            for head, things in enumerate(by_head(turn)):
+                boxes = [example.regions[k].box for k in things]
+                at = [_vector(own, box) or over(box) for box in boxes]
+                rows += looks_at([begin], at or [0] * (head == 0), head)
             if _lists(turn):
                 named = self._names(tokens, mask, begin)
                 for (position, _), words in zip(own, named, strict=False):
-                    rows.extend((p, position, 1 / len(words)) for p in words)
+                    rows += looks_at(words, [position])
         written = (
             example.regions[k].box
             for turn in example.turns
@@ -68,7 +69,7 @@ class Gaze:
         )
         for box, (words, digits) in zip(written, self.texts.boxes(tokens, mask), strict=False):
             for positions in (words, digits):
-                rows.extend((p, over(box), 1 / len(positions)) for p in positions)
+                rows += looks_at(positions, [over(box)])
         return as_gaze(rows)
 
     def _vectors(self, tokens: np.ndarray, found: Sequence[Region]) -> list[tuple[int, Region]]:

@@ -9,7 +9,14 @@ import numpy as np
 
 from mg_jax.boxes import iou
 from mg_jax.data.detections import to_canvas
-from mg_jax.data.samples.teaching import Look, answer_starts, as_gaze, middle
+from mg_jax.data.samples.teaching import (
+    Look,
+    answer_starts,
+    as_gaze,
+    by_head,
+    looks_at,
+    middle,
+)
 from mg_jax.data.transforms import LABEL_WORDS, label_ids
 from mg_jax.errors import UserError
 from mg_jax.example import Example
@@ -69,13 +76,13 @@ def looks(
     codec: Any,
     canvas: int,
 ) -> dict[str, np.ndarray]:
-    """gaze [P,2] int32 and gaze_weight [P] of an encoded example: (position, position looked at).
+    """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
 
     Before an answer begins the model looks at what its turn is `about`: of each thing at the token
     of its box, the best of `boxes` [n,4] (those of the first picture that have tokens, in canvas
     units) if one has found it, and at the image token over its middle, which alone tells where it
-    is; at the first token where it is about nothing. frames, size: pictures, and (width, height) of
-    one.
+    is; at the first token where it is about nothing. What the others are placed by has a head of
+    its own. frames, size: pictures, and (width, height) of one.
     """
     tokens, mask = record["tokens"], record["loss_mask"]
     images = np.flatnonzero(tokens == codec.image_id)
@@ -85,15 +92,15 @@ def looks(
     for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
         if turn.about is None or not frames or begin < images[0]:  # not shown as yet
             continue
-        found = [example.regions[k].box for k in turn.about]
-        at = []
-        for place in to_canvas(found, *size, canvas):
-            overlap = iou(place[None], boxes)[0] if len(boxes) else np.zeros(1)
-            if overlap.max() >= SAME:
-                at.append(int(slots[overlap.argmax()]))
-            at_middle = np.array(middle(place)) * (side / canvas)
-            x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
-            at.append(int(images[y * side + x]))
-        at = at or [0]
-        rows.extend((begin, position, 1 / len(at)) for position in at)
+        for head, things in enumerate(by_head(turn)):
+            found = [example.regions[k].box for k in things]
+            at = []
+            for place in to_canvas(found, *size, canvas):
+                overlap = iou(place[None], boxes)[0] if len(boxes) else np.zeros(1)
+                if overlap.max() >= SAME:
+                    at.append(int(slots[overlap.argmax()]))
+                at_middle = np.array(middle(place)) * (side / canvas)
+                x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
+                at.append(int(images[y * side + x]))
+            rows += looks_at([begin], at or [0] * (head == 0), head)
     return as_gaze(rows)

@@ -1,7 +1,7 @@
 """What systems share that are shown where in the prompt answers look (`pointing_weight`)."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,16 +9,30 @@ from mg_jax.data.samples.base import Record
 from mg_jax.example import Box, Turn
 from mg_jax.text import markup
 
-Look = tuple[int, int, float]  # position, the position looked at, weight
+
+class Look(NamedTuple):
+    """A position, the position that a head of it looks at, and its share of that head's looks."""
+
+    position: int
+    at: int
+    weight: float
+    head: int = 0
+
+
+def looks_at(positions: Iterable[int], at: Sequence[int], head: int = 0) -> list[Look]:
+    """From all positions together at all of `at` alike, of weight 1 in all."""
+    positions = list(positions)
+    share = 1 / max(len(positions) * len(at), 1)
+    return [Look(p, target, share, head) for p in positions for target in at]
 
 
 def as_gaze(rows: Sequence[Look]) -> Record:
-    """gaze [P,2] int32 and gaze_weight [P]; without looks at what comes later, which is not seen as
-    yet."""
-    rows = [row for row in rows if row[1] <= row[0]]
+    """gaze [P,3] int32 of position, position looked at and head, and gaze_weight [P]; without looks
+    at what comes later, which is not seen as yet."""
+    rows = [row for row in rows if row.at <= row.position]
     return {
-        "gaze": np.asarray([row[:2] for row in rows], np.int32).reshape(-1, 2),
-        "gaze_weight": np.asarray([row[2] for row in rows], np.float32),
+        "gaze": np.asarray([(r.position, r.at, r.head) for r in rows], np.int32).reshape(-1, 3),
+        "gaze_weight": np.asarray([row.weight for row in rows], np.float32),
     }
 
 
@@ -34,6 +48,14 @@ def rests_on(turn: Turn) -> list[int]:
         return list(turn.about)
     named = markup.regions_of(turn.assistant or "")
     return list(dict.fromkeys(named or plain(turn.user)))
+
+
+def by_head(turn: Turn) -> tuple[list[int], list[int]]:
+    """`rests_on` of a turn, what each head looks at: the landmark has one of its own, for a sum of
+    both would not tell how they lie to each other."""
+    rests = rests_on(turn)
+    first = [k for k in rests if k != turn.landmark]
+    return first, [k for k in rests if k == turn.landmark]
 
 
 def plain(text: str) -> list[int]:

@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from mg_jax.data.samples.base import Record
-from mg_jax.data.samples.teaching import Look, Texts, answer_starts, as_gaze, middle, rests_on
+from mg_jax.data.samples.teaching import (
+    Look,
+    Texts,
+    answer_starts,
+    as_gaze,
+    by_head,
+    looks_at,
+    middle,
+)
 from mg_jax.example import Example, Turn
 from mg_jax.text import markup
 from mg_jax.text.codecs.tiny_grounding_gpt import square
@@ -21,8 +29,10 @@ class Gaze:
     Before an answer begins the model looks at the picture's tokens over the middles of what the
     answer rests on (`Turn.about`, else the regions of the answer, else of the question and its
     object images), or at the object image of the option that it names; at the first token where it
-    rests on nothing. While it writes coordinates it looks at the middle of what they are of, whose
-    token knows its place. The middle of an object image looks at where it was cut from.
+    rests on nothing. Where a thing is placed by another, object images of both are looked at
+    rather, the other has a head of its own, and object images of options look there too. While the
+    model writes coordinates it looks at the middle of what they are of, whose token knows its
+    place. The middle of an object image looks at where it was cut from.
     """
 
     def __init__(self, codec: Any):
@@ -31,8 +41,7 @@ class Gaze:
         self.texts = Texts(codec)
 
     def __call__(self, record: Record, example: Example) -> Record:
-        """gaze [P,2] int32 and gaze_weight [P] of an encoded example: (position, position looked
-        at)."""
+        """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them."""
         tokens, mask = record["tokens"], record["loss_mask"]
         rows: list[Look] = []
         images = np.flatnonzero(tokens == self.codec.image_id)
@@ -48,25 +57,33 @@ class Gaze:
             shown = self._middles(tokens)
             before = 0  # object images of the turns so far
             for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
-                own = shown[before : before + len(_objects(turn.user))]
-                before += len(own)
-                at = [cell(*middle(example.regions[k].box)) for k in rests_on(turn)]
+                objects = _objects(turn.user)
+                own = shown[before : before + len(objects)]
+                before += len(objects)
+                placed = turn.landmark is not None
+                image = dict(zip(objects, own, strict=True)) if placed else {}
+                things, landmark = (
+                    [image.get(k) or cell(*middle(example.regions[k].box)) for k in ks]
+                    for ks in by_head(turn)
+                )
                 if (option := chosen(turn)) is not None:
-                    at = [own[option]]
+                    things = [own[option]]
+                    rows += looks_at(
+                        (p for k, p in image.items() if k != turn.landmark), landmark, 1
+                    )
                 elif turn.about is None and not markup.regions_of(turn.assistant or ""):
-                    at += own
-                at = at or [0]
-                rows.extend((begin, position, 1 / len(at)) for position in at)
+                    things += own
+                rows += looks_at([begin], things or [0])
+                rows += looks_at([begin], landmark, 1)
             for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
-                rows.append((position, cell(*middle(box)), 1.0))
+                rows += looks_at([position], [cell(*middle(box))])
             written = (
                 example.regions[k].box
                 for turn in example.turns
                 for k in markup.regions_of(turn.assistant or "")
             )
             for box, places in zip(written, self._digits(tokens, mask), strict=False):
-                target = cell(*middle(box))
-                rows.extend((position, target, 1 / len(places)) for position in places)
+                rows += looks_at(places, [cell(*middle(box))])
         return as_gaze(rows)
 
     def _middles(self, tokens: np.ndarray) -> list[int]:

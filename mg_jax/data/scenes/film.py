@@ -17,7 +17,6 @@ from mg_jax.data.scenes.shapes import stamp
 from mg_jax.data.scenes.tasks import Talk, fill, left_to_right
 from mg_jax.data.scenes.world import MIN_VISIBLE, Thing, World, at_time, render, settle
 from mg_jax.data.video import frame_numbers
-from mg_jax.example import Turn
 
 # direction: (axis, sign, how an answer says it)
 DIRECTIONS = {
@@ -179,7 +178,8 @@ def presence(talk: FilmTalk) -> bool:
     def of_video(text: str) -> str:
         return text.replace("image", "video").replace("picture", "video")
 
-    talk.turns[-1] = Turn(of_video(turn.user), of_video(turn.assistant or ""), turn.about)
+    asked, said = of_video(turn.user), of_video(turn.assistant or "")
+    talk.turns[-1] = replace(turn, user=asked, assistant=said)
     return True
 
 

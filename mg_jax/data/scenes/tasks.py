@@ -65,12 +65,14 @@ class Talk:
         """
         if any(turn.user == user for turn in self.turns):
             return False
+        other = None  # what the thing is placed by
         if about is None and record.get("object") is not None:
-            about = [i for i in (record["object"], record.get("other")) if i is not None]
+            other = record.get("other")
+            about = [i for i in (record["object"], other) if i is not None]
         elif about is None:
             about = record.get("objects", () if record.get("absent") else None)
         seen = None if about is None else tuple(self.box(i) for i in about)
-        self.turns.append(Turn(user, assistant, seen))
+        self.turns.append(Turn(user, assistant, seen, None if other is None else self.box(other)))
         known = {"task": task, "answer": answer, "absent": False, "targets": [], "object": None}
         self.records.append({**known, **record})
         return True

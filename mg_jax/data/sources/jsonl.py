@@ -8,7 +8,9 @@
                  {"scribble": [[x, y], [x, y], ...]},
                  {"mask": {"size": [height, width], "counts": ...}}],
      "turns": [{"user": "Where is <p>the dog</p>?", "assistant": "<r:0>"},
-               {"user": "What is <r:1>?", "assistant": "A ball.", "about": [1]}],
+               {"user": "What is <r:1>?", "assistant": "A ball.", "about": [1]},
+               {"user": "Is <r:0> left of <r:1>?", "assistant": "Yes.", "about": [0, 1],
+                "landmark": 1}],
      "objects": [{"box": [...], "label": "dog"}],   all boxes for detection, optional
      "crowd": [{"box": [...]}],                     boxes to ignore there, optional
      "captions": ["<p>A dog</p><r:0> sleeps."],     all optional: annotations that the task
@@ -174,10 +176,14 @@ def _turn(value: Any) -> Turn:
     said, about = value.get("assistant"), value.get("about")
     if about is not None and not isinstance(about, list):
         raise TypeError
+    landmark = value.get("landmark")
+    if landmark is not None and landmark not in (about or ()):
+        raise BadRecord(f"landmark={landmark!r} is none of about={about or []}")
     return Turn(
         _text(value["user"]),
         None if said is None else _text(said),
         None if about is None else tuple(about),
+        landmark,
     )
 
 

@@ -185,7 +185,7 @@ class Links:
         """Ask how `one` relates to `other`; False when that was asked before."""
         user = wording.draw("relation", rng, talk.mark(one), other=talk.mark(other))
         answer = f"{self.mention(talk, one)} {predicate} {self.mention(talk, other)}."
-        return talk.say(task, user, answer)
+        return talk.say(task, user, answer, related=(one, other))
 
 
 def side(one: Region, other: Region) -> str | None:

@@ -60,11 +60,22 @@ class Talk:
             out.append(replace(s, regions=ids))
         return markup.format(out)
 
-    def say(self, task: str, user: str, assistant: str, absent: bool = False) -> bool:
-        """Add a turn. False, and nothing added, when this was asked before."""
+    def say(
+        self,
+        task: str,
+        user: str,
+        assistant: str,
+        absent: bool = False,
+        related: tuple[Region, Region] | None = None,
+    ) -> bool:
+        """Add a turn. False, and nothing added, when this was asked before.
+
+        related: what the answer rests on, a thing and that which it is placed by.
+        """
         if any(turn.user == user for turn in self.turns):
             return False
-        self.turns.append(Turn(user, assistant))
+        about = tuple(markup.regions_of(self.mark(*related))) if related else None
+        self.turns.append(Turn(user, assistant, about, about[1] if about else None))
         self.records.append(
             {
                 "task": task,

@@ -224,8 +224,12 @@ class ObjectTasks:
         question: str,
         right: Region,
         options: Sequence[Region],
+        landmark: Region | None = None,
     ) -> bool:
-        """Ask for one of several object images; False, and a drop, where there is no choice."""
+        """Ask for one of several object images; False, and a drop, where there is no choice.
+
+        landmark: what it is placed by in the question.
+        """
         if len(options) < 2:
             self.drops["too few options"] += 1
             return False
@@ -233,7 +237,7 @@ class ObjectTasks:
         listed = lettered([image(talk, r) for r in order])
         letter = ascii_uppercase[order.index(right)]
         user = wording.draw("choice", rng, f"{question}\n{listed}")
-        talk.say(task, user, letter)
+        talk.say(task, user, letter, related=(right, landmark) if landmark else None)
         talk.records[-1]["options"] = len(order)
         return True
 
@@ -253,7 +257,7 @@ class ObjectTasks:
         question = wording.draw(
             "related", rng, self._pointed(talk, rng, other), predicate=predicate
         )
-        asked = self._choose(talk, rng, wording, "object_relation", question, one, options)
+        asked = self._choose(talk, rng, wording, "object_relation", question, one, options, other)
         return talk.done() if asked else None
 
     def _how(self, example, rng, wording, links, there, link) -> Example | None:
@@ -268,7 +272,8 @@ class ObjectTasks:
         order = shuffled([predicate, *wrong], rng)
         question = self._about(talk, rng, wording, "relation", one, other)
         user = wording.draw("choice", rng, f"{question}\n{lettered(order)}")
-        talk.say("object_relation", user, ascii_uppercase[order.index(predicate)])
+        letter = ascii_uppercase[order.index(predicate)]
+        talk.say("object_relation", user, letter, related=(one, other))
         talk.records[-1]["options"] = len(order)
         return talk.done()
 
@@ -278,7 +283,7 @@ class ObjectTasks:
         yes = bool(rng.random() < 0.5)
         said = predicate if yes else OPPOSITE[predicate]
         user = self._about(talk, rng, wording, "relation_yes_no", one, other, predicate=said)
-        talk.say("object_relation", user, "Yes" if yes else "No")
+        talk.say("object_relation", user, "Yes" if yes else "No", related=(one, other))
         return talk.done()
 
     def _about(self, talk, rng, wording, key, one, other, **parts) -> str:
