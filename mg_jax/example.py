@@ -147,7 +147,8 @@ class Turn:
 
     about: the regions that the answer rests on, named in it or not; () when that is nothing in
     the picture ("there is no dog"); None where the data do not say.
-    landmark: that of them which the others are placed by ("left of the dog", "nearest to it").
+    landmark: that of them which the others are placed by ("left of the dog", "nearest to it"), or,
+    of a video, where the others are in its last frame.
     """
 
     user: str
@@ -190,7 +191,7 @@ class Example:
         `video` stands in its place.
     video: the path of a video file, of a GIF or of a folder of frames, or a function of a count
         that returns so many frames, uint8 RGB [count, H, W, 3]; "" for none. Regions are places
-        in its first frame.
+        in its first frame, landmarks in its last one.
     width, height: size in pixels of the original image, after EXIF rotation.
     regions: what the markup of `turns` and the annotations below refer to by index.
     objects: all annotated boxes, for detection. crowd: boxes to be ignored there.

@@ -133,7 +133,13 @@ def test_questions_about_movement():
         said = f"It moves {DIRECTIONS[way][2]}." if way else "It does not move."
         assert turn.assistant == said
         answers[e.meta["answer"]] += 1
+        if turn.landmark is not None:  # where the thing is in the end
+            begin, end = (np.add(*np.split(np.array(e.regions[k].box), 2)) / 2 for k in turn.about)
+            axis, sign, _ = DIRECTIONS.get(way, (0, 0, ""))
+            assert (sign * (end - begin)[axis] > 0.1) if way else np.allclose(begin, end, atol=0.1)
+            answers["seen in the end"] += turn.landmark == turn.about[1]
     assert min(answers[w] for w in DIRECTIONS) > 12 and 4 < answers["none"] < 30
+    assert answers["seen in the end"] > 100
     answers = Counter()
     for e in films("moves", 120):
         (i,) = named(e.turns[0].user, e)

@@ -176,11 +176,10 @@ class Language(Conversations, _Pictures):
             record = self._write(example, fewer["boxes"])[0] | fewer
         if self.cfg.pointing_weight:
             boxes: Sequence[np.ndarray] = {**seen, **record}["boxes"]
-            shown = boxes[0] if boxes and self.cfg.box_tokens else NO_BOX
+            shown = boxes if self.cfg.box_tokens else [NO_BOX] * len(boxes)
             record |= looks(
-                record, example, shown, len(boxes), seen.get("size", (1, 1)), self.codec,
-                self.cfg.canvas,
-            )  # fmt: skip
+                record, example, shown, seen.get("size", (1, 1)), self.codec, self.cfg.canvas
+            )
         room = text <= self.text_tokens and len(record["refer_boxes"]) <= self.refer_slots
         return record if room or not self.skip else None
 

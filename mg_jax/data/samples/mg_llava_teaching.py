@@ -70,8 +70,7 @@ def named_boxes(
 def looks(
     record: Mapping[str, np.ndarray],
     example: Example,
-    boxes: np.ndarray,
-    frames: int,
+    boxes: Sequence[np.ndarray],
     size: tuple[int, int],
     codec: Any,
     canvas: int,
@@ -79,28 +78,30 @@ def looks(
     """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
 
     Before an answer begins the model looks at what its turn is `about`: of each thing at the token
-    of its box, the best of `boxes` [n,4] (those of the first picture that have tokens, in canvas
-    units) if one has found it, and at the image token over its middle, which alone tells where it
-    is; at the first token where it is about nothing. What the others are placed by has a head of
-    its own. frames, size: pictures, and (width, height) of one.
+    of its box, the best of those that have tokens if one has found it, and at the image token over
+    its middle, which alone tells where it is; at the first token where it is about nothing. What
+    the others are placed by has a head of its own, which looks at the last picture. boxes: [n,4] of
+    each picture, in canvas units; size: (width, height) of one.
     """
     tokens, mask = record["tokens"], record["loss_mask"]
     images = np.flatnonzero(tokens == codec.image_id)
-    side = math.isqrt(len(images) // max(frames, 1))
+    side = math.isqrt(len(images) // max(len(boxes), 1))
     slots = np.flatnonzero(tokens == codec.box_id)
     rows: list[Look] = []
     for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
-        if turn.about is None or not frames or begin < images[0]:  # not shown as yet
+        if turn.about is None or not boxes or begin < images[0]:  # not shown as yet
             continue
         for head, things in enumerate(by_head(turn)):
             found = [example.regions[k].box for k in things]
+            frame = head * (len(boxes) - 1)
+            there, before = boxes[frame], sum(map(len, boxes[:frame]))
             at = []
             for place in to_canvas(found, *size, canvas):
-                overlap = iou(place[None], boxes)[0] if len(boxes) else np.zeros(1)
+                overlap = iou(place[None], there)[0] if len(there) else np.zeros(1)
                 if overlap.max() >= SAME:
-                    at.append(int(slots[overlap.argmax()]))
+                    at.append(int(slots[before + overlap.argmax()]))
                 at_middle = np.array(middle(place)) * (side / canvas)
                 x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
-                at.append(int(images[y * side + x]))
+                at.append(int(images[(frame * side + y) * side + x]))
             rows += looks_at([begin], at or [0] * (head == 0), head)
     return as_gaze(rows)

@@ -17,6 +17,7 @@ from mg_jax.data.scenes.shapes import stamp
 from mg_jax.data.scenes.tasks import Talk, fill, left_to_right
 from mg_jax.data.scenes.world import MIN_VISIBLE, Thing, World, at_time, render, settle
 from mg_jax.data.video import frame_numbers
+from mg_jax.example import Region
 
 # direction: (axis, sign, how an answer says it)
 DIRECTIONS = {
@@ -102,6 +103,16 @@ class FilmTalk(Talk):
         queries = [(i, anchor_query(self.world, i)) for i in order]
         return [(i, "the " + query.noun(self.rng)) for i, query in queries if query is not None]
 
+    def ask(self, task: str, user: str, assistant: str, answer: str, i: int) -> bool:
+        """As `say`, of one thing, which rests on where it is in the last frame too."""
+        if not self.say(task, user, assistant, answer, object=i):
+            return False
+        at_end = [t for t in self.film.worlds[-1].things if t.key == self.things[i].key]
+        for thing in at_end:  # if it can still be seen
+            k = self.add(Region.from_box(thing.box, label=thing.name))
+            self.turns[-1] = replace(self.turns[-1], about=(self.box(i), k), landmark=k)
+        return True
+
 
 _MOVED = ("What moves in the video?", "Which objects move?", "What is moving?")
 _DIRECTION = (
@@ -135,7 +146,7 @@ def direction(talk: FilmTalk) -> bool:
     user = fill(talk.rng, _DIRECTION, name)
     way = talk.film.moves.get(i, "")
     text = f"It moves {DIRECTIONS[way][2]}." if way else "It does not move."
-    return talk.say("direction", user, text, way or "none", object=i)
+    return talk.ask("direction", user, text, way or "none", i)
 
 
 def moves(talk: FilmTalk) -> bool:
@@ -147,7 +158,7 @@ def moves(talk: FilmTalk) -> bool:
     yes = i in talk.film.moves
     text = f"Yes, {name} moves." if yes else f"No, {name} stays where it is."
     user = fill(talk.rng, _MOVES, name)
-    return talk.say("moves", user, text, "yes" if yes else "no", object=i)
+    return talk.ask("moves", user, text, "yes" if yes else "no", i)
 
 
 def caption(talk: FilmTalk) -> bool:
