@@ -83,3 +83,29 @@ def test_answers_look_at_the_box_of_a_thing_and_where_it_is():
     assert row["gaze"][0, 1] == np.flatnonzero(row["tokens"] == cfg.id("image"))[0]
     _, _, rows = opened("pretrain", model__pointing_weight=0.0)
     assert "gaze" not in rows.make(e, np.random.default_rng(0))
+
+
+def test_the_second_head_looks_at_the_last_frame():
+    changes = {"model__pointing_weight": 1.0, "model__video_pool": 1, "model__frames": 3}
+    _, system, rows = opened("sft", media="video", **changes)
+    seen, other = (
+        [[60, 0, 95, 20]],
+        [[1, 1, 45, 21]],
+    )  # BLUE by and by becomes RED, in units of 90
+    frames = [{"boxes": b, "scores": [0.9], "labels": ["a"]} for b in (other, other, seen)]
+    turns = (Turn("Where does it go?", "To the right.", (0, 1), 1),)
+    film = noise(frames=3)
+    e = Example(
+        None, 90, 40, (RED, BLUE), turns, "x", "set", video=lambda count: film,
+        meta={"detections": {"frames": frames}},
+    )  # fmt: skip
+    row = rows.make(e, np.random.default_rng(0))
+    tokens, mask = row["tokens"], row["loss_mask"]
+    (start,) = np.flatnonzero(mask[1:] & ~mask[:-1])
+    images, boxes = (np.flatnonzero(tokens == system.cfg.id(n)) for n in ("image", "box"))
+    assert len(images) == 12 and len(boxes) == 3
+    looks = [(start, boxes[0], 0), (start, images[0], 0), (start, images[8 + 3], 1)]
+    assert row["gaze"].tolist() == [list(map(int, look)) for look in looks]
+    e.meta["detections"]["frames"][2]["boxes"] = [[45, 10, 90, 40]]
+    row = rows.make(e, np.random.default_rng(0))
+    assert row["gaze"].tolist()[2] == [start, boxes[2], 1]
