@@ -113,10 +113,10 @@ def attend(
 
 
 def attention_map(
-    q: Float[Array, "B T G H"], k: Float[Array, "B S G H"], mask: Bool[Array, "B T S"]
-) -> Float[Array, "B G T S"]:
+    q: Float[Array, "B T N H"], k: Float[Array, "B S N H"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B N T S"]:
     """Log-probabilities, float32, with which heads of `attend` read each key."""
-    logits = jnp.einsum("btgh,bsgh->bgts", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
+    logits = jnp.einsum("btnh,bsnh->bnts", q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k)
     return jax.nn.log_softmax(jnp.where(mask[:, None], logits.astype(jnp.float32), NEG), axis=-1)
 
 

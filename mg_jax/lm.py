@@ -10,7 +10,6 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.linen import initializers as init
 from jaxtyping import Array, Bool, Float, Int
 
@@ -61,7 +60,8 @@ class LMConfig:
     attention: Literal["auto", "plain", "fused"] = "auto"
 
 
-TAUGHT = 2  # heads of a layer that a loss may teach where to look (models/pointing.py)
+# Heads of a layer that a loss may teach where to look (models/pointing.py); Groma's takes the first
+TAUGHT = 2
 
 
 def residual_init(in_dims: int, cfg: LMConfig) -> Any:
@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
     `mask`: [B,T,S] of `attend`; or segments [B,T] of `fused.attend`, and then a cache was empty.
     With a mutable collection "intermediates" it leaves there, as "attention", the log-probabilities
-    [B,G,T,S] of its first heads, TAUGHT at most; in "heads" the mean probabilities of all of them.
+    [B,N,T,S] of its first heads, TAUGHT at most; in "heads" the mean probabilities of all of them.
     """
 
     cfg: LMConfig
@@ -101,9 +101,9 @@ class Attention(nn.Module):
                 k, v = (jax.lax.dynamic_index_in_dim(s, layer, 0, False) for s in cache_kv)
                 k, v = k.astype(dtype), v.astype(dtype)
         if self.is_mutable_collection("intermediates"):
-            first = np.arange(min(c.heads, TAUGHT))
-            read = k[:, :, first // (c.heads // c.kv_heads)]
-            self.sow("intermediates", "attention", attention_map(q[:, :, first], read, mask))
+            count, shared = min(c.heads, TAUGHT), c.heads // c.kv_heads
+            read = jnp.repeat(k[:, :, : -(-count // shared)], shared, axis=2)[:, :, :count]
+            self.sow("intermediates", "attention", attention_map(q[:, :, :count], read, mask))
         if self.is_mutable_collection("heads"):
             self.sow("heads", "attention", mean_attention(q, k, mask))
         out = fused.attend(q, k, v, mask, causal=True) if alone else attend(q, k, v, mask)

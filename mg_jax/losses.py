@@ -272,16 +272,18 @@ def masked_l1(
 
 
 def pointing_loss(
-    attention: Float[Array, "B G T S"],
+    attention: Float[Array, "L B N T S"],
+    layer: Int[Array, "B P"],
+    head: Int[Array, "B P"],
     position: Int[Array, "B P"],
     target: Int[Array, "B P"],
     weight: Float[Array, "B P"],
-    head: Int[Array, "B P"],
 ) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of heads' log-probabilities with the keys they should read, by weight.
 
     Returns the mean over all weights, 0 of none, and the mean probability of those keys.
     """
-    found = jax.vmap(lambda a, h, p, t: a[h, p, t])(attention, head, position, target)
+    row = jnp.arange(len(position))[:, None]
+    found = attention[layer, row, head, position, target]
     share = weight / jnp.maximum(weight.sum(), 1e-6)
     return -(share * found).sum(), (share * jnp.exp(found)).sum()

@@ -15,7 +15,8 @@ out. Version 1:
         mask    for each region nil or [height, width, counts], the counts as COCO has them
         label, score                 for each region text / a number, or nil; left out where all
                                      are nil
-    turns       [[user, assistant or nil, regions it is about or nil], ...]
+    turns       [[user, assistant or nil, regions it is about or nil, landmark or nil], ...];
+                the landmark may be left out
     captions, absent                 [text, ...]
     expressions [[text, [region, ...]], ...]
     questions   [[text, [answer, ...], [choice, ...], hint], ...]

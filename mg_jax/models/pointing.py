@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mg_jax import losses
 from mg_jax.errors import UserError
+from mg_jax.lm import TAUGHT
 from mg_jax.models.vlm import take
 
 
@@ -23,13 +24,15 @@ def region_slots(tokens: Int[Array, "B T"], region: int, count: int) -> Int[Arra
 def looking_loss(
     kept: Any, layer: int, batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """(loss, metrics) of the first heads of a layer that read what `gaze` of a batch says.
+    """(loss, metrics) of heads that read what `gaze` of a batch says: [B,P,4] of position, position
+    read, head, and layer counted from `layer`, the last one at most.
 
     kept: the language model's mutable collections after a forward pass with "intermediates".
     """
     (maps,) = kept["intermediates"]["lm"]["blocks"]["attn"]["attention"]
-    at, target, head = jnp.moveaxis(batch["gaze"], -1, 0)
-    look, pointed = losses.pointing_loss(maps[layer], at, target, batch["gaze_weight"], head)
+    at, target, head, later = jnp.moveaxis(batch["gaze"], -1, 0)
+    layers = jnp.clip(layer + later, 0, len(maps) - 1)
+    look, pointed = losses.pointing_loss(maps, layers, head, at, target, batch["gaze_weight"])
     return look, {"pointing": look, "pointed": pointed}
 
 
@@ -49,24 +52,29 @@ def with_looks(
 
 
 def check_pointing(cfg: Any) -> None:
-    """Raises UserError for a `pointing_layer` that the language model does not have."""
+    """Raises UserError for a `pointing_layer` or heads that the language model does not have."""
     if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
         raise UserError(
             f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
             "layers of the language model, 0 the first"
+        )
+    if cfg.pointing_weight and cfg.lm.heads < TAUGHT:
+        raise UserError(
+            f"config.model.pointing_weight: {TAUGHT} heads are taught, but the language model has "
+            f"lm.heads={cfg.lm.heads}: set it to 0, or give the model more"
         )
 
 
 def gaze_shapes(rows: int, count: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what `looking_loss` takes of a batch."""
     return {
-        "gaze": jax.ShapeDtypeStruct((rows, count, 3), jnp.int32),
+        "gaze": jax.ShapeDtypeStruct((rows, count, 4), jnp.int32),
         "gaze_weight": jax.ShapeDtypeStruct((rows, count), jnp.float32),
     }
 
 
 def pointing_loss(
-    maps: Float[Array, "L B G T T"],
+    maps: Float[Array, "L B N T T"],
     layer: int,
     slots: Int[Array, "B R"],
     valid: Bool[Array, "B R"],
@@ -82,8 +90,12 @@ def pointing_loss(
     """
     region = take(matched, gaze[..., 1])
     target = jnp.where(gaze[..., 1] < 0, 0, take(slots, region))
-    head = jnp.zeros_like(target)
-    look, pointed = losses.pointing_loss(maps[layer], gaze[..., 0], target, weight, head)
-    known, head = valid.astype(jnp.float32), jnp.zeros_like(slots)
-    name, introduced = losses.pointing_loss(maps[layer - 1], slots, slots - 1, known, head)
+
+    def first_head(at, position, target, weight):
+        head = jnp.zeros_like(position)
+        return losses.pointing_loss(maps, head + at, head, position, target, weight)
+
+    look, pointed = first_head(layer, gaze[..., 0], target, weight)
+    known = valid.astype(jnp.float32)
+    name, introduced = first_head(layer - 1, slots, slots - 1, known)
     return look + name, {"pointed": pointed, "introduced": introduced}

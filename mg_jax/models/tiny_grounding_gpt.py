@@ -280,14 +280,13 @@ def system(cfg: TinyGroundingGPTConfig) -> System:
         return loss, metrics
 
     def looking(maps, batch):
-        """Object images find where they are from in the layer before: answers need to know it."""
-        position, _, head = jnp.moveaxis(batch["gaze"], -1, 0)
-        origin = take(batch["tokens"] == cfg.id("object"), position) & (head == 0)
-        weight = batch["gaze_weight"]
+        """Object images find where they are from in the layer before, apart from the answers, which
+        need to know it."""
+        origin, weight = batch["gaze"][..., 3] < 0, batch["gaze_weight"]
         answers = {**batch, "gaze_weight": jnp.where(origin, 0, weight)}
         objects = {**batch, "gaze_weight": jnp.where(origin, weight, 0)}
         look, found = looking_loss(maps, cfg.pointing_layer, answers)
-        match, matched = looking_loss(maps, max(cfg.pointing_layer - 1, 0), objects)
+        match, matched = looking_loss(maps, cfg.pointing_layer, objects)
         return look + match, {**found, "matching": match, "matched": matched["pointed"]}
 
     taught: dict[str, Any] = dict.fromkeys(STAGES, language)

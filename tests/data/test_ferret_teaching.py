@@ -34,11 +34,11 @@ def looks(rows, *turns, points=0.0):
     record = rows.make(example, np.random.default_rng(0))
     rows.points = 0.0
     found = {}
-    for (position, target, head), weight in zip(
+    for (position, target, head, layer), weight in zip(
         record["gaze"].tolist(), record["gaze_weight"], strict=True
     ):
-        assert target <= position and 0 < weight <= 1 and head == 0
-        found.setdefault(position, {})[target] = float(weight)
+        assert target <= position and 0 < weight <= 1 and layer == 0
+        found.setdefault(position, {})[(target, "landmark") if head else target] = float(weight)
     mask = record["loss_mask"]
     return record["tokens"], np.flatnonzero(mask[1:] & ~mask[:-1]).tolist(), found
 
@@ -85,6 +85,13 @@ def test_a_region_is_looked_at_where_its_vector_is(made):
     assert set(found[starts[4]]) == {over(made, tokens, ONE)[1]} and fourth > third
 
 
+def test_a_landmark_has_the_second_head(made):
+    asked = Turn("Where is <r:0> from <p>the dog</p>?", "On the left.", (0, 1), 1)
+    tokens, (begin,), found = looks(made, asked)
+    (slot,) = np.flatnonzero(tokens == made.codec.region_id).tolist()
+    assert found[begin] == {slot: 1.0, (over(made, tokens, TWO)[1], "landmark"): 1.0}
+
+
 def test_boxes_that_became_points_are_the_same_things(made):
     tokens, (begin,), found = looks(made, Turn("What is <r:1>?", "A cup.", about=(1,)), points=1.0)
     (slot,) = np.flatnonzero(tokens == made.codec.region_id).tolist()
@@ -108,7 +115,7 @@ def test_without_tiles_and_vectors_the_whole_picture_is_looked_at():
     tokens, (begin,), found = looks(rows, Turn("What is <r:0>?", "A cup."))
     assert found == {begin: {over(rows, tokens, ONE)[0]: 1.0}}
     text = Example(None, 0, 0, turns=(Turn("Say A.", "A"),))
-    assert rows.make(text, np.random.default_rng(0))["gaze"].shape == (0, 3)
+    assert rows.make(text, np.random.default_rng(0))["gaze"].shape == (0, 4)
 
 
 def test_cells_of_an_unpadded_map():

@@ -74,10 +74,10 @@ def test_answers_look_at_the_box_of_a_thing_and_where_it_is():
         (starts[1], images[0], 0), (starts[2], 0, 0), (starts[4], boxes[1], 0),
         (starts[4], images[0], 0), (starts[4], images[3], 1),
     ]  # fmt: skip
-    assert row["gaze"].tolist() == [list(map(int, look)) for look in looks]
+    assert row["gaze"].tolist() == [[*map(int, look), 0] for look in looks]
     assert row["gaze_weight"].tolist() == [0.5, 0.5, 0.5, 0.5, 1, 0.5, 0.5, 1]
     batch = rows.finish(rows.collate([row, row]))
-    assert batch["gaze"].shape == (2, 64, 3) and batch["gaze_weight"].sum() == 10
+    assert batch["gaze"].shape == (2, 64, 4) and batch["gaze_weight"].sum() == 10
     _, _, rows = opened("pretrain", model__pointing_weight=1.0, model__objects="b2f")
     row = rows.make(e, np.random.default_rng(0))  # where boxes are no tokens
     assert row["gaze"][0, 1] == np.flatnonzero(row["tokens"] == cfg.id("image"))[0]
@@ -105,7 +105,7 @@ def test_the_second_head_looks_at_the_last_frame():
     images, boxes = (np.flatnonzero(tokens == system.cfg.id(n)) for n in ("image", "box"))
     assert len(images) == 12 and len(boxes) == 3
     looks = [(start, boxes[0], 0), (start, images[0], 0), (start, images[8 + 3], 1)]
-    assert row["gaze"].tolist() == [list(map(int, look)) for look in looks]
+    assert row["gaze"].tolist() == [[*map(int, look), 0] for look in looks]
     e.meta["detections"]["frames"][2]["boxes"] = [[45, 10, 90, 40]]
     row = rows.make(e, np.random.default_rng(0))
-    assert row["gaze"].tolist()[2] == [start, boxes[2], 1]
+    assert row["gaze"].tolist()[2] == [start, boxes[2], 1, 0]

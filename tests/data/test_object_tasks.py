@@ -9,6 +9,7 @@ import pytest
 
 from mg_jax.boxes import iou
 from mg_jax.data.scenes import scene_example
+from mg_jax.data.sources import open_source
 from mg_jax.data.tasks import OBJECT_TASKS, Filters, ObjectTasks, converse, parse_tasks
 from mg_jax.data.tasks.asking import side
 from mg_jax.data.tasks.objects import NAMED, OPPOSITE, lettered
@@ -313,6 +314,19 @@ def test_object_tasks_have_to_be_named():
     assert weights == {"object_match": 2.0, "place_choice": 1.0, "rec": 1.0}
     e = converse(photo(), np.random.default_rng(0), weights, WORDING, 5)
     assert len(e.turns) == 5 and {r["task"] for r in e.meta["turns"]} & set(OBJECT_TASKS)
+
+
+def test_a_conversation_keeps_what_things_are_placed_by(pictures):
+    scenes = open_source("scenes:seed=3,n=30,tasks=object_relation")
+    rng = np.random.default_rng(0)
+    asked = [converse(p, rng, {"object_relation": 1.0}, WORDING, 2) for p in pictures]
+    turns = [t for e in (*scenes, *filter(None, asked)) for t in e.turns]
+    assert len(turns) > 40
+    for e in filter(None, (*scenes, *asked)):
+        for turn in e.turns:
+            one, other = turn.about
+            assert turn.landmark == other != one and other < len(e.regions)
+            assert other in markup.regions_of(turn.user)
 
 
 def test_boxes_without_names_are_one_clear_line():

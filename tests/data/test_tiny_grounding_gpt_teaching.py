@@ -33,18 +33,21 @@ def codec():
 
 def looks(codec, *turns, regions=REGIONS):
     """(record, {position: [(column, row) of the picture's token, or the token's position]}); what
-    the second head looks at has "landmark" before it."""
+    the second head looks at has "landmark" before it, what a later layer does "later"."""
     example = Example(WIDE, 60, 30, regions, turns)
     record = codec.encode(example)
     gaze = Gaze(codec)(record, example)
-    assert gaze["gaze"].shape == (len(gaze["gaze_weight"]), 3)
+    assert gaze["gaze"].shape == (len(gaze["gaze_weight"]), 4)
     images = np.flatnonzero(record["tokens"] == codec.image_id).tolist()
     found = {}
     rows = zip(gaze["gaze"].tolist(), gaze["gaze_weight"], strict=True)
-    for (position, target, head), weight in rows:
+    shown = np.flatnonzero(record["tokens"] == codec.object_id)
+    for (position, target, head, layer), weight in rows:
         assert target <= position and 0 < weight <= 1
         place = divmod(images.index(target), SIDE)[::-1] if target in images else target
-        found.setdefault(position, []).append(("landmark", place) if head else place)
+        assert (layer < 0) == (position in shown and not head)
+        kind = "landmark" if head else "later" if layer > 0 else ""
+        found.setdefault(position, []).append((kind, place) if kind else place)
     return record, found
 
 
@@ -100,11 +103,10 @@ def test_what_others_are_placed_by_has_a_head_of_its_own(codec):
     middles = np.flatnonzero(record["tokens"] == codec.object_id).reshape(-1, 9)[:, 4].tolist()
     how, which = np.flatnonzero(record["loss_mask"][1:] & ~record["loss_mask"][:-1]).tolist()
     assert found[how] == [middles[0], ("landmark", cell(0.75, 0.25))]
-    assert found[which] == [middles[2], ("landmark", middles[1])]
-    places = [[cell(0.2, 0.5)], [cell(0.75, 0.25)], [cell(0.2, 0.5)], [cell(0.05, 0.1)]]
-    assert sorted(map(str, (found[m][-1] for m in middles))) == sorted(str(p[0]) for p in places)
-    options = [found[m] for m in middles[2:]]
-    assert all(("landmark", middles[1]) in option for option in options)
+    assert found[which] == [("later", middles[2]), ("landmark", middles[1])]
+    one, two, three = cell(0.2, 0.5), cell(0.75, 0.25), cell(0.05, 0.1)
+    assert [found[m][-1] for m in middles] == [one, two, one, three]
+    assert [found[m][:-1] for m in middles] == [[], [], *[[("landmark", middles[1])]] * 2]
 
 
 def test_a_bracket_at_the_end_of_an_answer_is_no_box(codec):
@@ -125,7 +127,7 @@ def test_what_an_answer_rests_on():
 def test_text_alone_looks_nowhere(codec):
     example = Example(None, 0, 0, turns=(Turn("Say A.", "A"),))
     gaze = Gaze(codec)(codec.encode(example), example)
-    assert gaze["gaze"].shape == (0, 3) and gaze["gaze_weight"].shape == (0,)
+    assert gaze["gaze"].shape == (0, 4) and gaze["gaze_weight"].shape == (0,)
 
 
 def test_named_things_and_crops_of_some_of_them():

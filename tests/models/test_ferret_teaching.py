@@ -132,7 +132,8 @@ def test_heads_are_shown_where_to_look():
     tokens[:, 16:19] = system.cfg.id("region")
     mask = np.zeros((2, 30), bool)
     mask[:, 22:] = True
-    gaze = np.array([[[21, 5, 0], [22, 0, 1]], [[21, 17, 0], [0, 0, 0]]], np.int32)
+    gaze = np.zeros((2, 2, 4), np.int32)
+    gaze[..., :3] = [[21, 5, 0], [22, 0, 1]], [[21, 17, 0], [0, 0, 0]]
     weight = np.array([[1.0, 0.5], [1.0, 0.0]], np.float32)
     batch |= {"tokens": tokens, "valid": np.ones_like(mask), "loss_mask": mask}
     batch |= {"gaze": gaze, "gaze_weight": weight}

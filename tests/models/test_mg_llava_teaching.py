@@ -95,9 +95,9 @@ def test_a_head_learns_to_look_where_it_is_told():
     system = build("mg_llava", TINY | cfg)
     batch = make_batch([(2,), (3,)])
     count = batch["valid"].sum(1)
-    batch["gaze"] = np.zeros((2, 4, 3), np.int32)
+    batch["gaze"] = np.zeros((2, 4, 4), np.int32)
     batch["gaze_weight"] = np.zeros((2, 4), np.float32)
-    batch["gaze"][:, 0] = np.stack([count - 4, [6, 8], [0, 1]], 1)  # box slots
+    batch["gaze"][:, 0] = np.stack([count - 4, [6, 8], [0, 1], [0, 0]], 1)  # box slots
     batch["gaze_weight"][:, 0] = 1
     first, last, metrics, grads = trained(system, "pretrain", batch)
     assert last < 0.7 * first and metrics["pointed"] > 0.5
@@ -110,3 +110,6 @@ def test_a_head_learns_to_look_where_it_is_told():
     np.testing.assert_allclose(metrics["language"], value, rtol=1e-6)
     with pytest.raises(UserError, match="pointing_layer: 2 is not one of the 2 layers"):
         build("mg_llava", TINY | cfg | {"pointing_layer": 2})
+    alone = TINY["lm"] | {"heads": 1, "kv_heads": 1}
+    with pytest.raises(UserError, match="2 heads are taught, but .* has lm.heads=1"):
+        build("mg_llava", TINY | cfg | {"lm": alone})

@@ -11,6 +11,7 @@ from mg_jax.data.samples.teaching import (
     Texts,
     answer_starts,
     as_gaze,
+    before_answer,
     by_head,
     looks_at,
     middle,
@@ -35,7 +36,7 @@ class Gaze:
         self.codec, self.texts = codec, Texts(codec)
 
     def __call__(self, record: Record, example: Example, picture: Any) -> Record:
-        """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
+        """gaze [P,4] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
 
         record: with `places`, the regions of its questions that have a vector. picture: a
         samples.ferret.Picture, None without one.
@@ -54,10 +55,9 @@ class Gaze:
         for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
             count = len(markup.regions_of(turn.user)) if shown else 0
             own, shown = shown[:count], shown[count:]
-            for head, things in enumerate(by_head(turn)):
-                boxes = [example.regions[k].box for k in things]
-                at = [_vector(own, box) or over(box) for box in boxes]
-                rows += looks_at([begin], at or [0] * (head == 0), head)
+            boxes = ([example.regions[k].box for k in ks] for ks in by_head(turn))
+            things, landmark = ([_vector(own, b) or over(b) for b in found] for found in boxes)
+            rows += before_answer(begin, things, landmark)
             if _lists(turn):
                 named = self._names(tokens, mask, begin)
                 for (position, _), words in zip(own, named, strict=False):

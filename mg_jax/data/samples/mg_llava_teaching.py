@@ -13,8 +13,8 @@ from mg_jax.data.samples.teaching import (
     Look,
     answer_starts,
     as_gaze,
+    before_answer,
     by_head,
-    looks_at,
     middle,
 )
 from mg_jax.data.transforms import LABEL_WORDS, label_ids
@@ -75,7 +75,7 @@ def looks(
     codec: Any,
     canvas: int,
 ) -> dict[str, np.ndarray]:
-    """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
+    """gaze [P,4] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them.
 
     Before an answer begins the model looks at what its turn is `about`: of each thing at the token
     of its box, the best of those that have tokens if one has found it, and at the image token over
@@ -91,17 +91,16 @@ def looks(
     for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
         if turn.about is None or not boxes or begin < images[0]:  # not shown as yet
             continue
-        for head, things in enumerate(by_head(turn)):
+        at: tuple[list[int], list[int]] = ([], [])  # by head
+        for own, things, frame in zip(at, by_head(turn), (0, len(boxes) - 1), strict=True):
             found = [example.regions[k].box for k in things]
-            frame = head * (len(boxes) - 1)
             there, before = boxes[frame], sum(map(len, boxes[:frame]))
-            at = []
             for place in to_canvas(found, *size, canvas):
                 overlap = iou(place[None], there)[0] if len(there) else np.zeros(1)
                 if overlap.max() >= SAME:
-                    at.append(int(slots[before + overlap.argmax()]))
+                    own.append(int(slots[before + overlap.argmax()]))
                 at_middle = np.array(middle(place)) * (side / canvas)
                 x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
-                at.append(int(images[(frame * side + y) * side + x]))
-            rows += looks_at([begin], at or [0] * (head == 0), head)
+                own.append(int(images[(frame * side + y) * side + x]))
+        rows += before_answer(begin, *at)
     return as_gaze(rows)

@@ -11,27 +11,45 @@ from mg_jax.text import markup
 
 
 class Look(NamedTuple):
-    """A position, the position that a head of it looks at, and its share of that head's looks."""
+    """A position, the position that a head of it looks at, and the look's weight.
+
+    head: 0, or 1 for landmarks, of which `mg_jax.lm.TAUGHT` leave their maps. layer: counted from
+    `pointing_layer`.
+    """
 
     position: int
     at: int
     weight: float
     head: int = 0
+    layer: int = 0
 
 
-def looks_at(positions: Iterable[int], at: Sequence[int], head: int = 0) -> list[Look]:
-    """From all positions together at all of `at` alike, of weight 1 in all."""
+def looks_at(
+    positions: Iterable[int], at: Sequence[int], head: int = 0, layer: int = 0
+) -> list[Look]:
+    """Every position looks at every one of `at`; equal weights, 1 in sum; none of nothing."""
     positions = list(positions)
     share = 1 / max(len(positions) * len(at), 1)
-    return [Look(p, target, share, head) for p in positions for target in at]
+    return [Look(p, target, share, head, layer) for p in positions for target in at]
+
+
+def before_answer(
+    begin: int, things: Sequence[int], landmark: Sequence[int], layer: int = 0
+) -> list[Look]:
+    """The looks from which an answer's first token comes: at what it rests on, at the first token
+    where that is nothing; and at the landmark."""
+    return looks_at([begin], things or [0], 0, layer) + looks_at([begin], landmark, 1)
 
 
 def as_gaze(rows: Sequence[Look]) -> Record:
-    """gaze [P,3] int32 of position, position looked at and head, and gaze_weight [P]; without looks
-    at what comes later, which is not seen as yet."""
+    """gaze [P,4] int32 (position, position looked at, head, layer), and gaze_weight [P].
+
+    Looks at what comes later, which is not seen as yet, are left out.
+    """
     rows = [row for row in rows if row.at <= row.position]
+    columns = [(r.position, r.at, r.head, r.layer) for r in rows]
     return {
-        "gaze": np.asarray([(r.position, r.at, r.head) for r in rows], np.int32).reshape(-1, 3),
+        "gaze": np.asarray(columns, np.int32).reshape(-1, 4),
         "gaze_weight": np.asarray([row.weight for row in rows], np.float32),
     }
 
@@ -54,8 +72,8 @@ def by_head(turn: Turn) -> tuple[list[int], list[int]]:
     """`rests_on` of a turn, what each head looks at: the landmark has one of its own, for a sum of
     both would not tell how they lie to each other."""
     rests = rests_on(turn)
-    first = [k for k in rests if k != turn.landmark]
-    return first, [k for k in rests if k == turn.landmark]
+    landmark = [k for k in rests if k == turn.landmark]
+    return [k for k in rests if k != turn.landmark] or landmark, landmark
 
 
 def plain(text: str) -> list[int]:

@@ -12,6 +12,7 @@ from mg_jax.data.samples.teaching import (
     Texts,
     answer_starts,
     as_gaze,
+    before_answer,
     by_head,
     looks_at,
     middle,
@@ -29,10 +30,11 @@ class Gaze:
     Before an answer begins the model looks at the picture's tokens over the middles of what the
     answer rests on (`Turn.about`, else the regions of the answer, else of the question and its
     object images), or at the object image of the option that it names; at the first token where it
-    rests on nothing. Where a thing is placed by another, object images of both are looked at
-    rather, the other has a head of its own, and object images of options look there too. While the
-    model writes coordinates it looks at the middle of what they are of, whose token knows its
-    place. The middle of an object image looks at where it was cut from.
+    rests on nothing. Where a thing is placed by another, object images of the two are looked at
+    rather than their middles, and the other has a head of its own; so have options, which the
+    answer looks at one layer later, when they know how they lie to it. While the model writes
+    coordinates it looks at the middle of what they are of, whose token knows its place. The middle
+    of an object image looks, one layer before all that, at where it was cut from.
     """
 
     def __init__(self, codec: Any):
@@ -41,7 +43,7 @@ class Gaze:
         self.texts = Texts(codec)
 
     def __call__(self, record: Record, example: Example) -> Record:
-        """gaze [P,3] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them."""
+        """gaze [P,4] int32 and gaze_weight [P] of an encoded example, as `as_gaze` has them."""
         tokens, mask = record["tokens"], record["loss_mask"]
         rows: list[Look] = []
         images = np.flatnonzero(tokens == self.codec.image_id)
@@ -61,22 +63,21 @@ class Gaze:
                 own = shown[before : before + len(objects)]
                 before += len(objects)
                 placed = turn.landmark is not None
-                image = dict(zip(objects, own, strict=True)) if placed else {}
+                shown_at = dict(zip(objects, own, strict=True)) if placed else {}
                 things, landmark = (
-                    [image.get(k) or cell(*middle(example.regions[k].box)) for k in ks]
+                    [shown_at.get(k) or cell(*middle(example.regions[k].box)) for k in ks]
                     for ks in by_head(turn)
                 )
                 if (option := chosen(turn)) is not None:
                     things = [own[option]]
-                    rows += looks_at(
-                        (p for k, p in image.items() if k != turn.landmark), landmark, 1
-                    )
+                    offered = [p for k, p in shown_at.items() if k != turn.landmark]
+                    rows += looks_at(offered, landmark, 1)
                 elif turn.about is None and not markup.regions_of(turn.assistant or ""):
                     things += own
-                rows += looks_at([begin], things or [0])
-                rows += looks_at([begin], landmark, 1)
+                later = int(placed and option is not None)
+                rows += before_answer(begin, things, landmark, later)
             for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
-                rows += looks_at([position], [cell(*middle(box))])
+                rows += looks_at([position], [cell(*middle(box))], layer=-1)
             written = (
                 example.regions[k].box
                 for turn in example.turns

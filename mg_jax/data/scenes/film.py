@@ -90,7 +90,8 @@ def _way(thing: Thing, world: World, rng: random.Random) -> tuple[str, tuple[flo
 
 
 class FilmTalk(Talk):
-    """A conversation about a film; the things and boxes are those of its first frame."""
+    """A conversation about a film; things, and boxes but those that `ask` adds, are those of its
+    first frame."""
 
     def __init__(self, film: Film, rng: random.Random, named: bool = False, shown: bool = False):
         super().__init__(film.worlds[0], rng, named, shown)
@@ -107,9 +108,10 @@ class FilmTalk(Talk):
         """As `say`, of one thing, which rests on where it is in the last frame too."""
         if not self.say(task, user, assistant, answer, object=i):
             return False
-        at_end = [t for t in self.film.worlds[-1].things if t.key == self.things[i].key]
-        for thing in at_end:  # if it can still be seen
-            k = self.add(Region.from_box(thing.box, label=thing.name))
+        key = self.things[i].key
+        end = next((t for t in self.film.worlds[-1].things if t.key == key), None)
+        if end is not None:  # it can still be seen
+            k = self.add(Region.from_box(end.box, label=end.name))
             self.turns[-1] = replace(self.turns[-1], about=(self.box(i), k), landmark=k)
         return True
 

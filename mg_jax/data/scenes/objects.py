@@ -49,8 +49,12 @@ def task(name: str) -> Callable[[Talk], bool]:
             more = {"options": record["options"]} if "options" in record else {}
             targets = list(dict.fromkeys(markup.regions_of(said)))
             refers = list(dict.fromkeys(markup.regions_of(user)))
-            answer = markup.strip(said)
-            told |= talk.say(name, user, said, answer, targets=targets, refers=refers, **more)
+            about = None if turn.about is None else [places[k] for k in turn.about]
+            landmark = None if turn.landmark is None else places[turn.landmark]
+            told |= talk.say(
+                name, user, said, markup.strip(said), about, landmark, targets=targets,
+                refers=refers, **more,
+            )  # fmt: skip
         return told
 
     return ask

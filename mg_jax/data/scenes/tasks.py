@@ -57,22 +57,24 @@ class Talk:
         assistant: str,
         answer: str,
         about: Sequence[int] | None = None,
+        landmark: int | None = None,
         **record: Any,
     ) -> bool:
         """Add a turn. False, and nothing added, when this was asked before.
 
-        about: the things that the answer rests on, by default those of `record`.
+        about: the things that the answer rests on, by default those of `record`; landmark: that of
+        them which the others are placed by, by default `other` of a record with an `object`.
         """
         if any(turn.user == user for turn in self.turns):
             return False
-        other = None  # what the thing is placed by
         if about is None and record.get("object") is not None:
-            other = record.get("other")
-            about = [i for i in (record["object"], other) if i is not None]
+            landmark = record.get("other")
+            about = [i for i in (record["object"], landmark) if i is not None]
         elif about is None:
             about = record.get("objects", () if record.get("absent") else None)
         seen = None if about is None else tuple(self.box(i) for i in about)
-        self.turns.append(Turn(user, assistant, seen, None if other is None else self.box(other)))
+        placed_by = None if landmark is None else self.box(landmark)
+        self.turns.append(Turn(user, assistant, seen, placed_by))
         known = {"task": task, "answer": answer, "absent": False, "targets": [], "object": None}
         self.records.append({**known, **record})
         return True

@@ -177,7 +177,7 @@ def _turn(value: Any) -> Turn:
     if about is not None and not isinstance(about, list):
         raise TypeError
     landmark = value.get("landmark")
-    if landmark is not None and landmark not in (about or ()):
+    if landmark is not None and (type(landmark) is not int or landmark not in (about or ())):
         raise BadRecord(f"landmark={landmark!r} is none of about={about or []}")
     return Turn(
         _text(value["user"]),

@@ -128,10 +128,10 @@ def dialogue(example: Example, rng: np.random.Generator, wording: Instructions) 
             said = talk.say("dialogue", user, wording.located(text, talk.mark(there)))
         elif kind == "nearest":
             user = wording.draw("nearest", rng, talk.mark(here))
-            said = talk.say("dialogue", user, f"{links.mention(talk, there)}.")
+            said = links.name(talk, user, there, here)
         elif kind == "related":
             user = wording.draw("related", rng, talk.mark(here), predicate=text)
-            said = talk.say("dialogue", user, f"{links.mention(talk, there)}.")
+            said = links.name(talk, user, there, here)
         else:
             said = links.ask(talk, rng, wording, "dialogue", here, text, there)
         here = there if said else here
@@ -172,6 +172,11 @@ class Links:
         name = self.names.get(region.box)
         return (f"<p>{name}</p>" if name else "") + talk.mark(region)
 
+    def name(self, talk: Talk, user: str, one: Region, other: Region) -> bool:
+        """Say of a dialogue's question that it is `one` that stands so to `other`."""
+        answer = f"{self.mention(talk, one)}."
+        return talk.say("dialogue", user, answer, about=(one, other), landmark=other)
+
     def ask(
         self,
         talk: Talk,
@@ -185,7 +190,7 @@ class Links:
         """Ask how `one` relates to `other`; False when that was asked before."""
         user = wording.draw("relation", rng, talk.mark(one), other=talk.mark(other))
         answer = f"{self.mention(talk, one)} {predicate} {self.mention(talk, other)}."
-        return talk.say(task, user, answer, related=(one, other))
+        return talk.say(task, user, answer, about=(one, other), landmark=other)
 
 
 def side(one: Region, other: Region) -> str | None:

@@ -1,6 +1,6 @@
 """A conversation while it is being written, and what the task builders ask an Example."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,12 +37,15 @@ class Talk:
         self.turns: list[Turn] = []
         self.records: list[dict[str, Any]] = []
 
+    def index(self, region: Region) -> int:
+        """The number of a region, which is added on first use."""
+        if region not in self.regions:
+            self.regions.append(region)
+        return self.regions.index(region)
+
     def mark(self, *regions: Region) -> str:
-        """`<r:0><r:1>` for regions; each is added on first use."""
-        for region in regions:
-            if region not in self.regions:
-                self.regions.append(region)
-        return "".join(f"<r:{self.regions.index(region)}>" for region in regions)
+        """`<r:0><r:1>` for regions."""
+        return "".join(f"<r:{self.index(region)}>" for region in regions)
 
     def move(self, text: str, regions: tuple[Region, ...]) -> str:
         """A text whose marks count in `regions`, with marks that count in this conversation.
@@ -55,9 +58,7 @@ class Talk:
             raise BadRecord(str(e)) from None
         out = []
         for s in markup.parse(text):
-            self.mark(*(regions[k] for k in s.regions))
-            ids = tuple(self.regions.index(regions[k]) for k in s.regions)
-            out.append(replace(s, regions=ids))
+            out.append(replace(s, regions=tuple(self.index(regions[k]) for k in s.regions)))
         return markup.format(out)
 
     def say(
@@ -66,16 +67,18 @@ class Talk:
         user: str,
         assistant: str,
         absent: bool = False,
-        related: tuple[Region, Region] | None = None,
+        about: Sequence[Region] | None = None,
+        landmark: Region | None = None,
     ) -> bool:
         """Add a turn. False, and nothing added, when this was asked before.
 
-        related: what the answer rests on, a thing and that which it is placed by.
+        about, landmark: as of `Turn`.
         """
         if any(turn.user == user for turn in self.turns):
             return False
-        about = tuple(markup.regions_of(self.mark(*related))) if related else None
-        self.turns.append(Turn(user, assistant, about, about[1] if about else None))
+        rests = None if about is None else tuple(self.index(region) for region in about)
+        placed_by = None if landmark is None else self.index(landmark)
+        self.turns.append(Turn(user, assistant, rests, placed_by))
         self.records.append(
             {
                 "task": task,

@@ -90,7 +90,9 @@ def converse(
         for turn, record in zip(made.turns, made.meta["turns"], strict=True):
             user = talk.move(turn.user, made.regions)
             answer = talk.move(turn.assistant or "", made.regions)
-            talk.say(record["task"], user, answer, record["absent"])
+            about = None if turn.about is None else [made.regions[k] for k in turn.about]
+            landmark = None if turn.landmark is None else made.regions[turn.landmark]
+            talk.say(record["task"], user, answer, record["absent"], about, landmark)
         if len(talk.turns) >= turns:
             break
     boxes = example.objects or example.regions

@@ -237,7 +237,8 @@ class ObjectTasks:
         listed = lettered([image(talk, r) for r in order])
         letter = ascii_uppercase[order.index(right)]
         user = wording.draw("choice", rng, f"{question}\n{listed}")
-        talk.say(task, user, letter, related=(right, landmark) if landmark else None)
+        about = None if landmark is None else (right, landmark)
+        talk.say(task, user, letter, about=about, landmark=landmark)
         talk.records[-1]["options"] = len(order)
         return True
 
@@ -273,7 +274,7 @@ class ObjectTasks:
         question = self._about(talk, rng, wording, "relation", one, other)
         user = wording.draw("choice", rng, f"{question}\n{lettered(order)}")
         letter = ascii_uppercase[order.index(predicate)]
-        talk.say("object_relation", user, letter, related=(one, other))
+        talk.say("object_relation", user, letter, about=(one, other), landmark=other)
         talk.records[-1]["options"] = len(order)
         return talk.done()
 
@@ -283,7 +284,8 @@ class ObjectTasks:
         yes = bool(rng.random() < 0.5)
         said = predicate if yes else OPPOSITE[predicate]
         user = self._about(talk, rng, wording, "relation_yes_no", one, other, predicate=said)
-        talk.say("object_relation", user, "Yes" if yes else "No", related=(one, other))
+        answer = "Yes" if yes else "No"
+        talk.say("object_relation", user, answer, about=(one, other), landmark=other)
         return talk.done()
 
     def _about(self, talk, rng, wording, key, one, other, **parts) -> str:
@@ -315,7 +317,7 @@ OBJECT_TASKS = ObjectTasks().tasks
 
 def image(talk: Talk, region: Region) -> str:
     """`<object:0>` for a region, which is added on first use."""
-    return f"<object:{markup.regions_of(talk.mark(region))[0]}>"
+    return f"<object:{talk.index(region)}>"
 
 
 def some_shown(

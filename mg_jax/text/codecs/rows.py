@@ -77,7 +77,7 @@ def pad_rows(
 def collate_gaze(
     samples: Sequence[Mapping[str, np.ndarray]], slots: int = GAZE
 ) -> dict[str, np.ndarray]:
-    """Where answers look: gaze [B,slots,N] int32 and gaze_weight [B,slots] float32, 0 beyond what a
+    """Where answers look: gaze [B,slots,2 or 4] int32 and gaze_weight [B,slots], 0 beyond what a
     sample has."""
     gaze = np.zeros((len(samples), slots, samples[0]["gaze"].shape[1]), np.int32)
     weight = np.zeros((len(samples), slots), np.float32)
