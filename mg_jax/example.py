@@ -147,14 +147,14 @@ class Turn:
 
     about: the regions that the answer rests on, named in it or not; () when that is nothing in
     the picture ("there is no dog"); None where the data do not say.
-    landmark: that of them which the others are placed by ("left of the dog", "nearest to it"), or,
-    of a video, where the others are in its last frame.
+    landmarks: those of them which the others are placed by ("left of the dog", "nearest to it"),
+    or, of a video, where the others are in its last frame.
     """
 
     user: str
     assistant: str | None = None
     about: tuple[int, ...] | None = None
-    landmark: int | None = None
+    landmarks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

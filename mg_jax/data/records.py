@@ -15,8 +15,8 @@ out. Version 1:
         mask    for each region nil or [height, width, counts], the counts as COCO has them
         label, score                 for each region text / a number, or nil; left out where all
                                      are nil
-    turns       [[user, assistant or nil, regions it is about or nil, landmark or nil], ...];
-                the landmark may be left out
+    turns       [[user, assistant or nil, regions it is about or nil, landmarks], ...];
+                the landmarks may be left out
     captions, absent                 [text, ...]
     expressions [[text, [region, ...]], ...]
     questions   [[text, [answer, ...], [choice, ...], hint], ...]
@@ -84,7 +84,7 @@ def encode(example: Example, image: bytes | str | None) -> bytes:
         "objects": _columns(example.objects),
         "crowd": _columns(example.crowd),
         "turns": [
-            [t.user, t.assistant, None if t.about is None else list(t.about), t.landmark]
+            [t.user, t.assistant, None if t.about is None else list(t.about), list(t.landmarks)]
             for t in example.turns
         ],
         "captions": list(example.captions),
@@ -121,8 +121,8 @@ def decode(data: bytes, folder: Path, where: str) -> Example:
             height,
             regions=_regions(row.get("regions")),
             turns=tuple(
-                Turn(user, said, None if about is None else tuple(about), *landmark)
-                for user, said, about, *landmark in row.get("turns", ())
+                Turn(user, said, None if about is None else tuple(about), *map(tuple, landmarks))
+                for user, said, about, *landmarks in row.get("turns", ())
             ),
             id=row.get("id", ""),
             source=row.get("source", ""),

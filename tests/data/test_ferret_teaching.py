@@ -86,7 +86,7 @@ def test_a_region_is_looked_at_where_its_vector_is(made):
 
 
 def test_a_landmark_has_the_second_head(made):
-    asked = Turn("Where is <r:0> from <p>the dog</p>?", "On the left.", (0, 1), 1)
+    asked = Turn("Where is <r:0> from <p>the dog</p>?", "On the left.", (0, 1), (1,))
     tokens, (begin,), found = looks(made, asked)
     (slot,) = np.flatnonzero(tokens == made.codec.region_id).tolist()
     assert found[begin] == {slot: 1.0, (over(made, tokens, TWO)[1], "landmark"): 1.0}

@@ -59,7 +59,7 @@ def test_answers_look_at_the_box_of_a_thing_and_where_it_is():
         Turn("And the others?", "Blue.", (1, 2)),
         Turn("A moon?", "No.", ()),
         Turn("Hello.", "Good day."),
-        Turn("Is one above the other?", "Yes.", (0, 1), 1),
+        Turn("Is one above the other?", "Yes.", (0, 1), (1,)),
     )
     found = {"boxes": [[60, 0, 95, 20], [1, 1, 45, 21]], "scores": [0.9, 0.5], "labels": ["a", "b"]}
     e = Example(noise(), 90, 40, (RED, BLUE, THING), turns, "x", "set", meta={"detections": found})
@@ -93,7 +93,7 @@ def test_the_second_head_looks_at_the_last_frame():
         [[1, 1, 45, 21]],
     )  # BLUE by and by becomes RED, in units of 90
     frames = [{"boxes": b, "scores": [0.9], "labels": ["a"]} for b in (other, other, seen)]
-    turns = (Turn("Where does it go?", "To the right.", (0, 1), 1),)
+    turns = (Turn("Where does it go?", "To the right.", (0, 1), (1,)),)
     film = noise(frames=3)
     e = Example(
         None, 90, 40, (RED, BLUE), turns, "x", "set", video=lambda count: film,

@@ -139,7 +139,7 @@ def test_relations_are_true_of_what_is_shown(pictures):
             (turn,) = e.turns
             user, answer = turn.user, turn.assistant
             thing, landmark = (e.regions[k] for k in turn.about)
-            assert turn.about[1] == turn.landmark and thing.box != landmark.box
+            assert turn.about[1:] == turn.landmarks and thing.box != landmark.box
             question, listed = options(e)
             here = [e.regions[k] for k in markup.regions_of(question)]
             assert shown(e, user)
@@ -325,7 +325,7 @@ def test_a_conversation_keeps_what_things_are_placed_by(pictures):
     for e in filter(None, (*scenes, *asked)):
         for turn in e.turns:
             one, other = turn.about
-            assert turn.landmark == other != one and other < len(e.regions)
+            assert turn.landmarks == (other,) and one != other < len(e.regions)
             assert other in markup.regions_of(turn.user)
 
 

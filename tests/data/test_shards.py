@@ -66,7 +66,7 @@ def full_example():
             Turn("Where is <p>it</p>?", "<r:0>", (0, 2)),
             Turn("And \ud800?", None),
             Turn("x", "", ()),
-            Turn("Is it left of it?", "No.", (0, 2), 2),
+            Turn("Is it left of it?", "No.", (0, 2), (2,)),
         ),
         id="7/ü",
         source="made up",
@@ -103,7 +103,7 @@ def test_no_field_is_forgotten():
         Example: "image width height regions turns id source objects absent crowd captions "
         "expressions questions relations video meta",
         Region: "kind box points mask label score",
-        Turn: "user assistant about landmark",
+        Turn: "user assistant about landmarks",
         Expression: "text regions",
         Question: "text answers choices hint",
     }

@@ -248,8 +248,8 @@ def test_jsonl_regions_of_every_kind(tmp_path):
         ('{"image": "a.png", "turns": [{"user": "<r:0>"}]}', "region 0, but there are 0"),
         ('{"image": "a.png", "turns": [{"use": "x"}]}', 'needs "user"'),
         (
-            '{"image": "a.png", "turns": [{"user": "x", "about": [0], "landmark": 1}]}',
-            "turns[0] landmark=1 is none of about=[0]",
+            '{"image": "a.png", "turns": [{"user": "x", "about": [0], "landmarks": [0, 1]}]}',
+            "turns[0] landmarks=[1] are none of about=[0]",
         ),
         (
             '{"image": "a.png", "questions": [{"question": "Which?", "answers": ["x"], '

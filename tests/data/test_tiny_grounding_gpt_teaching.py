@@ -97,8 +97,8 @@ def test_what_others_are_placed_by_has_a_head_of_its_own(codec):
     asked = "What is left of <object:1>?\nA. <object:0>\nB. <object:2>"
     regions = (*REGIONS, Region.from_box((0.0, 0.0, 0.1, 0.2)))
     record, found = looks(
-        codec, Turn("How is <object:0> to <r:1>?\nA. above\nB. below", "A", (0, 1), 1),
-        Turn(asked, "A", (0, 1), 1), regions=regions,
+        codec, Turn("How is <object:0> to <r:1>?\nA. above\nB. below", "A", (0, 1), (1,)),
+        Turn(asked, "A", (0, 1), (1,)), regions=regions,
     )  # fmt: skip
     middles = np.flatnonzero(record["tokens"] == codec.object_id).reshape(-1, 9)[:, 4].tolist()
     how, which = np.flatnonzero(record["loss_mask"][1:] & ~record["loss_mask"][:-1]).tolist()

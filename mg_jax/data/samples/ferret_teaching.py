@@ -56,8 +56,8 @@ class Gaze:
             count = len(markup.regions_of(turn.user)) if shown else 0
             own, shown = shown[:count], shown[count:]
             boxes = ([example.regions[k].box for k in ks] for ks in by_head(turn))
-            things, landmark = ([_vector(own, b) or over(b) for b in found] for found in boxes)
-            rows += before_answer(begin, things, landmark)
+            things, landmarks = ([_vector(own, b) or over(b) for b in found] for found in boxes)
+            rows += before_answer(begin, things, landmarks)
             if _lists(turn):
                 named = self._names(tokens, mask, begin)
                 for (position, _), words in zip(own, named, strict=False):

@@ -34,11 +34,11 @@ def looks_at(
 
 
 def before_answer(
-    begin: int, things: Sequence[int], landmark: Sequence[int], layer: int = 0
+    begin: int, things: Sequence[int], landmarks: Sequence[int], layer: int = 0
 ) -> list[Look]:
     """The looks from which an answer's first token comes: at what it rests on, at the first token
-    where that is nothing; and at the landmark."""
-    return looks_at([begin], things or [0], 0, layer) + looks_at([begin], landmark, 1)
+    where that is nothing; and at landmarks."""
+    return looks_at([begin], things or [0], 0, layer) + looks_at([begin], landmarks, 1)
 
 
 def as_gaze(rows: Sequence[Look]) -> Record:
@@ -69,11 +69,11 @@ def rests_on(turn: Turn) -> list[int]:
 
 
 def by_head(turn: Turn) -> tuple[list[int], list[int]]:
-    """`rests_on` of a turn, what each head looks at: the landmark has one of its own, for a sum of
+    """`rests_on` of a turn, what each head looks at: landmarks have one of their own, for a sum of
     both would not tell how they lie to each other."""
     rests = rests_on(turn)
-    landmark = [k for k in rests if k == turn.landmark]
-    return [k for k in rests if k != turn.landmark] or landmark, landmark
+    landmarks = [k for k in rests if k in turn.landmarks]
+    return [k for k in rests if k not in turn.landmarks] or landmarks, landmarks
 
 
 def plain(text: str) -> list[int]:

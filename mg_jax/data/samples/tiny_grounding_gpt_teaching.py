@@ -62,20 +62,19 @@ class Gaze:
                 objects = _objects(turn.user)
                 own = shown[before : before + len(objects)]
                 before += len(objects)
-                placed = turn.landmark is not None
-                shown_at = dict(zip(objects, own, strict=True)) if placed else {}
-                things, landmark = (
+                shown_at = dict(zip(objects, own, strict=True)) if turn.landmarks else {}
+                things, landmarks = (
                     [shown_at.get(k) or cell(*middle(example.regions[k].box)) for k in ks]
                     for ks in by_head(turn)
                 )
                 if (option := chosen(turn)) is not None:
                     things = [own[option]]
-                    offered = [p for k, p in shown_at.items() if k != turn.landmark]
-                    rows += looks_at(offered, landmark, 1)
+                    offered = [p for k, p in shown_at.items() if k not in turn.landmarks]
+                    rows += looks_at(offered, landmarks, 1)
                 elif turn.about is None and not markup.regions_of(turn.assistant or ""):
                     things += own
-                later = int(placed and option is not None)
-                rows += before_answer(begin, things, landmark, later)
+                later = int(bool(turn.landmarks) and option is not None)
+                rows += before_answer(begin, things, landmarks, later)
             for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
                 rows += looks_at([position], [cell(*middle(box))], layer=-1)
             written = (

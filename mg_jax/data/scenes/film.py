@@ -7,6 +7,7 @@ are in front of all others, and what one of them hides at the start is left out.
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -104,15 +105,17 @@ class FilmTalk(Talk):
         queries = [(i, anchor_query(self.world, i)) for i in order]
         return [(i, "the " + query.noun(self.rng)) for i, query in queries if query is not None]
 
-    def ask(self, task: str, user: str, assistant: str, answer: str, i: int) -> bool:
-        """As `say`, of one thing, which rests on where it is in the last frame too."""
-        if not self.say(task, user, assistant, answer, object=i):
+    def ask(
+        self, task: str, user: str, assistant: str, answer: str, things: list[int], **record: Any
+    ) -> bool:
+        """As `say`, about things; the answer rests on where they are in the last frame too."""
+        if not self.say(task, user, assistant, answer, things, **record):
             return False
-        key = self.things[i].key
-        end = next((t for t in self.film.worlds[-1].things if t.key == key), None)
-        if end is not None:  # it can still be seen
-            k = self.add(Region.from_box(end.box, label=end.name))
-            self.turns[-1] = replace(self.turns[-1], about=(self.box(i), k), landmark=k)
+        keys = [self.things[i].key for i in things]
+        ends = [thing for thing in self.film.worlds[-1].things if thing.key in keys]
+        there = tuple(self.add(Region.from_box(t.box, label=t.name)) for t in ends)  # still seen
+        turn = self.turns[-1]
+        self.turns[-1] = replace(turn, about=(*(turn.about or ()), *there), landmarks=there)
         return True
 
 
@@ -135,7 +138,7 @@ def moved(talk: FilmTalk) -> bool:
     user = talk.rng.choice(_MOVED)
     answer = "; ".join(names)
     said = f"{text[0].upper()}{text[1:]} {verb}."
-    return talk.say("moved", user, said, answer, found, absent=not names)
+    return talk.ask("moved", user, said, answer, found, absent=not names)
 
 
 def direction(talk: FilmTalk) -> bool:
@@ -148,7 +151,7 @@ def direction(talk: FilmTalk) -> bool:
     user = fill(talk.rng, _DIRECTION, name)
     way = talk.film.moves.get(i, "")
     text = f"It moves {DIRECTIONS[way][2]}." if way else "It does not move."
-    return talk.ask("direction", user, text, way or "none", i)
+    return talk.ask("direction", user, text, way or "none", [i], object=i)
 
 
 def moves(talk: FilmTalk) -> bool:
@@ -160,7 +163,7 @@ def moves(talk: FilmTalk) -> bool:
     yes = i in talk.film.moves
     text = f"Yes, {name} moves." if yes else f"No, {name} stays where it is."
     user = fill(talk.rng, _MOVES, name)
-    return talk.ask("moves", user, text, "yes" if yes else "no", i)
+    return talk.ask("moves", user, text, "yes" if yes else "no", [i], object=i)
 
 
 def caption(talk: FilmTalk) -> bool:
@@ -179,7 +182,7 @@ def caption(talk: FilmTalk) -> bool:
     user = talk.rng.choice(_DESCRIBE)
     names = [talk.things[i].name for i in (*moving, *still)]
     said = f"{text[0].upper()}{text[1:]}."
-    return talk.say("caption", user, said, "; ".join(names), [*moving, *still])
+    return talk.ask("caption", user, said, "; ".join(names), [*moving, *still])
 
 
 def presence(talk: FilmTalk) -> bool:

@@ -50,7 +50,7 @@ def task(name: str) -> Callable[[Talk], bool]:
             targets = list(dict.fromkeys(markup.regions_of(said)))
             refers = list(dict.fromkeys(markup.regions_of(user)))
             about = None if turn.about is None else [places[k] for k in turn.about]
-            landmark = None if turn.landmark is None else places[turn.landmark]
+            landmark = next((places[k] for k in turn.landmarks), None)
             told |= talk.say(
                 name, user, said, markup.strip(said), about, landmark, targets=targets,
                 refers=refers, **more,

@@ -73,7 +73,7 @@ class Talk:
         elif about is None:
             about = record.get("objects", () if record.get("absent") else None)
         seen = None if about is None else tuple(self.box(i) for i in about)
-        placed_by = None if landmark is None else self.box(landmark)
+        placed_by = () if landmark is None else (self.box(landmark),)
         self.turns.append(Turn(user, assistant, seen, placed_by))
         known = {"task": task, "answer": answer, "absent": False, "targets": [], "object": None}
         self.records.append({**known, **record})

@@ -10,7 +10,7 @@
      "turns": [{"user": "Where is <p>the dog</p>?", "assistant": "<r:0>"},
                {"user": "What is <r:1>?", "assistant": "A ball.", "about": [1]},
                {"user": "Is <r:0> left of <r:1>?", "assistant": "Yes.", "about": [0, 1],
-                "landmark": 1}],
+                "landmarks": [1]}],
      "objects": [{"box": [...], "label": "dog"}],   all boxes for detection, optional
      "crowd": [{"box": [...]}],                     boxes to ignore there, optional
      "captions": ["<p>A dog</p><r:0> sleeps."],     all optional: annotations that the task
@@ -176,14 +176,16 @@ def _turn(value: Any) -> Turn:
     said, about = value.get("assistant"), value.get("about")
     if about is not None and not isinstance(about, list):
         raise TypeError
-    landmark = value.get("landmark")
-    if landmark is not None and (type(landmark) is not int or landmark not in (about or ())):
-        raise BadRecord(f"landmark={landmark!r} is none of about={about or []}")
+    landmarks = value.get("landmarks", [])
+    if not isinstance(landmarks, list):
+        raise TypeError
+    if other := [k for k in landmarks if type(k) is not int or k not in (about or ())]:
+        raise BadRecord(f"landmarks={other!r} are none of about={about or []}")
     return Turn(
         _text(value["user"]),
         None if said is None else _text(said),
         None if about is None else tuple(about),
-        landmark,
+        tuple(landmarks),
     )
 
 

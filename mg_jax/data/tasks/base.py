@@ -72,12 +72,12 @@ class Talk:
     ) -> bool:
         """Add a turn. False, and nothing added, when this was asked before.
 
-        about, landmark: as of `Turn`.
+        about, landmark: what the answer rests on, and that of it which the rest is placed by.
         """
         if any(turn.user == user for turn in self.turns):
             return False
         rests = None if about is None else tuple(self.index(region) for region in about)
-        placed_by = None if landmark is None else self.index(landmark)
+        placed_by = () if landmark is None else (self.index(landmark),)
         self.turns.append(Turn(user, assistant, rests, placed_by))
         self.records.append(
             {

@@ -91,7 +91,7 @@ def converse(
             user = talk.move(turn.user, made.regions)
             answer = talk.move(turn.assistant or "", made.regions)
             about = None if turn.about is None else [made.regions[k] for k in turn.about]
-            landmark = None if turn.landmark is None else made.regions[turn.landmark]
+            landmark = next((made.regions[k] for k in turn.landmarks), None)
             talk.say(record["task"], user, answer, record["absent"], about, landmark)
         if len(talk.turns) >= turns:
             break

@@ -33,7 +33,7 @@ def jsonl_row(example: Example, image: str) -> dict[str, Any]:
         "turns": [
             {"user": t.user, "assistant": t.assistant}
             | ({} if t.about is None else {"about": t.about})
-            | ({} if t.landmark is None else {"landmark": t.landmark})
+            | ({"landmarks": t.landmarks} if t.landmarks else {})
             for t in e.turns
         ],
         "meta": e.meta,
