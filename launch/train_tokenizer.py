@@ -12,6 +12,7 @@ read, and the same command writes the same bytes.
 
 import argparse
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def conversations(source, share: float) -> Iterator[Sequence[Any]]:
     import numpy as np
 
     from mg_jax.data.tasks import converse, parse_tasks
+    from mg_jax.errors import BadRecord
     from mg_jax.text import instructions
 
     tasks, wording = source.tasks or parse_tasks("auto"), instructions.get("groma")
@@ -65,7 +67,8 @@ def conversations(source, share: float) -> Iterator[Sequence[Any]]:
         example = source[n % len(source)]
         example.meta["frequency"] = source.frequency
         if not example.turns:
-            example = converse(example, np.random.default_rng(n), tasks, wording) or example
+            with suppress(BadRecord):  # boxes without names: there is nothing to say
+                example = converse(example, np.random.default_rng(n), tasks, wording) or example
         yield example.turns
 
 

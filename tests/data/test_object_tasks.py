@@ -339,8 +339,29 @@ def test_boxes_without_names_are_one_clear_line():
         ):
             converse(nameless, rng, {task: 1.0}, WORDING)
     assert converse(nameless, rng, {"place_choice": 1.0}, WORDING)  # needs none
+    assert converse(nameless, rng, {"place_choice": 1.0, "rec": 1.0}, WORDING)
     assert converse(photo(objects=(), regions=(), expressions=(), captions=(), relations=()),
                     rng, {"name_choice": 1.0}, WORDING) is None  # fmt: skip
+
+
+@pytest.mark.parametrize("tasks", [
+    "rec*4+all_instances+region_caption*4",
+    "rec+name_choice", "region_caption", "presence", "dialogue", "object_relation", "relation",
+    "grounded_caption*3+vqa*3+choice*3+caption+rec+presence+grounding_dialogue*4",
+    "auto",
+])  # fmt: skip
+def test_mixtures_that_need_names_say_so(tasks):
+    nameless = Example("x.jpg", 9, 9, objects=(box(0, 0, 0.5, 0.5), box(0.5, 0, 1, 0.5)),
+                       absent=("dog",), id="e7", source="mine")  # fmt: skip
+    weights, rng = parse_tasks(tasks), np.random.default_rng(0)
+    with pytest.raises(BadRecord, match="'e7' of mine: none of its 2 boxes has a name, which") as e:
+        converse(nameless, rng, weights, WORDING)
+    without = {"grounded_caption", "caption", "vqa", "choice", "region_description"}
+    assert set(re.search("which (.*) must", str(e.value))[1].split(", ")) == set(weights) - without
+    assert converse(replace(nameless, captions=("Two boxes.",)), rng, {"vqa": 1.0}, WORDING) is None
+    told = replace(nameless, objects=(), regions=nameless.objects, relations=((0, "above", 1),))
+    linked = {"relation": 1.0, "object_relation": 1.0}
+    assert converse(told, rng, linked, WORDING)  # as annotated: no name is needed
 
 
 # as Flickr30k Entities has it: boxes without labels, and captions that name them

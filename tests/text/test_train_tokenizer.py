@@ -1,8 +1,10 @@
 """The command that trains a tokenizer."""
 
 import pytest
+from PIL import Image
 
-from launch.train_tokenizer import main
+from launch.train_tokenizer import conversations, main
+from mg_jax.data.sources import open_source
 from mg_jax.errors import UserError
 from mg_jax.text.codecs.groma import GromaCodec
 from mg_jax.text.tokenizer import Tokenizer
@@ -15,6 +17,17 @@ def test_on_scenes(tmp_path, capsys):
     assert tokenizer.vocab_size <= 700 and tokenizer.text_after_token == "whole"
     fixed = GromaCodec(tokenizer).upstream_ids(())[1]
     assert len(fixed) < 110
+
+
+def test_boxes_without_names_say_nothing(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    rows.write_text(
+        '{"image": "a.png", "objects": [{"box": [1, 1, 30, 30]}]}\n'
+        '{"image": "a.png", "objects": [{"box": [1, 1, 30, 30], "label": "dog"}]}\n'
+    )
+    nothing, said = conversations(open_source(f"jsonl:{rows}"), 1.0)
+    assert not nothing and said
 
 
 def test_on_a_text_file(tmp_path):

@@ -1,6 +1,6 @@
 """Which tasks there are, and conversations drawn from a mixture of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -50,6 +50,12 @@ _AGAIN = (
     "rec", "all_instances", "region_description", "presence", "relation", "object_match",
     "place_choice", "name_choice", "object_relation",
 )  # fmt: skip
+# These speak of things by their names
+_NAMED = (
+    "rec", "all_instances", "region_caption", "dense_referring", "dense_detection", "presence",
+    "dialogue", *NAMED,
+)  # fmt: skip
+_LINKED = ("relation", "object_relation")  # so do these where no relations are annotated
 _KNOWN = {**TASKS, **OBJECT_TASKS}
 _TRIES = 4  # draws a round until a conversation that repeats itself is left as it is
 
@@ -75,7 +81,7 @@ def converse(
     Tasks are drawn by weight among those that fit, until the conversation has `turns` rounds (a
     task of several rounds is not cut) or the example affords no further question. The regions are
     those that the conversation points at. Determined by the state of `rng`. Raises BadRecord where
-    every task needs names and no box has one.
+    no task fits, one of them needs names, and neither a box nor a text gives one.
     """
     talk, left = Talk(example), dict(tasks)
     for _ in range(_TRIES * turns):
@@ -95,10 +101,17 @@ def converse(
             talk.say(record["task"], user, answer, record["absent"], about, landmark)
         if len(talk.turns) >= turns:
             break
-    boxes = example.objects or example.regions
-    if not talk.turns and set(tasks) <= set(NAMED) and boxes and not named(labelled(example)):
-        raise BadRecord(
-            f"example {example.id!r} of {example.source}: none of its {len(boxes)} boxes "
-            f"has a name, which {', '.join(tasks)} must have: give labels, or choose other tasks"
-        )
+    if not talk.turns:
+        _check_names(example, tasks)
     return talk.done()
+
+
+def _check_names(example: Example, tasks: Iterable[str]) -> None:
+    """Raises BadRecord for boxes without any name where one of the tasks needs names."""
+    boxes = example.objects or example.regions
+    need = [t for t in tasks if t in _NAMED or (t in _LINKED and not example.relations)]
+    if boxes and need and not named(labelled(example)):
+        raise BadRecord(
+            f"example {example.id!r} of {example.source}: none of its {len(boxes)} boxes has a "
+            f"name, which {', '.join(need)} must have: give labels, or choose other tasks"
+        )
