@@ -106,23 +106,37 @@ class Endpoint:
         """Ask the server what models it has; one that has a single one needs no name.
 
         Raises UserError in one line where it cannot be reached, does not accept the key, or where
-        no model is named.
+        no model is named and it does not list a single one.
         """
-        models: list[str] = []
-        try:
-            listed = transport.get(f"{self.base_url}/models", self._key, min(self.timeout, 30.0))
-            models = [str(row["id"]) for row in listed["data"]]
-        except Trouble as e:
-            if not e.reached or (e.fatal and e.status not in (404, 405)):
-                raise UserError(self._explain(e)) from None
-        except (KeyError, TypeError):
-            pass  # a server without that list: the first question will tell
+        models = self._models()
         if self.model:
             return
         if len(models) != 1:
             names = f": it has {', '.join(some(models, 8))}" if models else ""
             raise UserError(f"{self.base_url}: name the model with --model{names}")
         self.model = models[0]
+
+    def _models(self) -> list[str]:
+        """The names that the server lists, [] where it has no list or none is needed.
+
+        A server that is busy or ill is asked again as in `chat`, one that is not there is not.
+        """
+        for attempt in range(self.retries + 1):
+            try:
+                url = f"{self.base_url}/models"
+                listed = transport.get(url, self._key, min(self.timeout, 30.0))
+                return [str(row["id"]) for row in listed["data"]]
+            except (KeyError, TypeError):
+                return []
+            except Trouble as e:
+                passing = e.reached and not e.fatal
+                if e.status in (404, 405) or (self.model and passing):
+                    return []  # the first question will tell
+                if not (e.again and e.reached) or attempt == self.retries:
+                    mend = ": with --model NAME its list of models is not needed" if passing else ""
+                    raise UserError(self._explain(e) + mend) from None
+                self._rest(e, attempt)
+        raise AssertionError("the loop returns or raises")
 
     def chat(self, messages: Sequence[Mapping[str, Any]], room: float = 1.0) -> Reply:
         """What the model answers. room: times as many tokens as asked for that it may take.

@@ -54,7 +54,8 @@ def oracle(messages) -> str:
 
 class ChatServer:
     """In a thread, as a context. fault: from the number of a request (from 0) and its messages to
-    a name of FAULTS, or None for a good answer. served: how many good answers were given.
+    a name of FAULTS, or None for a good answer; list_fault: the same from the number of a request
+    for the list of models. served: how many good answers were given.
     """
 
     def __init__(
@@ -64,9 +65,11 @@ class ChatServer:
         key: str = "",
         models=("tiny",),
         retry_after: str = "0",
+        list_fault: Callable = lambda n: None,
     ):
         self.answer, self.fault, self.key, self.models = answer, fault, key, models
-        self.retry_after = retry_after
+        self.retry_after, self.list_fault = retry_after, list_fault
+        self.listed = 0
         self.requests: list[dict] = []
         self.times: list[float] = []
         self.faults: Counter[str] = Counter()
@@ -83,7 +86,12 @@ class ChatServer:
             def do_GET(self):
                 if not self.allowed():
                     return
-                if outer.models is None:
+                with outer.lock:
+                    fault = outer.list_fault(outer.listed)
+                    outer.listed += 1
+                if fault:
+                    outer.misbehave(self, fault, {"data": []})
+                elif outer.models is None:
                     self.send(404, {"error": {"message": "no such page"}})
                 else:
                     self.send(200, {"data": [{"id": name} for name in outer.models]})
@@ -144,6 +152,28 @@ class ChatServer:
         }  # fmt: skip
         if fault == "late":
             time.sleep(LATE)
+        if self.misbehave(handler, fault, whole):
+            return
+        if body.get("stream") and fault != "plain":
+            events = [{"choices": [{"index": 0, "delta": {"content": text[k : k + 5]}}]}
+                      for k in range(0, len(text), 5)]  # fmt: skip
+            if fault == "cut stream":
+                events = events[: len(events) // 2]
+            else:
+                events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
+                               "usage": whole["usage"]})  # fmt: skip
+            data = "".join(f"data: {json.dumps(e)}\n\n" for e in events)
+            data = ": a comment\n\n" + data + ("data: [DONE]\n\n" if fault is None else "")
+            if fault is None:
+                self.note()
+            handler.send(200, data.encode(), Content_Type="text/event-stream; charset=utf-8")
+        else:
+            if fault in (None, "plain", "cut stream"):
+                self.note()
+            handler.send(200, whole)
+
+    def misbehave(self, handler, fault, whole) -> bool:
+        """Answer a request with a fault; False for one that is not of every kind of request."""
         if fault in ("429", "500", "503", "529", "400"):
             headers = {"Retry_After": self.retry_after} if fault in ("429", "503") else {}
             handler.send(int(fault), {"error": {"message": f"fault {fault}"}}, **headers)
@@ -170,23 +200,9 @@ class ChatServer:
             handler.end_headers()
             handler.wfile.write(b"40\r\n" + json.dumps(whole).encode()[:20])
             handler.close_connection = True
-        elif body.get("stream") and fault != "plain":
-            events = [{"choices": [{"index": 0, "delta": {"content": text[k : k + 5]}}]}
-                      for k in range(0, len(text), 5)]  # fmt: skip
-            if fault == "cut stream":
-                events = events[: len(events) // 2]
-            else:
-                events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}],
-                               "usage": whole["usage"]})  # fmt: skip
-            data = "".join(f"data: {json.dumps(e)}\n\n" for e in events)
-            data = ": a comment\n\n" + data + ("data: [DONE]\n\n" if fault is None else "")
-            if fault is None:
-                self.note()
-            handler.send(200, data.encode(), Content_Type="text/event-stream; charset=utf-8")
         else:
-            if fault in (None, "plain", "cut stream"):
-                self.note()
-            handler.send(200, whole)
+            return False
+        return True
 
     def note(self) -> None:
         """Count an answer that was given in full."""

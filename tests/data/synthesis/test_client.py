@@ -243,6 +243,29 @@ def test_the_model_need_not_be_named_where_there_is_one():
         Endpoint(server.url, "named").check()
 
 
+@pytest.mark.parametrize("fault", ["503", "429", "500", "reset", "broken json", "cut body"])
+def test_a_list_of_models_is_asked_for_again(fault):
+    with ChatServer(echo, list_fault=lambda n: fault if n < 2 else None) as server:
+        asked = endpoint(server, model="")
+        asked.check()
+        assert asked.model == "tiny" and server.listed == 3
+
+
+@pytest.mark.parametrize("fault, sent, words", [
+    ("503", 3, "503 .*fault 503"),
+    ("400", 1, "400 .*fault 400"),
+    ("broken json", 3, "the answer is no JSON"),
+    ("reset", 3, "reset"),
+])  # fmt: skip
+def test_why_there_is_no_list_of_models_is_one_line(fault, sent, words):
+    with ChatServer(echo, list_fault=lambda n: fault) as server:
+        with pytest.raises(UserError, match=f"{server.url}: .*{words}.*--model NAME") as error:
+            endpoint(server, model="", retries=2).check()
+        assert "\n" not in str(error.value) and server.listed == sent
+        endpoint(server, model="named").check()  # needs no list
+        assert server.listed == sent + 1
+
+
 def test_an_unknown_model_is_one_line():
     with ChatServer(echo) as server, pytest.raises(UserError, match="no such address or no model"):
         Endpoint(server.url + "/wrong/", "gone", retries=0).chat(HELLO)
