@@ -6,6 +6,7 @@ again, and when. Redirects are not followed: they would take the key along.
 
 import email.utils
 import http.client
+import io
 import json
 import ssl
 import time
@@ -63,8 +64,65 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_NoRedirects)
-_DIRECT = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
+class _Timed(io.RawIOBase):
+    """A socket's bytes; each read has the time that is left until the deadline, so that a server
+    that sends byte by byte cannot hold it up."""
+
+    def __init__(self, raw: Any, sock: Any, deadline: float):
+        self._raw, self._sock, self._deadline = raw, sock, deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(left)
+        read: int | None = self._raw.readinto(buffer)
+        return read
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """One whose head and body are read until the deadline."""
+
+    def __init__(self, sock: Any, deadline: float, **options: Any):
+        super().__init__(sock, **options)
+        self.fp: Any = io.BufferedReader(_Timed(self.fp.detach(), sock, deadline))
+
+
+class _Http(http.client.HTTPConnection):
+    """A connection whose timeout is that of the whole answer, counted from here."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._deadline = time.monotonic() + float(self.timeout or 0)
+
+    def response_class(self, sock: Any, **options: Any) -> _Response:  # type: ignore[override]
+        return _Response(sock, self._deadline, **options)
+
+
+class _Https(_Http, http.client.HTTPSConnection):
+    pass
+
+
+class _OpenHttp(urllib.request.HTTPHandler):
+    def http_open(self, request: Any) -> Any:
+        return self.do_open(_Http, request)
+
+
+class _OpenHttps(urllib.request.HTTPSHandler):
+    def https_open(self, request: Any) -> Any:
+        return self.do_open(_Https, request)
+
+
+_HANDLERS = (_NoRedirects, _OpenHttp, _OpenHttps)
+_OPENER = urllib.request.build_opener(*_HANDLERS)
+_DIRECT = urllib.request.build_opener(*_HANDLERS, urllib.request.ProxyHandler({}))
 _HERE = ("localhost", "127.0.0.1", "::1")  # no proxy leads to this machine
 
 
@@ -102,7 +160,6 @@ class _Answer:
 
     def __init__(self, request: urllib.request.Request, timeout: float):
         self._request, self._timeout = request, timeout
-        self._deadline = time.monotonic() + timeout
         self._count = 0
 
     def __enter__(self) -> "_Answer":
@@ -142,8 +199,6 @@ class _Answer:
                 yield value.strip()
 
     def _read(self, read: Any) -> bytes:
-        if time.monotonic() > self._deadline:
-            raise Trouble(f"no whole answer within {self._timeout:g} s", again=True)
         try:
             part: bytes = read()
         except TimeoutError:
