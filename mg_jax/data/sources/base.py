@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +183,13 @@ def fields(row: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
             raise BadRecord(f"lacks {key!r}")
         if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
             raise BadRecord(f"{key} is {_short(row[key])}")
+
+
+def check_choices(choices: Sequence[Any], where: str = "") -> None:
+    """Raises BadRecord, beginning with `where`, for a list of one choice, which asks for nothing.
+    None at all is a question without choices."""
+    if len(choices) == 1:
+        raise BadRecord(f"{where}has one choice, {choices[0]!r}: give two or more, or none")
 
 
 def sides(row: Mapping[str, Any], width: str = "width", height: str = "height") -> tuple[int, int]:

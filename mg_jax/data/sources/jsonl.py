@@ -29,7 +29,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import HEADS, MAX_BAD, Source, existing, fields, read_lines, sides
+from mg_jax.data.sources.base import (
+    HEADS,
+    MAX_BAD,
+    Source,
+    check_choices,
+    existing,
+    fields,
+    read_lines,
+    sides,
+)
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression, Question, Region, Turn
 from mg_jax.text import markup
@@ -193,8 +202,7 @@ def _question(value: Any) -> Question:
     answers, choices = value["answers"], value.get("choices", [])
     if not (isinstance(answers, list) and isinstance(choices, list) and answers):
         raise TypeError
-    if len(choices) == 1:
-        raise BadRecord(f"has one choice, {choices[0]!r}: give two or more, or none")
+    check_choices(choices)
     return Question(
         _text(value["question"]),
         tuple(map(_text, answers)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, Source
+from mg_jax.data.sources.base import MAX_BAD, Folder, Source, check_choices
 from mg_jax.data.sources.free_text import to_markup
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Question
@@ -144,9 +144,11 @@ class AskedSource(PicturedSource):
         choices: Sequence[str] = (),
         hint: str = "",
     ) -> None:
-        """A question on the picture, all free texts. Raises BadRecord for an empty question."""
+        """A question on the picture, all free texts. Raises BadRecord for an empty question, or
+        one with a single choice."""
         if not text.strip():
             raise BadRecord("the question is empty")
+        check_choices(choices, f"the question {text.strip()[:60]!r} ")
         given = tuple(sys.intern(to_markup(a.strip())) for a in answers if a.strip())
         if not given:
             self.counts["questions without an answer"] += 1

@@ -88,6 +88,7 @@ def test_letters_are_drawn_over_words(tmp_path):
         ({"Q": asked(2)}, "correctAnswer 2"),
         ({"Q": asked(choices=(1, 2))}, "answerTexts .* no texts"),
         ({"Q": asked("1")}, "correctAnswer is '1'"),
+        ({"Q": asked(0, choices=("ears", "{}"))}, "question 'Q' has one choice, 'ears': give two"),
         ({"Q": asked(abc=True)}, r"text\['T0'\] lacks rectangle"),
     ],
 )
@@ -122,15 +123,15 @@ def test_scienceqa_is_read_back(tmp_path):
 def test_malformed_scienceqa(tmp_path):
     good = {"question": "Q", "choices": ["a", "b"], "answer": 1, "image": None}
     bad = [{"answer": 2}, {"answer": "b"}, {"choices": [1]}, {"question": ""}, {"hint": 3},
-           {"image": "image.png"}]  # fmt: skip
+           {"image": "image.png"}, {"choices": ["dog"], "answer": 0}]  # fmt: skip
     rows = {"1": good} | {str(k): good | b for k, b in enumerate(bad, 2)}
     (tmp_path / "problems.json").write_text(json.dumps(rows))
-    splits = {"train": [*rows, "gone"], "test": ["8"]}
-    rows["8"] = good | {"image": "image.png", "split": "test"}
+    splits = {"train": [*rows, "gone"], "test": ["9"]}
+    rows["9"] = good | {"image": "image.png", "split": "test"}
     (tmp_path / "problems.json").write_text(json.dumps(rows))
     (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
     source = open_source(f"scienceqa:{tmp_path},max_bad=1")
-    assert len(source) == 1 and source.bad == 7
+    assert len(source) == 1 and source.bad == 8
     assert [p.partition("problems.json: ")[2] for p in source.problems] == [
         '["2"]: answer 2 of 2 choices: they count from 0',
         "[\"3\"]: answer is 'b'",
@@ -138,7 +139,8 @@ def test_malformed_scienceqa(tmp_path):
         '["5"]: the question is empty',
         '["6"]: hint, lecture or solution is no text',
         "[\"7\"]: lacks 'split'",
+        "[\"8\"]: the question 'Q' has one choice, 'dog': give two or more, or none",
         '["gone"]: expected an object, found None',
     ]
-    with pytest.raises(UserError, match=r"none of the 1 pictures .* images/test/8/image\.png"):
+    with pytest.raises(UserError, match=r"none of the 1 pictures .* images/test/9/image\.png"):
         open_source(f"scienceqa:{tmp_path},split=test")
