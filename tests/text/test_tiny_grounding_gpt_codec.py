@@ -228,6 +228,12 @@ def test_boxes_alone_are_named_by_the_question(codec):
     ("[0.1,0.4,1.3,0.5]", "box outside the picture"),
     ("[0.1,0.0,0.3,0.2]", "box beside the picture"),
     ("[0.1,0.4,0.3,0.5", "box without end"),
+    ("[0.1,0.2]", "box that is not four numbers"),
+    ("[0.1 0.4 0.3 0.5]", "box that is not four numbers"),
+    ("[1, 2, 3, 4]", "box outside the picture"),
+    ("[0, 1]", "box that is not four numbers"),
+    ("[0, 0, 0, 0]", "reversed or empty box"),
+    ("[0, 0, 1", "box without end"),
 ])  # fmt: skip
 def test_malformed_boxes_are_no_box_and_are_counted(codec, text, fault):
     answer = read(codec, f"a dog {text}")
@@ -243,6 +249,19 @@ def test_malformed_boxes_are_no_box_and_are_counted(codec, text, fault):
         assert (
             note.startswith("2 malformed marks") and fault in note and "reversed or empty" in note
         )
+
+
+def test_whole_numbers_are_a_box(codec):
+    for text in ("[0,0,1,1]", "[0, 0, 1, 1]", "[0,0.0,1.,1]"):
+        answer = read(codec, f"a dog {text}")
+        np.testing.assert_allclose(boxes(answer), [[0, 0, 20, 10]], atol=1e-9)
+        assert answer.phrases[0].text == "dog" and not answer.notes
+
+
+@pytest.mark.parametrize("text", ["See [1] and [12].", "It is [a, b].", "[1, 2 and 3", "[1-2] []"])
+def test_other_brackets_are_words(codec, text):
+    answer = read(codec, text)
+    assert answer.text == text and not answer.notes
 
 
 def test_padding_is_cut_off_a_box(codec):

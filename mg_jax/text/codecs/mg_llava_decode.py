@@ -19,7 +19,7 @@ from mg_jax.text.codecs.generated import span_scores, text_of, until_end
 
 STEP = 0.001  # of a written coordinate
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)")
-_MARK = re.compile(
+MARK = re.compile(
     r"(?P<open><p>)|(?P<close></p>)"
     r"|\[(?=[\s\d,-]*\.)(?:[\s\d.-]*,){2}[\s\d.,-]*\]?|\[(?=[\s\d,-]*\.)[\s\d.,-]*$"
 )
@@ -68,15 +68,16 @@ def decode_answer(
     notes: tuple[str, ...],
     parse: Callable[[str], tuple[float, ...] | str] = parse_box,
     arrange: Callable[[list[Piece]], list[Piece]] = list,
+    mark: re.Pattern[str] = MARK,
 ) -> Answer:
     """`MGLLaVACodec.decode`, which see; stops: texts that end an answer.
 
     parse: as `parse_box`, for boxes of another space. arrange: changes the pieces before they are
-    put together.
+    put together. mark: what is a mark, as `MARK`, whose groups it has.
     """
     faults: Counter[str] = Counter()
     tokens, logs = until_end(tokenizer, stops, ids, logprobs, faults)
-    reader = _Reader(faults, parse)
+    reader = _Reader(faults, parse, mark)
     reader.read(text_of(tokenizer, stops, tokens))
     scores = span_scores(tokenizer, tokens, logs, reader.spans)
     pixels = np.asarray(reader.boxes, np.float64).reshape(-1, 4) * [width, height, width, height]
@@ -88,8 +89,13 @@ class _Reader:
     """Collects `pieces` (see `compose.Piece`), `boxes` xyxy in [0, 1] with the `spans` of their
     characters, and counts `faults` by name."""
 
-    def __init__(self, faults: Counter[str], parse: Callable[[str], tuple[float, ...] | str]):
-        self.faults, self.parse = faults, parse
+    def __init__(
+        self,
+        faults: Counter[str],
+        parse: Callable[[str], tuple[float, ...] | str],
+        mark: re.Pattern[str],
+    ):
+        self.faults, self.parse, self.mark = faults, parse, mark
         self.pieces: list[Piece] = []
         self.boxes: list[tuple[float, ...]] = []
         self.spans: list[tuple[int, int]] = []
@@ -103,7 +109,7 @@ class _Reader:
 
     def read(self, text: str) -> None:
         place = 0
-        for match in _MARK.finditer(text):
+        for match in self.mark.finditer(text):
             self.words(text[place : match.start()])
             place = match.end()
             if match["open"]:

@@ -23,11 +23,14 @@ from mg_jax.text import markup
 from mg_jax.text.added import AddedTokens
 from mg_jax.text.codecs.chat import ChatCodec, Encoded, Parts, check_answered, to_answer
 from mg_jax.text.codecs.compose import Piece
-from mg_jax.text.codecs.mg_llava_decode import decode_answer, format_box, parse_box
+from mg_jax.text.codecs.mg_llava_decode import MARK, decode_answer, format_box, parse_box
 from mg_jax.text.codecs.rows import pad_rows
 
 IMAGE, OBJECT = range(2)  # placeholder ids, counted from the vocabulary's end
 IN_PADDING = "box beside the picture"
+
+# Two numbers or more in brackets are meant as a box, whole numbers too: [0,0,1,1]
+_MARK = re.compile(rf"{MARK.pattern}|\[(?=[\s.,-]*\d[\d.]*[\s,]+[.-]*\d)[\s\d.,-]*(?:\]|$)")
 
 # Words that no name of an object begins with or contains; a name begins behind the last of them
 _BREAKS = frozenset(
@@ -179,7 +182,8 @@ class TinyGroundingGPTCodec(ChatCodec):
     ) -> Answer:
         """The answer that generated ids mean; never raises, counts what is malformed in notes.
 
-        Boxes are read with or without spaces; the words before one name it, back to the last
+        Boxes are read with or without spaces, and any two numbers or more in brackets are meant as
+        one; the words before one name it, back to the last
         article, preposition, verb or sign. logprobs: one a id; the score of a box is the geometric
         mean of the probabilities of the tokens that write it (1 without logprobs). question: marked
         text whose first phrase names boxes that the answer gives without a word. Boxes of the
@@ -193,7 +197,7 @@ class TinyGroundingGPTCodec(ChatCodec):
 
         return decode_answer(
             self.tokenizer, self.template.stops, ids, logprobs, width, height, question,
-            tuple(notes), parse, name_boxes,
+            tuple(notes), parse, name_boxes, _MARK,
         )  # fmt: skip
 
 
