@@ -4,11 +4,14 @@ A system's file calls `get_config()`, fills in its model and its stages, and loc
 then a misspelt `--config.x.y=z` is an error. `tests/train/test_configs.py` builds them all.
 """
 
+import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from mg_jax.data.tasks import Filters
+from mg_jax.data.tasks.objects import OPTIONS
 from mg_jax.errors import UserError
 
 # Dense kernels of the blocks of language models and towers. Moved by Muon, what starts from nothing
@@ -61,6 +64,9 @@ def get_config() -> ConfigDict:
     # What pictures that come with annotations instead of conversations are asked (docs/data.md);
     # tasks=... of a data set wins. "auto": whatever its annotations allow.
     c.tasks = "auto"  # or "rec*2+presence", names of mg_jax.data.tasks with their weights
+    # Which boxes such questions show as object images, offer as options or ask about by name
+    c.filters = ConfigDict(dataclasses.asdict(Filters()))
+    c.options = OPTIONS  # object images to choose from in a question
     c.turns = 1  # rounds of such a conversation, more where a task has several
     c.instructions = ""  # whose wording (mg_jax/text/instructions); "" for the system's own
     # Share of the questions whose boxes and masks are shown as points, for systems that take these

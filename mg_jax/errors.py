@@ -19,6 +19,17 @@ class BadRecord(UserError):
     """
 
 
+class Unfit(UserError):
+    """A sound example that a stage does not take, such as one that it has no room for.
+
+    Batches go on without it. reason: in few words, by which such examples are counted.
+    """
+
+    def __init__(self, reason: str, text: str):
+        super().__init__(text)
+        self.reason = reason
+
+
 def shown(text: str) -> str:
     """A name out of a file, made harmless and short enough for a line on a terminal."""
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

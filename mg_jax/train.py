@@ -271,10 +271,7 @@ class _Run:
         if self.metrics and (step % self.settings.log_every == 0 or step in (1, self.plan.steps)):
             more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
             more |= self.utilization.of(self.bar.seconds)
-            if hasattr(self.data, "skipped"):  # examples that were refused, in this process
-                more |= {"skipped": self.data.skipped, "malformed": self.data.bad}
-                if dropped := getattr(self.data, "dropped", 0):  # such as boxes for want of slots
-                    more |= {"dropped": dropped}
+            more |= getattr(self.data, "counts", {})  # of examples that were refused, say
             self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
 
     def _save(self) -> None:

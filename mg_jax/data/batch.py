@@ -8,12 +8,13 @@ the iterator's whole state is the number of batches delivered.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from mg_jax.data.sources.base import Source
-from mg_jax.errors import BadRecord, UserError
+from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example
 
 Record = dict[str, Any]
@@ -133,8 +134,21 @@ class Plan:
         return int(source), int(record), epoch, offset
 
 
-# of every row: source, records refused, malformed ones, things left out for want of room
-_Seen = list[tuple[int, int, list[str], int]]
+@dataclass
+class _Row:
+    """What became of the records that were tried for a row of a batch.
+
+    refused: how many make_record did not take, unfit: those that have a reason, by it; bad: words
+    about malformed ones. dropped: things left out of the row for want of room; filtered: what
+    filters left out, of all that were tried, by reason.
+    """
+
+    source: int
+    refused: int = 0
+    unfit: Counter[str] = field(default_factory=Counter)
+    bad: list[str] = field(default_factory=list)
+    dropped: int = 0
+    filtered: Counter[str] = field(default_factory=Counter)
 
 
 class _Failure:
@@ -156,56 +170,65 @@ class _Batches:
     def __len__(self) -> int:
         return max(self.stop - self.start, 0)
 
-    def __getitem__(self, i) -> tuple[Any, _Seen]:
+    def __getitem__(self, i) -> tuple[Any, list[_Row]]:
         first = (self.start + int(i)) * self.plan.batch_size
         places = range(first + self.process_index, first + self.plan.batch_size, self.process_count)
-        seen: _Seen = []
+        seen: list[_Row] = []
         try:
             records = [self._record(place, seen) for place in places]
             return self.collate(records), seen
         except UserError as e:
             return _Failure(str(e)), seen
 
-    def _record(self, place: int, seen: _Seen) -> Record:
+    def _record(self, place: int, seen: list[_Row]) -> Record:
         source, record, epoch, offset = self.plan.at(place)
         data = self.sources[source]
-        bad: list[str] = []
+        row, why = _Row(source), ""
+        seen.append(row)
         for tried in range(min(_TRIES, len(data))):
             key = [self.plan.seed, 4, epoch, offset, tried]
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
             try:
                 example = data[self.plan.instead(source, record, tried)]
                 example.meta.setdefault("head", data.head)
-                example.meta.update(tasks=data.tasks, frequency=data.frequency)
+                example.meta.update(
+                    tasks=data.tasks, frequency=data.frequency, filtered=row.filtered
+                )
                 made = self.make_record(example, rng)
             except BadRecord as e:
-                bad.append(str(e))
+                row.bad.append(str(e))
                 continue
+            except Unfit as e:
+                row.unfit[e.reason] += 1
+                made, why = None, why or str(e)
             if made is not None:
-                seen.append((source, tried - len(bad), bad, made.pop("dropped", 0)))
+                row.dropped = made.pop("dropped", 0)
                 return made
-        seen.append((source, 0, bad, 0))
+            row.refused += 1
+        why = next(iter(row.bad), why)
         raise UserError(
             f"data {data.name}: none of {min(_TRIES, len(data))} examples from number {record} on "
-            "can be used: check its boxes and the filters"
-            + (f"; for example: {bad[0]}" if bad else "")
-        )
+            + (f"can be used; for example: {why}" if why else
+               "can be used: check its boxes and the filters")
+        )  # fmt: skip
 
 
 class BatchIterator:
     """Iterates over the batches of one process; built by `batches`.
 
     state: batches delivered so far, all there is to save. restore(state) goes there. skipped:
-    records that make_record refused and the next one replaced, since construction; bad: those
-    that were malformed or had no readable picture. dropped: what the records of the batches left
-    out (their "dropped"), for want of slots. problems: words about bad records, for who reads
-    them first: take them out.
+    records that make_record refused and the next one replaced, since construction; unfit: those of
+    them that have a reason, by it; bad: those that were malformed or had no readable picture.
+    dropped: what the records of the batches left out (their "dropped"), for want of slots;
+    filtered: how often filters left something out of what is asked, by reason. problems: words
+    about bad records, for who reads them first: take them out.
     """
 
     def __init__(self, batches: _Batches, workers: int, threads: int, finish: Finish | None):
         self._batches, self._workers, self._threads = batches, workers, threads
         self._finish = finish
         self.state, self.skipped, self.bad, self.dropped = 0, 0, 0, 0
+        self.unfit, self.filtered = Counter[str](), Counter[str]()
         self.problems: list[str] = []
         self._read, self._broken = Counter[int](), Counter[int]()
         self._iterator: Any = None
@@ -219,6 +242,15 @@ class BatchIterator:
     def sources(self) -> list[Source]:
         """What the batches are read from."""
         return self._batches.sources
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """For the metrics: skipped, malformed, and what else there was, in this process."""
+        out = {"skipped": self.skipped, "malformed": self.bad}
+        out |= {"dropped": self.dropped} if self.dropped else {}
+        for name, reasons in (("skipped", self.unfit), ("filtered", self.filtered)):
+            out |= {f"{name}/{why.replace(' ', '_')}": n for why, n in reasons.items()}
+        return out
 
     @property
     def total(self) -> int | None:
@@ -262,21 +294,23 @@ class BatchIterator:
             batch = self._finish(batch) if self._finish else batch
         return batch
 
-    def _account(self, seen: _Seen) -> None:
+    def _account(self, seen: Sequence[_Row]) -> None:
         """Count what was replaced; UserError when a source has too much that is malformed."""
-        for source, refused, bad, dropped in seen:
-            self.skipped += refused
-            self.dropped += dropped
-            self.bad += len(bad)
-            self.problems += bad
-            self._read[source] += 1 + len(bad)
-            self._broken[source] += len(bad)
-            data, broken = self.sources[source], self._broken[source]
-            if bad and broken >= _FEW and broken > data.max_bad * self._read[source]:
+        for row in seen:
+            self.skipped += row.refused
+            self.unfit.update(row.unfit)
+            self.dropped += row.dropped
+            self.filtered.update(row.filtered)
+            self.bad += len(row.bad)
+            self.problems += row.bad
+            self._read[row.source] += 1 + len(row.bad)
+            self._broken[row.source] += len(row.bad)
+            data, broken = self.sources[row.source], self._broken[row.source]
+            if row.bad and broken >= _FEW and broken > data.max_bad * self._read[row.source]:
                 self.close()
                 raise UserError(
-                    f"data {data.name}: {broken} of {self._read[source]} records could not be "
-                    f"read, more than max_bad={data.max_bad:g} allows; the last: {bad[-1]}"
+                    f"data {data.name}: {broken} of {self._read[row.source]} records could not be "
+                    f"read, more than max_bad={data.max_bad:g} allows; the last: {row.bad[-1]}"
                 )
 
     def _open(self) -> Any:
@@ -329,8 +363,9 @@ def batches(
     ratios, weights, single_source: see `Plan`. Without single_source the order runs on through
     the epochs and nothing is dropped but a remainder at the very end.
     make_record(example, rng): a sample as arrays, or None to have the source's next one instead;
-        `example.meta` gets the source's "head", "tasks" and "frequency"; BadRecord from there or
-        from the source means the same, and is counted against the source's max_bad.
+        `example.meta` gets the source's "head", "tasks" and "frequency", and "filtered", a Counter
+        for what filters leave out; Unfit means the same as None, counted by its reason; BadRecord
+        from there or from the source too, and is counted against the source's max_bad.
     collate(records): a batch.
     batch_size: rows of the global batch; process p of n gets its rows [p::n].
     workers: processes that make batches (0: none; make_record and collate must then be picklable

@@ -304,6 +304,7 @@ def text_report(source: Source, config: Any, cfg: Any, sample: int = 200) -> Tex
     cfg: the system's model config. Raises UserError when the config has no tokenizer.
     """
     from mg_jax.data.pipeline import make_codec
+    from mg_jax.data.samples.base import object_tasks
     from mg_jax.data.tasks import converse, parse_tasks
     from mg_jax.text import instructions
 
@@ -311,7 +312,7 @@ def text_report(source: Source, config: Any, cfg: Any, sample: int = 200) -> Tex
     limit, codec.text_tokens = codec.text_tokens, 10**9
     slots = codec.image_tokens + 2 * codec.max_regions
     tasks = source.tasks or parse_tasks(config.tasks, "config")
-    wording = instructions.get(config.instructions or config.system)
+    wording, objects = instructions.get(config.instructions or config.system), object_tasks(config)
     chosen = _even(len(source), sample)
     lengths, trained, example, problems = [], [], "", []
     refused = 0
@@ -320,7 +321,7 @@ def text_report(source: Source, config: Any, cfg: Any, sample: int = 200) -> Tex
         try:
             asked: Example | None = source[i]
             if asked is not None and not asked.turns:
-                asked = converse(asked, rng, tasks, wording, config.turns)
+                asked = converse(asked, rng, tasks, wording, config.turns, objects.tasks)
             record = codec.encode(asked, rng) if asked else None
         except ValueError as e:  # of the reader, or of a turn without answer
             problems.append(str(e))

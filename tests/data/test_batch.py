@@ -10,7 +10,7 @@ import pytest
 from mg_jax.data.batch import Plan, batches, refuse_empty_loss, stack
 from mg_jax.data.sources import Source, open_source
 from mg_jax.data.transforms import detection_record
-from mg_jax.errors import BadRecord, UserError
+from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example
 
 
@@ -210,6 +210,30 @@ def test_refused_records_are_replaced_by_the_next_and_counted():
     never = batches([Numbers("a", 4)], None, lambda e, r: None, stack, 1, 0)
     with pytest.raises(UserError, match="none of 4 examples"):
         next(never)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_refused_records_are_counted_by_their_reason(workers):
+    it = batches([Numbers("a", 20)], None, small_only, collate, 5, 0, epochs=1, workers=workers)
+    assert max(n for _, n in ids(list(it))) == 9
+    assert it.skipped == 55 and it.unfit == {"too large": 55}  # 10 to 19 go on to 0: 10 + ... + 1
+    assert it.filtered == {"odd": 35} and it.bad == 0
+    assert it.counts == {
+        "skipped": 55, "malformed": 0, "skipped/too_large": 55, "filtered/odd": 35,
+    }  # fmt: skip
+    never = batches([Numbers("a", 4)], None, too_large, stack, 1, 0)
+    with pytest.raises(UserError, match=r"none of 4 .* used; for example: \d: too large$"):
+        next(never)
+
+
+def too_large(example, rng):
+    raise Unfit("too large", f"{example.meta['number']}: too large")
+
+
+def small_only(example, rng):
+    if example.meta["number"] % 2:
+        example.meta["filtered"]["odd"] += 1
+    return record(example, rng) if example.meta["number"] < 10 else too_large(example, rng)
 
 
 def unreadable(every):

@@ -10,7 +10,7 @@ import pytest
 from mg_jax.data import pipeline
 from mg_jax.data.regions import rasterise
 from mg_jax.data.samples.ferret import pointed
-from mg_jax.errors import BadRecord, UserError
+from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.models import build
 from mg_jax.text import markup
@@ -118,13 +118,15 @@ def test_points_where_regions_go_by_their_coordinates():
 def test_what_does_not_fit_is_left_out_or_refused(made):
     rows, _ = made
     long = example(turns=(("a " * 900, "b"),))
-    assert rows.make(long, rng()) is None
+    with pytest.raises(Unfit, match="tokens of text"):
+        rows.make(long, rng())
     many = example(turns=((" ".join(f"<r:{k % 3}>" for k in range(5)), "b"),))
-    assert rows.make(many, rng()) is None
+    with pytest.raises(Unfit, match="5 refer regions, but there are 4 slots"):
+        rows.make(many, rng())
     strict, _ = rows_of(micro_config(codec__too_long="error", points=0.0))
     with pytest.raises(UserError, match="raise text_tokens"):
         strict.make(long, rng())
-    with pytest.raises(UserError, match="5 regions in its questions, but there are 4 slots"):
+    with pytest.raises(UserError, match="5 refer regions, but there are 4 slots"):
         strict.collate([strict.make(many, rng())])
     with pytest.raises(UserError, match="config.points: 2"):
         rows_of(micro_config(points=2.0))

@@ -10,7 +10,7 @@ import pytest
 from mg_jax.data import pipeline
 from mg_jax.data.detections import prepare, to_canvas
 from mg_jax.data.samples.base import Conversations
-from mg_jax.errors import BadRecord, UserError
+from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.models import build
 from mg_jax.vision import preprocess
@@ -184,11 +184,13 @@ def test_buckets_are_lengths_of_whole_sequences():
 
 def test_what_does_not_fit_is_left_out_or_named():
     e = example(turns=(Turn("Say", "dog " * 300),), meta={"detections": FOUND})
-    assert samples().make(e, np.random.default_rng(0)) is None
+    with pytest.raises(Unfit, match="tokens of text, but text_tokens is 160"):
+        samples().make(e, np.random.default_rng(0))
     with pytest.raises(UserError, match="tokens of text, but text_tokens is 160"):
         samples(codec__too_long="error").make(e, np.random.default_rng(0))
     many = example(turns=(Turn("<r:0> " * 9, "Yes."),), meta={"detections": FOUND})
-    assert samples().make(many, np.random.default_rng(0)) is None
+    with pytest.raises(Unfit, match="9 refer regions, but there are"):
+        samples().make(many, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """From a TinyGroundingGPT config to batches: shapes, crops, slots, augmentation."""
 
+import json
 import pickle
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mg_jax.config import build
 from mg_jax.data import pipeline
 from mg_jax.data.crops import crop
 from mg_jax.data.sources import open_source
-from mg_jax.errors import BadRecord, UserError
+from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.models.tiny_grounding_gpt import STAGES, TinyGroundingGPTConfig, example_batch
 from mg_jax.text import markup
@@ -96,10 +98,64 @@ def test_samples_travel_to_workers():
 def test_more_object_images_than_slots():
     many = photo(("Is it " + ", ".join(["<object:0>"] * 6) + "?", "No"))
     rng = np.random.default_rng(0)
-    assert rows_of(micro_config()).make(many, rng) is None  # too_long="skip"
+    with pytest.raises(Unfit, match="'e1': 6 object images, but there are 5 slots") as e:
+        rows_of(micro_config()).make(many, rng)  # too_long="skip"
+    assert e.value.reason == "object images"
     strict = rows_of(micro_config(codec__too_long="error"))
-    with pytest.raises(UserError, match="'e1': 6 object images, but there are 5 slots: .*raise"):
+    with pytest.raises(UserError, match="'e1': 6 object images, .*: .*raise") as e:
         strict.make(many, rng)
+    assert not isinstance(e.value, Unfit)  # it ends the run
+
+
+def write_rows(folder, *rows):
+    """A jsonl: data text of these rows about one picture of 64 x 64."""
+    Image.new("RGB", (64, 64)).save(folder / "a.png")
+    lines = [json.dumps({"image": "a.png", **row}) + "\n" for row in rows]
+    (folder / "rows.jsonl").write_text("".join(lines))
+    return f"jsonl:{folder / 'rows.jsonl'}"
+
+
+def test_what_there_is_no_room_for_is_counted_by_its_reason(tmp_path):
+    def row(question):
+        turns = [{"user": question, "assistant": "No"}]
+        return {"regions": [{"box": [1, 1, 30, 30]}], "turns": turns}
+
+    good, many, long = row("Is <object:0> red?"), row("<object:0> " * 6), row("why " * 500)
+    config = micro_config(data=write_rows(tmp_path, many, many, good, long), batch_size=8)
+    batches = pipeline.open_batches(config, model(config))
+    next(batches)
+    counts = batches.counts
+    assert counts["skipped/object_images"] > 0 and counts["skipped/long_text"] > 0
+    assert counts["skipped"] == counts["skipped/object_images"] + counts["skipped/long_text"]
+    assert counts["malformed"] == 0
+    config = micro_config(data=write_rows(tmp_path, many, many))
+    with pytest.raises(
+        UserError, match="none of 2 .*; for example: .* 6 object images, .*5 slots"
+    ) as e:
+        next(pipeline.open_batches(config, model(config)))
+    assert "\n" not in str(e.value) and "boxes and the filters" not in str(e.value)
+
+
+def test_filters_of_the_config(tmp_path):
+    thing = [{"box": [1, 1, 9, 9], "label": "dog"}, {"box": [40, 40, 60, 60], "label": "cat"}]
+    data = write_rows(tmp_path, {"objects": thing})
+    shown = micro_config(data=data, tasks="place_choice")
+    batches = pipeline.open_batches(shown, model(shown))
+    assert next(batches)["object_mask"].sum(1).tolist() == [2] * 8
+    assert not any(name.startswith("filtered") for name in batches.counts)
+    large = micro_config(data=data, tasks="object_match", filters__min_area=0.05)
+    batches = pipeline.open_batches(large, model(large))
+    next(batches)
+    assert batches.counts["filtered/too_small"] > 0
+    none = micro_config(data=data, tasks="place_choice", filters__min_area=0.05)
+    with pytest.raises(
+        UserError, match="place_choice fits its annotations .filters left out: too "
+    ):
+        next(pipeline.open_batches(none, model(none)))
+    with pytest.raises(UserError, match="filters: max_boxes=0: give at least 1"):
+        rows_of(micro_config(filters__max_boxes=0))
+    with pytest.raises(UserError, match="options=1: a choice has 2"):
+        rows_of(micro_config(options=1))
 
 
 def test_what_cannot_be_a_row_is_named():
@@ -130,14 +186,8 @@ def test_annotations_are_asked_with_object_images(tmp_path):
 
 
 def test_boxes_without_names_end_the_run_with_one_line(tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    from PIL import Image
-
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    rows.write_text(
-        '{"image": "a.png", "objects": [{"box": [1, 1, 30, 30]}, {"box": [32, 32, 60, 60]}]}\n'
-    )
-    config = micro_config(data=f"jsonl:{rows}", tasks="name_choice")
+    data = write_rows(tmp_path, {"objects": [{"box": [1, 1, 30, 30]}, {"box": [32, 32, 60, 60]}]})
+    config = micro_config(data=data, tasks="name_choice")
     with pytest.raises(UserError, match="none of its 2 boxes has a name") as e:
         next(pipeline.open_batches(config, model(config)))
     assert "\n" not in str(e.value)

@@ -7,7 +7,7 @@ import pytest
 
 from mg_jax.config import build
 from mg_jax.data import pipeline
-from mg_jax.errors import UserError
+from mg_jax.errors import Unfit, UserError
 from mg_jax.models.groma import GromaConfig, example_batch
 from tests.train.micro import micro_config, save_tokenizer
 
@@ -102,8 +102,12 @@ def test_too_long_examples_are_skipped_or_named(tokenizer):
     assert lengths.count(max(lengths)) < 9
     config.codec.text_tokens = cut
     make = pipeline.open_samples(config, model(config)).make
-    kept = [make(source[i], np.random.default_rng(0)) is not None for i in range(20)]
-    assert kept == [n <= sorted(lengths)[10] for n in lengths]
+    for i, length in enumerate(lengths):
+        if length <= sorted(lengths)[10]:
+            make(source[i], np.random.default_rng(0))
+        else:
+            with pytest.raises(Unfit, match="the longest bucket is"):
+                make(source[i], np.random.default_rng(0))
     config.codec.too_long = "error"
     make = pipeline.open_samples(config, model(config)).make
     with pytest.raises(UserError, match=f"text_tokens is {cut}"):

@@ -7,6 +7,7 @@ A row is made in three steps, each of which a system fills in where it has somet
     complete   what costs most and depends on both: pixels, crops, detection targets
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mg_jax import config as configs
 from mg_jax.data import batch as batching
-from mg_jax.data.tasks import converse, parse_tasks
-from mg_jax.errors import UserError
+from mg_jax.data.tasks import Filters, ObjectTasks, converse, parse_tasks
+from mg_jax.errors import Unfit, UserError
 from mg_jax.example import Example
 from mg_jax.text import instructions
+from mg_jax.text.codecs.rows import check_size
 
 Record = batching.Record
 
@@ -33,7 +36,8 @@ class Samples:
     """
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
-        """A row, or None where the example gives none. Raises BadRecord for a malformed one."""
+        """A row, or None where the example gives none. Raises Unfit for one that is left out for
+        a reason, BadRecord for a malformed one."""
         raise NotImplementedError
 
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
@@ -72,7 +76,7 @@ class Conversations(Samples):
         self.skip = rest.too_long == "skip"
         if self.skip:
             codec.text_tokens = _NO_LIMIT  # measured here instead, where it is no error
-        self.tasks = parse_tasks(config.tasks, "config")
+        self.tasks, self.objects = parse_tasks(config.tasks, "config"), object_tasks(config)
         self.wording = instructions.get(config.instructions or config.system)
         self.turns = config.turns
 
@@ -93,9 +97,9 @@ class Conversations(Samples):
         """Fields of the row that the length of the text depends on."""
         return {}
 
-    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
-        """The example's turns as ids; `seen` is what `prepare` gave. With `skip`, None where there
-        is no room for its regions."""
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
+        """The example's turns as ids; `seen` is what `prepare` gave. Raises Unfit where there is no
+        room for its text or regions."""
         raise NotImplementedError
 
     def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
@@ -104,31 +108,53 @@ class Conversations(Samples):
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
         seen = self.prepare(example, rng)
-        record = self._talk(example, rng, seen)
-        if record is None:
-            return None
         name = f"example {example.id!r} of {example.source}"
+        record = self._talk(example, rng, seen, name)
         return self.complete({**seen, **record, "name": name}, example, rng)
 
-    def _talk(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+    def _talk(self, example: Example, rng: np.random.Generator, seen: Record, name: str) -> Record:
         if example.turns:
-            return self._encoded(example, rng, seen)
+            return self._encoded(example, rng, seen, name)
         tasks = example.meta.get("tasks") or self.tasks
+        drops = example.meta.get("filtered", Counter[str]())
+        objects = replace(self.objects, drops=drops).tasks
+        left: Unfit | None = None
         for _ in range(_DRAWS):
-            asked = converse(example, rng, tasks, self.wording, self.turns)
+            asked = converse(example, rng, tasks, self.wording, self.turns, objects)
             if not asked:
                 break
             for count in range(len(asked.turns), 0, -1):  # as many of its first turns as fit
                 part = replace(asked, turns=asked.turns[:count])
-                if record := self._encoded(part, rng, seen):
-                    return record
-        return None
+                try:
+                    return self._encoded(part, rng, seen, name)
+                except Unfit as e:
+                    left = e
+        gone = ", ".join(f"{why} {n}" for why, n in drops.items())
+        raise left or Unfit(
+            "nothing to ask",
+            f"{name}: none of {', '.join(tasks)} fits its annotations"
+            + (f" (filters left out: {gone})" if gone else ""),
+        )
 
-    def _encoded(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
-        record = self.encode(example, rng, seen)
-        if record and self.skip and len(record["tokens"]) > self.buckets[-1]:
-            return None
+    def _encoded(
+        self, example: Example, rng: np.random.Generator, seen: Record, name: str
+    ) -> Record:
+        try:
+            record = self.encode(example, rng, seen)
+            if self.skip:
+                check_size(len(record["tokens"]), self.buckets[-1], name)
+        except Unfit as e:
+            if self.skip:
+                raise
+            raise UserError(str(e)) from None
         return record
+
+
+def object_tasks(config: Any) -> ObjectTasks:
+    """The tasks with object images by `config.filters` and `config.options`. Raises UserError for
+    thresholds that make no sense."""
+    filters = configs.build(Filters, config.filters.to_dict(), "config.filters")
+    return ObjectTasks(filters, options=config.options)
 
 
 def stacked(records: Sequence[Record], *names: str) -> dict[str, np.ndarray]:

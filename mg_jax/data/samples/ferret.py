@@ -21,7 +21,7 @@ from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup
-from mg_jax.text.codecs.rows import collate_gaze
+from mg_jax.text.codecs.rows import check_length, check_slots, collate_gaze
 from mg_jax.vision import anyres, preprocess
 
 LOOKS = 192  # looks of a sample in a batch: ten boxes have up to some twenty each
@@ -189,15 +189,16 @@ class Language(Conversations, _Pictures):
             return {"picture": None}
         return {"picture": Picture(example.width, example.height, self.cfg, self.tiled)}
 
-    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
         example = pointed(example, rng, self.points)
         picture = seen["picture"]
         record: Record = self.codec.encode(example, image_tokens=picture.tokens if picture else 0)
         record["places"] = tuple(example.regions[k] for k in record.pop("refer"))
         if self.skip:
             text = len(record["tokens"]) - (picture.tokens if picture else 0)
-            if text > self.text_tokens or len(record["places"]) > self.slots:
-                return None
+            where = f"example {example.id!r} of {example.source}"
+            check_length(text, self.text_tokens, where)
+            check_slots("refer", len(record["places"]), self.slots, where)
         return record | self.gaze(record, example, picture) if self.gaze else record
 
     def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:
@@ -284,11 +285,7 @@ def arrays(
                 if record["window"] is not None:
                     out["window"][n] = record["window"]
         if (count := len(record["points"])) and regions:
-            if count > regions:
-                raise UserError(
-                    f"{names[n]}: {count} regions in its questions, but there are {regions} slots: "
-                    "give fewer or raise refer_slots"
-                )
+            check_slots("refer", count, regions, names[n])
             out["points"][n, :count] = record["points"]
             out["point_count"][n, :count] = record["point_count"]
     return out

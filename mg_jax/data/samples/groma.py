@@ -11,7 +11,7 @@ from mg_jax.data.transforms import Augment, detection_record, detection_targets
 from mg_jax.errors import UserError
 from mg_jax.example import Example
 from mg_jax.text import markup
-from mg_jax.text.codecs.rows import GAZE
+from mg_jax.text.codecs.rows import GAZE, check_slots
 from mg_jax.vision import preprocess
 
 
@@ -100,17 +100,18 @@ class Language(Conversations, _Pictures):
         self.gaze = cfg.pointing_weight > 0
         self.targets = config.target_slots if cfg.detection_weight else 0
 
-    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
+        where = f"example {example.id!r} of {example.source}"
         if self.skip:
             refer = sum(len(markup.regions_of(turn.user)) for turn in example.turns)
             ground = sum(len(markup.regions_of(turn.assistant or "")) for turn in example.turns)
-            if refer > self.slots["refer"] or ground > self.slots["ground"]:
-                return None
+            check_slots("refer", refer, self.slots["refer"], where)
+            check_slots("ground", ground, self.slots["ground"], where)
         record: Record = self.codec.encode(example, rng)
         if self.gaze:
             self.codec.add_gaze(record, example.turns, example.regions)
-        if self.skip and len(record["ground_boxes"]) > self.slots["ground"]:
-            return None
+        if self.skip:
+            check_slots("ground", len(record["ground_boxes"]), self.slots["ground"], where)
         return record
 
     def complete(self, record: Record, example: Example, rng: np.random.Generator) -> Record | None:

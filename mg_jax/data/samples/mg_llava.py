@@ -23,7 +23,7 @@ from mg_jax.data.samples.base import Conversations, Record, Samples
 from mg_jax.data.samples.mg_llava_teaching import label_words, looks, named_boxes
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
-from mg_jax.text.codecs.rows import GAZE, collate_gaze
+from mg_jax.text.codecs.rows import GAZE, check_length, check_slots, collate_gaze
 from mg_jax.vision import preprocess
 
 NO_BOXES = "none"  # as config.boxes: every picture is without detections
@@ -169,7 +169,7 @@ class Language(Conversations, _Pictures):
         count = sum(p.dropped.get("slots", 0) for p in made)
         return {"boxes": [p.boxes for p in made], "dropped": count}
 
-    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
         record, text = self._write(example, seen["boxes"])
         if text >= self.text_tokens - round(_CLOSE * self.text_tokens) and "found" in seen:
             fewer = self._boxes(seen["found"], seen["size"], one_each=True)
@@ -180,8 +180,11 @@ class Language(Conversations, _Pictures):
             record |= looks(
                 record, example, shown, seen.get("size", (1, 1)), self.codec, self.cfg.canvas
             )
-        room = text <= self.text_tokens and len(record["refer_boxes"]) <= self.refer_slots
-        return record if room or not self.skip else None
+        if self.skip:
+            where = f"example {example.id!r} of {example.source}"
+            check_length(text, self.text_tokens, where)
+            check_slots("refer", len(record["refer_boxes"]), self.refer_slots, where)
+        return record
 
     def _write(self, example: Example, boxes: Sequence[np.ndarray]) -> tuple[Record, int]:
         """The codec's row, and how many tokens of it are text."""

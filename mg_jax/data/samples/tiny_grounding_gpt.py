@@ -14,7 +14,6 @@ from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze
 from mg_jax.errors import BadRecord
 from mg_jax.example import Example
-from mg_jax.text import markup
 from mg_jax.text.codecs.rows import GAZE, collate_gaze
 from mg_jax.text.codecs.tiny_grounding_gpt import square
 from mg_jax.vision import preprocess
@@ -119,14 +118,12 @@ class Language(Conversations, _Pictures):
         """Of whole sequences: object images matter as much as how long the text is."""
         return [size for size in section.buckets if size < self.codec.length]
 
-    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record | None:
+    def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
         if example.video:
             raise BadRecord(
                 f"example {example.id!r} of {example.source}: is a video: TinyGroundingGPT takes "
                 "pictures; leave its data set out"
             )
-        if self.skip and shown(example) > self.codec.object_slots:
-            return None
         record: Record = self.codec.encode(example, rng)
         return record | self.gaze(record, example) if self.gaze else record
 
@@ -144,11 +141,6 @@ class Language(Conversations, _Pictures):
         if self.gaze:
             out |= collate_gaze(records)
         return batch(out, records, self.size)
-
-
-def shown(example: Example) -> int:
-    """How many object images the questions of an example show."""
-    return sum(s.kind == "object" for turn in example.turns for s in markup.parse(turn.user))
 
 
 def batch(text: dict[str, np.ndarray], records: Sequence[Any], size: int) -> dict[str, np.ndarray]:

@@ -56,7 +56,6 @@ _NAMED = (
     "dialogue", *NAMED,
 )  # fmt: skip
 _LINKED = ("relation", "object_relation")  # so do these where no relations are annotated
-_KNOWN = {**TASKS, **OBJECT_TASKS}
 _TRIES = 4  # draws a round until a conversation that repeats itself is left as it is
 
 
@@ -75,6 +74,7 @@ def converse(
     tasks: Mapping[str, float],
     instructions: Instructions,
     turns: int = 1,
+    object_tasks: Mapping[str, Task] = OBJECT_TASKS,
 ) -> Example | None:
     """The example with a conversation about its annotations, or None where no task fits.
 
@@ -82,13 +82,15 @@ def converse(
     task of several rounds is not cut) or the example affords no further question. The regions are
     those that the conversation points at. Determined by the state of `rng`. Raises BadRecord where
     no task fits, one of them needs names, and neither a box nor a text gives one.
+
+    object_tasks: those of `ObjectTasks`, by thresholds of one's own.
     """
-    talk, left = Talk(example), dict(tasks)
+    talk, left, known = Talk(example), dict(tasks), {**TASKS, **object_tasks}
     for _ in range(_TRIES * turns):
         made = None
         while left and made is None:
             name = draw(left, rng)
-            made = _KNOWN[name](example, rng, instructions)
+            made = known[name](example, rng, instructions)
             if made is None or name not in _AGAIN:
                 del left[name]
         if made is None:

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mg_jax.errors import UserError
+from mg_jax.errors import Unfit
 
 GAZE = 64  # looks of a sample in a batch; what it has beyond is left out
 
 
-def check_length(count: int, limit: int, where: str, asking: bool) -> None:
-    """Raises UserError when a text has more tokens than a codec's `text_tokens`, its limit.
+def check_length(count: int, limit: int, where: str, asking: bool = False) -> None:
+    """Raises Unfit when a text has more tokens than a codec's `text_tokens`, its limit.
 
     asking: it is a question to a trained model, whose limit is what it is.
     """
@@ -20,7 +20,23 @@ def check_length(count: int, limit: int, where: str, asking: bool) -> None:
         fact, mend = f"the model takes {limit}", "shorten it, or begin a new conversation"
     else:
         fact, mend = f"text_tokens is {limit}", "shorten the conversation or raise text_tokens"
-    raise UserError(f"{where}: {count} tokens of text, but {fact}: {mend}")
+    raise Unfit("long text", f"{where}: {count} tokens of text, but {fact}: {mend}")
+
+
+def check_size(count: int, longest: int, where: str) -> None:
+    """Raises Unfit when a sequence has more tokens than the longest bucket."""
+    if count > longest:
+        raise Unfit("long text", f"{where}: {count} tokens, but the longest bucket is {longest}")
+
+
+def check_slots(kind: str, count: int, slots: int, where: str) -> None:
+    """Raises Unfit when a sample has more regions of a kind than slots."""
+    if count > slots:
+        raise Unfit(
+            f"{kind} regions",
+            f"{where}: {count} {kind} regions, but there are {slots} slots: "
+            f"give fewer or raise {kind}_slots",
+        )
 
 
 def pad_rows(
@@ -39,14 +55,9 @@ def pad_rows(
     """
     names = names or [f"sample {n}" for n in range(len(samples))]
     lengths = [len(s["tokens"]) for s in samples]
-    sizes = sorted(sizes)
-    fitting = [size for size in sizes if size >= max(lengths)]
-    if not fitting:
-        worst = int(np.argmax(lengths))
-        raise UserError(
-            f"{names[worst]}: {lengths[worst]} tokens, but the longest bucket is {sizes[-1]}"
-        )
-    rows, size = len(samples), fitting[0]
+    sizes, worst = sorted(sizes), int(np.argmax(lengths))
+    check_size(lengths[worst], sizes[-1], names[worst])
+    rows, size = len(samples), next(size for size in sizes if size >= lengths[worst])
     batch = {
         "tokens": np.full((rows, size), pad, np.int32),
         "valid": np.zeros((rows, size), bool),
@@ -57,11 +68,7 @@ def pad_rows(
         batch[f"{kind}_mask"] = np.zeros((rows, count), bool)
         for n, sample in enumerate(samples):
             boxes = sample[f"{kind}_boxes"]
-            if len(boxes) > count:
-                raise UserError(
-                    f"{names[n]}: {len(boxes)} {kind} regions, but there are {count} slots: "
-                    f"give fewer or raise {kind}_slots"
-                )
+            check_slots(kind, len(boxes), count, names[n])
             batch[f"{kind}_boxes"][n, : len(boxes)] = boxes
             batch[f"{kind}_mask"][n, : len(boxes)] = True
     for n, sample in enumerate(samples):

@@ -17,7 +17,7 @@ import numpy as np
 
 from mg_jax.answer import Answer
 from mg_jax.boxes import BoxSpace, area, clip
-from mg_jax.errors import UserError
+from mg_jax.errors import Unfit, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup
 from mg_jax.text.added import AddedTokens
@@ -121,9 +121,10 @@ class TinyGroundingGPTCodec(ChatCodec):
             turns, len(regions), visual, where, (regions, size and square(*size), crops, where)
         )
         if len(crops) > self.object_slots:
-            raise UserError(
+            raise Unfit(
+                "object images",
                 f"{where}: {len(crops)} object images, but there are {self.object_slots} slots: "
-                "show fewer or raise object_slots"
+                "show fewer or raise object_slots",
             )
         return {
             "tokens": np.asarray(tokens, np.int32),
