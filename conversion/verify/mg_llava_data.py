@@ -8,7 +8,7 @@ with a tokenizer of characters.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,10 @@ class Characters(AddedTokens):
         self, text: str, before: int | None, after: int | None, first: bool
     ) -> list[int]:
         return [ord(letter) + 3 for letter in text]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, without those that begin, end or pad it."""
+        return "".join(chr(i - 3) for i in ids if i > 2)
 
 
 def find(folder: Path) -> Case | None:

@@ -175,9 +175,14 @@ def tables(shared, tmp_path):
 
 def test_recorded_tables_match(tables):
     report = verify(tables)
-    assert report.ok and len(report.lines) == 24 + 2
+    assert report.ok
+    made = [line.name for line in report.lines if line.note != "input"]
+    assert sum(name.endswith("/postprocessed") for name in made) == 24
+    assert sum(name.endswith("/boxes") for name in made) == 16  # not "[1, 2, 3, 4]", for one
+    assert sum(line.note == "input" for line in report.lines) == 48
+    assert len(made) == 24 + 16 + 2
     (tables / groundinggpt_tables.PROMPTS).unlink()
-    assert len(verify(tables).lines) == 24
+    assert len(verify(tables).lines) == 24 + 16 + 48
     (tables / groundinggpt_tables.POSTPROCESS).unlink()
     assert groundinggpt_tables.check(tables) is None
 
@@ -212,5 +217,20 @@ def test_a_changed_recording_is_a_miss(tables):
         path.write_text(path.read_text().replace("0.367", "0.368").replace("###Human", "### Human"))
     report = verify(tables)
     missed = [line.name for line in report.lines if not line.ok]
-    assert missed == ["groundinggpt_postprocess/0", "groundinggpt_postprocess/5",
-                      "groundinggpt_prompts/inference_prompt"]  # fmt: skip
+    assert missed == [
+        *(f"groundinggpt_postprocess/{n}/{what}" for n in (0, 5) for what in ("postprocessed",
+                                                                             "boxes")),
+        "groundinggpt_prompts/inference_prompt",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "other"), [
+    ("of the dog.", "of the cat."), ("*576", "*256"), ("[0.100, ", "[0.200, "), ("### ", "## "),
+])  # fmt: skip
+def test_a_changed_conversation_is_a_miss(tables, said, other):
+    path = tables / groundinggpt_tables.PROMPTS
+    texts = json.loads(path.read_text())
+    texts["training_text"] = texts["training_text"].replace(said, other)
+    path.write_text(json.dumps(texts))
+    missed = [line.name for line in verify(tables).lines if not line.ok]
+    assert missed == ["groundinggpt_prompts/training_text"]
