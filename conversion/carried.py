@@ -67,6 +67,13 @@ def out_of_release(release: Path, target: Path, spoken: str = "") -> None:
         _copy(matching(folder, OTHERS), target / folder.name)
 
 
+def part_out_of_release(release: Path, target: Path, part: str, speaks: bool) -> None:
+    """Copy back what came with one public model: its notes, and the tokenizer where it `speaks`."""
+    _copy(matching(release / "upstream" / part, OTHERS), target)
+    if speaks:
+        _copy(matching(release / "tokenizer", ("*",)), target)
+
+
 def _copy(files: Sequence[Path], target: Path) -> None:
     for file in files:
         target.mkdir(parents=True, exist_ok=True)

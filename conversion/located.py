@@ -16,6 +16,8 @@ from mg_jax.disk import read_json
 from mg_jax.errors import UserError, some
 
 StrPath = str | os.PathLike[str]
+# --part: the architecture of one of TinyGroundingGPT's public models, and where its parameters lie
+PARTS = {"llm": ("qwen2", "lm"), "clip": ("clip", "clip"), "dinov2": ("dinov2", "dino")}
 SHOWN = 12  # fields named in a note
 
 
@@ -90,7 +92,11 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """A release: its config.json, the model in it, and its unread parameters."""
+    """A release: its config.json, the model in it, and its unread parameters.
+
+    part: which of its public models alone is meant, "" for the whole; `entry`, `cfg` and `config`
+    are then that model's.
+    """
 
     given: str
     path: Path
@@ -98,6 +104,7 @@ class Release:
     entry: Architecture
     cfg: Any
     params: checkpoint.ParamFile
+    part: str = ""
 
 
 def find(
@@ -201,6 +208,28 @@ def open_release(path: Path, given: StrPath, base: StrPath | None = None) -> Rel
     if entry.part:
         model = GROUP.check(model.get(entry.part), f"{where}.{entry.part}")
     return Release(os.fspath(given), path, config, entry, entry.build(model, where), params)
+
+
+def part_of(release: Release, part: str) -> Release:
+    """One of the public models that a release of TinyGroundingGPT is made of.
+
+    Raises UserError for another release or part.
+    """
+    if release.entry.name != "tiny_grounding_gpt":
+        raise UserError(
+            f"--part {part}: {release.given} is a release of {release.entry.name}; parts are "
+            "written of one of tiny_grounding_gpt"
+        )
+    if part not in PARTS:
+        raise UserError(f"--part {part} is not known: choose {', '.join(PARTS)}")
+    name, field = PARTS[part]
+    return dataclasses.replace(
+        release,
+        entry=dataclasses.replace(ARCHITECTURES[name], part=field),
+        cfg=getattr(release.cfg, field),
+        config={"token_ids": release.config.get("token_ids", {}).get(part, {})},
+        part=part,
+    )
 
 
 def open_base(base: StrPath, dry: bool = False) -> Source:

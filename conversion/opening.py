@@ -11,7 +11,7 @@ import numpy as np
 from conversion import carried, companions, engine, trunks
 from conversion.architectures import ARCHITECTURES, Architecture
 from conversion.job import Advance, DType, Job, Say
-from conversion.located import StrPath, find, open_base, open_release, refuse_base
+from conversion.located import StrPath, find, open_base, open_release, part_of, refuse_base
 from conversion.moves import is_float
 from conversion.partial import check_target
 from conversion.published import Published
@@ -60,6 +60,7 @@ def prepare(
     base: StrPath | None = None,
     parts: Iterable[StrPath] = (),
     format: Published = "safetensors",
+    part: str = "",
     revision: str | None = None,
     stage: str = "",
     overwrite: bool = False,
@@ -71,9 +72,10 @@ def prepare(
     architecture, if config.json should not tell. `dtype`: of floating tensors. `base`: what delta
     weights are added to or, from a release, what the delta to be written will be added to. `parts`:
     public models that files of some systems leave parts of themselves to (`companions`). `format`:
-    of files for PyTorch. `revision`: of a name on the hub. `stage`: of the training that a release
-    belongs to. `dry`: the job is not going to be run, so of a name on the hub the headers are
-    enough. Raises UserError naming what does not fit.
+    of files for PyTorch. `part`: the one public model of a release to be written. `revision`: of a
+    name on the hub. `stage`: of the training that a release belongs to. `dry`: the job is not going
+    to be run, so of a name on the hub the headers are enough. Raises UserError naming what does not
+    fit.
     """
     given, dst = os.fspath(source), Path(target)
     parts = list(parts)
@@ -98,8 +100,11 @@ def prepare(
             raise UserError(f"--system {system}: {given} is a release of {release.entry.name}")
         there = None if base is None else open_base(base, dry)
         return ToTorch(
-            release, dst, dtype=dtype, format=format, overwrite=overwrite, base=there
+            part_of(release, part) if part else release, dst, dtype=dtype, format=format,
+            overwrite=overwrite, base=there,
         )  # fmt: skip
+    if part:
+        raise UserError(f"--part {part}: {given} is no release, of which parts are written")
     if format != "safetensors":
         raise UserError(
             f"--format {format}: {given} becomes a release, which has a format of its own"

