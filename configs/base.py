@@ -61,6 +61,8 @@ def get_config() -> ConfigDict:
     # "coco:a.json,images + scenes:seed=1,n=1000 * 0.5"
     c.data = ""
     c.single_source = False  # every batch from one data set
+    # Every batch of one medium (text alone, pictures or videos) and of rows of similar length
+    c.group_by_length = False
     # What pictures that come with annotations instead of conversations are asked (docs/data.md);
     # tasks=... of a data set wins. "auto": whatever its annotations allow.
     c.tasks = "auto"  # or "rec*2+presence", names of mg_jax.data.tasks with their weights

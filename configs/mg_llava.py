@@ -22,6 +22,10 @@ published shape and hyper-parameters of that language model (spec 8; 8 devices o
 converted releases, --config.init_from=FOLDER,FOLDER,FOLDER. Upstream's frozen ConvNeXt kept its
 stochastic depth while training: --config.model.drop_path=0.1 does as it did.
 
+Batches of published sizes hold rows of one medium (text alone, pictures, videos) and of similar
+length, in both stages; upstream groups them so in sft and shuffles in pretrain, as
+--config.group_by_length=False does in both.
+
 media=video trains on videos, and on pictures beside them, never both in one batch:
 
     python -m launch.train --config configs/mg_llava.py:stage=sft,llm=tiny,media=video \\
@@ -74,6 +78,10 @@ OWN = {
     ("sft", "llama3"): (64, 1e-5),
 }
 VIDEO_BOXES = 100  # slots a frame
+# Lengths of whole sequences that batches are padded to: 576 vectors of a picture, boxes and text
+BUCKETS = (704, 832, 1088, 1600)
+# and by video_pool: 8 frames of 576 or 144, and a picture's longest text
+VIDEO_BUCKETS = {1: (2176, 4864, 5120, 5696), 2: (1408, 2240)}
 LONG = 8192  # positions that context=published lets a video run to
 # Tiny conversations: what one box or one thing alone says first, then everything. Places are
 # written out digit by digit, so that few of them fill most of a batch: they are rare here.
@@ -107,13 +115,12 @@ def get_config(arg: str = "") -> ConfigDict:
     c.preprocess = "clip_pad"
     c.seed = 2024
     c.optim.warmup_ratio = 0.03
-    c.single_source = video  # pictures and videos apart, and all rows of a batch of one length
     c.codec.too_long = "skip"  # counted in the metrics; upstream cuts such texts off
     {"pretrain": pretrain, "sft": sft, "labels": labels}[c.stage](c)
     if small:
         tiny(c, video)
     else:
-        full(c)
+        full(c, video)
     return c.lock()
 
 
@@ -145,13 +152,14 @@ def labels(c: ConfigDict) -> None:
     c.target_slots = 16
 
 
-def full(c: ConfigDict) -> None:
+def full(c: ConfigDict, video: bool) -> None:
     """What all published sizes share."""
     c.batch_size, c.optim.lr = OWN.get((c.stage, c.size), PAPER[c.stage])
     c.accumulate = 2 if (c.stage, c.size) == ("sft", "llama3") else 1
     c.codec.template = TEMPLATES[c.size]
     c.codec.text_tokens = 1472  # 2,048 less the vectors of a picture, whatever its boxes
-    c.codec.buckets = (704, 832, 1088, 1600)  # of whole sequences
+    c.codec.buckets = (*BUCKETS, *VIDEO_BUCKETS[c.model.video_pool]) if video else BUCKETS
+    c.group_by_length = True
 
 
 # -- models --------------------------------------------------------------------------------------
@@ -220,6 +228,7 @@ def tiny(c: ConfigDict, video: bool) -> None:
     """What llm=tiny does otherwise than the published recipe, and why."""
     c.frozen_dtype = "float32"  # nothing to save at this size, and a CPU computes in float32
     c.mesh.data, c.mesh.fsdp, c.rules = -1, 1, "replicated"
+    c.single_source = video  # pictures and videos apart
     c.codec.tokenizer = "tokenizer-tiny"
     c.codec.template = "vicuna"
     c.codec.text_tokens = 160

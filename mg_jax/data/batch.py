@@ -8,11 +8,12 @@ the iterator's whole state is the number of batches delivered.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from mg_jax.data.order import Groups, Plan
 from mg_jax.data.sources.base import Source
 from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example
@@ -25,113 +26,6 @@ Finish = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 _ENDLESS = 1 << 40  # batches of a run without a stated number of epochs
 _FEW = 10  # malformed records of a source that are let pass whatever their share
 _TRIES = 100  # records tried in place of one that make_record refuses
-
-
-class Plan:
-    """Which record stands where.
-
-    sizes: records per source. ratios: the share of a source that is used; below 1, one subset
-    fixed by the seed, as upstream; above 1, that many rounds an epoch. weights: if given, the
-    sources' shares of an epoch, whatever their sizes; a small one starts over, a large one goes
-    on in the next epoch. single_source: every batch from one source, remainders dropped.
-    """
-
-    def __init__(
-        self,
-        sizes: Sequence[int],
-        batch_size: int,
-        seed: int,
-        ratios: Sequence[float] | None = None,
-        weights: Sequence[float] | None = None,
-        single_source: bool = False,
-        shuffle: bool = True,
-    ):
-        self.sizes, self.batch_size, self.seed = list(sizes), batch_size, seed
-        self.single_source, self.shuffle = single_source, shuffle
-        ratios = [1.0] * len(self.sizes) if ratios is None else list(ratios)
-        self.pools = [
-            self._subset(s, n, r - int(r))
-            for s, (n, r) in enumerate(zip(sizes, ratios, strict=True))
-        ]
-        rounds = [int(r) for r in ratios]
-        counts = [n * r + len(p) for n, r, p in zip(sizes, rounds, self.pools, strict=True)]
-        self.rounds = rounds
-        self.pool_sizes = counts
-        if weights is not None:
-            total = sum(counts)
-            shares = np.asarray(weights, np.float64) / np.sum(weights)
-            counts = [round(total * float(share)) for share in shares]
-        self.counts = counts
-        if single_source:
-            self.per_epoch = sum(n // batch_size for n in counts)
-        self.epoch_size = self.per_epoch * batch_size if single_source else sum(counts)
-        self._orders: dict[int, np.ndarray] = {}
-
-    def _rng(self, *key: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, *key])))
-
-    def _subset(self, source: int, size: int, share: float) -> np.ndarray:
-        if share <= 0:
-            return np.zeros(0, np.int64)
-        count = max(round(size * share), 1)
-        return np.sort(self._rng(1, source).permutation(size)[:count])
-
-    def instead(self, source: int, record: int, tries: int) -> int:
-        """The record to take when `record` and the `tries` - 1 after it were refused: the next in
-        the part of the source that is used."""
-        if self.rounds[source]:
-            return (record + tries) % self.sizes[source]
-        pool = self.pools[source]
-        return int(pool[(np.searchsorted(pool, record) + tries) % len(pool)])
-
-    def _shuffled(self, source: int, cycle: int) -> np.ndarray:
-        """All records of a source, with repeats of rounds, in the order of one pass."""
-        whole = np.arange(self.sizes[source])
-        records = np.concatenate([whole] * self.rounds[source] + [self.pools[source]])
-        return self._rng(2, source, cycle).permutation(records) if self.shuffle else records
-
-    def _drawn(self, source: int, epoch: int) -> np.ndarray:
-        """The records of a source in an epoch: a window of its endless shuffled passes."""
-        count, size = self.counts[source], self.pool_sizes[source]
-        start = epoch * count
-        parts, place = [], start
-        while place < start + count:
-            cycle, offset = divmod(place, size)
-            take = min(size - offset, start + count - place)
-            parts.append(self._shuffled(source, cycle)[offset : offset + take])
-            place += take
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """[epoch_size, 2]: source and record of every place of an epoch. The last two are kept."""
-        found = self._orders.get(epoch)
-        if found is None:
-            found = self._make_order(epoch)
-            last = dict(list(self._orders.items())[-1:])
-            self._orders = {**last, epoch: found}  # one assignment: threads may be reading
-        return found
-
-    def _make_order(self, epoch: int) -> np.ndarray:
-        rows = [
-            np.stack([np.full(self.counts[s], s), self._drawn(s, epoch)], 1)
-            for s in range(len(self.sizes))
-        ]
-        rng = self._rng(3, epoch)
-        if not self.single_source:
-            order = np.concatenate(rows)
-            return rng.permutation(order) if self.shuffle else order
-        batches = [
-            part[: len(part) // self.batch_size * self.batch_size].reshape(-1, self.batch_size, 2)
-            for part in rows
-        ]
-        order = np.concatenate(batches)
-        return (rng.permutation(order) if self.shuffle else order).reshape(-1, 2)
-
-    def at(self, place: int) -> tuple[int, int, int, int]:
-        """(source, record, epoch, place in the epoch) of a place in the endless global order."""
-        epoch, offset = divmod(place, self.epoch_size)
-        source, record = self.order(epoch)[offset]
-        return int(source), int(record), epoch, offset
 
 
 @dataclass
@@ -172,15 +66,16 @@ class _Batches:
 
     def __getitem__(self, i) -> tuple[Any, list[_Row]]:
         first = (self.start + int(i)) * self.plan.batch_size
+        room = self.plan.room(first)
         places = range(first + self.process_index, first + self.plan.batch_size, self.process_count)
         seen: list[_Row] = []
         try:
-            records = [self._record(place, seen) for place in places]
+            records = [self._record(place, room, seen) for place in places]
             return self.collate(records), seen
         except UserError as e:
             return _Failure(str(e)), seen
 
-    def _record(self, place: int, seen: list[_Row]) -> Record:
+    def _record(self, place: int, room: int | None, seen: list[_Row]) -> Record:
         source, record, epoch, offset = self.plan.at(place)
         data = self.sources[source]
         row, why = _Row(source), ""
@@ -189,7 +84,9 @@ class _Batches:
             key = [self.plan.seed, 4, epoch, offset, tried]
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
             try:
-                example = data[self.plan.instead(source, record, tried)]
+                example = data[self.plan.instead(source, record, tried, room)]
+                if room is not None:  # of this batch alone, and sources may keep their examples
+                    example = replace(example, meta={**example.meta, "room": room})
                 example.meta.setdefault("head", data.head)
                 example.meta.update(
                     tasks=data.tasks, frequency=data.frequency, filtered=row.filtered
@@ -355,17 +252,20 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     shuffle: bool = True,
+    groups: Groups | None = None,
     epochs: float | None = None,
     finish: Finish | None = None,
 ) -> BatchIterator:
     """Batches of a mixture of sources.
 
     ratios, weights, single_source: see `Plan`. Without single_source the order runs on through
-    the epochs and nothing is dropped but a remainder at the very end.
+    the epochs and nothing is dropped but a remainder at the very end. groups: see `order.Groups`;
+        single_source then has no say.
     make_record(example, rng): a sample as arrays, or None to have the source's next one instead;
-        `example.meta` gets the source's "head", "tasks" and "frequency", and "filtered", a Counter
-        for what filters leave out; Unfit means the same as None, counted by its reason; BadRecord
-        from there or from the source too, and is counted against the source's max_bad.
+        `example.meta` gets the source's "head", "tasks" and "frequency", with groups "room", the
+        length planned for the batch, which it keeps to, and "filtered", a Counter for what filters
+        leave out; Unfit means the same as None, counted by its reason; BadRecord from there or
+        from the source too, and is counted against the source's max_bad.
     collate(records): a batch.
     batch_size: rows of the global batch; process p of n gets its rows [p::n].
     workers: processes that make batches (0: none; make_record and collate must then be picklable
@@ -393,9 +293,8 @@ def batches(
     for source in sources:
         if not len(source):
             raise UserError(f"data {source.name}: holds no example")
-    plan = Plan(
-        [len(s) for s in sources], batch_size, seed, ratios, weights, single_source, shuffle
-    )
+    sizes, single_source = [len(s) for s in sources], single_source and groups is None
+    plan = Plan(sizes, batch_size, seed, ratios, weights, single_source, shuffle, groups)
     if single_source:
         for source, count in zip(sources, plan.counts, strict=True):
             if count < batch_size:

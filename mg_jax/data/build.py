@@ -27,6 +27,7 @@ from mg_jax.data.build_record import Pictures, make_record, read_example
 from mg_jax.data.records import VERSION, encode
 from mg_jax.data.shards import BUILDING, DATASET, FORMAT, checksum, read_manifest
 from mg_jax.data.sources import Source, open_source
+from mg_jax.data.sources.measures import measure
 from mg_jax.disk import disk_errors, read_json, sync, temporary, write_json
 from mg_jax.errors import BadRecord, UserError
 
@@ -172,13 +173,15 @@ def build_shard(job: Job, source: Source, k: int, seen: Seen = lambda n: None) -
 
     path = job.path(k)
     report: dict[str, Any] = {"file": path.name, "examples": 0, "bad": 0, "problems": []}
+    measures: list[int] = []
     with job.errors(), Pictures(job.folder, k) as pictures:
         part = temporary(path)
         try:
             writer = ArrayRecordWriter(str(part), _WRITER)
             for i in job.rows(k):
                 try:
-                    row = make_record(read_example(source, i), job.images, job.resize, pictures, i)
+                    example = read_example(source, i)
+                    row = make_record(example, job.images, job.resize, pictures, i)
                 except BadRecord as e:
                     report["bad"] += 1
                     if len(report["problems"]) < _LISTED:
@@ -186,8 +189,10 @@ def build_shard(job: Job, source: Source, k: int, seen: Seen = lambda n: None) -
                 else:
                     writer.write(row)
                     report["examples"] += 1
+                    measures += measure(example)
                 seen(1)
             writer.close()
+            report["measures"] = " ".join(map(str, measures))
             report |= {"bytes": part.stat().st_size, "sha256": checksum([part])}
             if job.images == "copy":
                 report |= pictures.finish()

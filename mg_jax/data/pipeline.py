@@ -13,9 +13,11 @@ import jax
 
 from mg_jax.data import batch as batching
 from mg_jax.data import samples
-from mg_jax.data.samples.base import Samples
+from mg_jax.data.order import Groups
+from mg_jax.data.samples.base import Conversations, Samples
 from mg_jax.data.sources import Source, open_source
 from mg_jax.data.sources.features import FeatureSource
+from mg_jax.data.sources.split import by_medium
 from mg_jax.errors import UserError
 from mg_jax.text import codecs
 from mg_jax.text.bpe import load_tokenizer
@@ -54,9 +56,11 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
 
     Raises UserError for data, tokenizer or settings that do not fit together.
     """
-    sources, ratios = open_mixture(config.data)
-    check_features(sources, config)
+    found, shares = open_mixture(config.data)
+    check_features(found, config)
     rows = open_samples(config, cfg)
+    sources, ratios = apart(found, shares, config)
+    groups = open_groups(sources, rows, config) if config.group_by_length else None
     return batching.batches(
         sources,
         ratios,
@@ -69,8 +73,38 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
         threads=config.loader.threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        groups=groups,
         finish=rows.finish,
     )
+
+
+def apart(
+    sources: Sequence[Source], ratios: Sequence[float], config: Any
+) -> tuple[list[Source], list[float]]:
+    """The sources with their shares, those of several media as one for each where a batch shall
+    have but one; texts without a picture may share one with pictures if lengths are not grouped."""
+    if not config.group_by_length and not (config.single_source and config.media == "video"):
+        return list(sources), list(ratios)
+    parts = [by_medium(source, texts=config.group_by_length) for source in sources]
+    shares = [ratio for ratio, own in zip(ratios, parts, strict=True) for _ in own]
+    return [part for own in parts for part in own], shares
+
+
+def open_groups(sources: Sequence[Source], rows: Samples, config: Any) -> Groups:
+    """How batches of a config with group_by_length are put together. Sources that do not tell
+    their medium are not mixed with others; with single_source none is.
+
+    Raises UserError for a stage without text.
+    """
+    if not isinstance(rows, Conversations):
+        raise UserError(
+            f"config.group_by_length: stage {config.stage} has no text: set it to False"
+        )
+    media = []
+    for n, source in enumerate(sources):
+        found = None if config.single_source else source.measures()
+        media.append(-1 - n if found is None else int(found[0, 0]))
+    return Groups(media, [rows.planned(source) for source in sources], rows.buckets)
 
 
 def check_features(sources: Sequence[Source], config: Any) -> None:

@@ -6,8 +6,10 @@
 
 dataset.json holds the settings of the build (`build.Job.settings`), then name, head, tasks and
 frequency of the source, the number of examples, what was left out (left_out by reason, bad,
-problems), and for each shard its file, examples, bytes and sha256; of copied pictures their number
-(pictures) and the sha256 of their contents one behind the other (pictures_sha256).
+problems), and for each shard its file, examples, bytes and sha256, and of each of its examples the
+medium and about how many tokens (measures, numbers with spaces between, see `sources.measures`);
+of copied pictures their number (pictures) and the sha256 of their contents one behind the other
+(pictures_sha256).
 `mg_jax.data.build` makes such a folder, `sources.shards` reads it.
 """
 

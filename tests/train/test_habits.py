@@ -127,6 +127,17 @@ def test_what_saves_memory_may_change_when_a_run_goes_on(tmp_path):
     assert run(tmp_path / "a", train__steps=4, accumulate=2, mesh=one_device()).step == 4
 
 
+def test_a_run_from_before_rows_were_grouped_does_not_go_on_in_another_order(tmp_path):
+    config = groma.get_config("stage=alignment,size=tiny")
+    older = plain(config)
+    del older["group_by_length"]
+    checkpoint.write_json(tmp_path / "config.json", older)
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    assert changed_keys(config, tmp_path) == ""
+    config.group_by_length = True
+    assert "group_by_length False -> True" in changed_keys(config, tmp_path)
+
+
 def test_a_url_is_no_workdir(tmp_path):
     with pytest.raises(UserError, match=r"gs://b/x/y: is a URL.*gcsfuse b .*--workdir /mnt/b/x/y"):
         run("gs://b/x/y")

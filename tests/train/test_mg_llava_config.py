@@ -83,6 +83,24 @@ def test_a_video_fits_or_runs_on_as_published():
     assert mg_llava.get_config("llm=vicuna7b,context=published").model.lm.max_positions == 4096
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("context", mg_llava.CHOICES["context"])
+def test_published_sizes_group_rows_by_lengths_that_fit(stage, context):
+    for llm in FULL:
+        for media in mg_llava.CHOICES["media"]:
+            c = mg_llava.get_config(f"stage={stage},llm={llm},media={media},context={context}")
+            assert c.group_by_length and not c.single_source
+            cfg = build(c.system, c.model.to_dict()).cfg
+            lengths = (*c.codec.buckets, pipeline.batch_sizes(c, cfg)["tokens"])
+            for frames in (1, 8)[: 1 + (media == "video")]:
+                for boxes, text in ((10, 128), (cfg.max_boxes, 256), (cfg.max_boxes, 1472)):
+                    needed = frames * (cfg.image_tokens(frames) + boxes) + text
+                    # one process sees few boxes, several plan with all there may be
+                    assert min(n for n in lengths if n >= needed) <= 1.2 * needed
+    tiny = mg_llava.get_config(f"stage={stage},llm=tiny,media=video,context={context}")
+    assert tiny.single_source and not tiny.group_by_length
+
+
 @pytest.mark.parametrize("media", mg_llava.CHOICES["media"])
 def test_tiny_is_small_enough_to_ship(media):
     config = mg_llava.get_config(f"stage=sft,llm=tiny,media={media}")

@@ -17,6 +17,8 @@ import numpy as np
 
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
+from mg_jax.data.sources import Source
+from mg_jax.data.sources.measures import TEXT
 from mg_jax.data.tasks import Filters, ObjectTasks, converse, parse_tasks
 from mg_jax.errors import Unfit, UserError
 from mg_jax.example import Example
@@ -54,7 +56,8 @@ class Conversations(Samples):
 
     Examples without turns are asked about their annotations. `config.codec.too_long` "skip": what
     is longer than the longest bucket, or `encode` has no room for, loses its last turns or is left
-    out; "error": it ends the run.
+    out; "error": it ends the run. Where batches are planned by length (config.group_by_length), an
+    example keeps to its batch's, meta["room"].
     """
 
     def __init__(self, config: Any, cfg: Any, codec: Any):
@@ -70,9 +73,9 @@ class Conversations(Samples):
                 f"but config.model.lm.max_positions is {cfg.lm.max_positions}: lower the one"
             )
         self.codec = codec
+        self.text_tokens = rest.text_tokens
         self.buckets = tuple(sorted({*self.lengths(rest), codec.length}))
-        if jax.process_count() > 1:  # they do not see each other's rows, and shapes must agree
-            self.buckets = self.buckets[-1:]
+        self.alone = jax.process_count() == 1
         self.skip = rest.too_long == "skip"
         if self.skip:
             codec.text_tokens = _NO_LIMIT  # measured here instead, where it is no error
@@ -93,6 +96,23 @@ class Conversations(Samples):
         fixed = self.codec.length - self.codec.text_tokens
         return [fixed + size for size in section.buckets if size < section.text_tokens]
 
+    def visual(self, medium: int) -> int:
+        """Positions of an example of a medium that are no text, at most."""
+        return 0 if medium == TEXT else self.codec.length - self.codec.text_tokens
+
+    def planned(self, source: Source) -> np.ndarray:
+        """Positions that the examples of a source, all of one medium, need: int [len(source)],
+        rather more than they do."""
+        found = source.measures()
+        if found is None:
+            return np.full(len(source), self.buckets[-1])
+        return self.visual(int(found[0, 0])) + np.minimum(found[:, 1], self.text_tokens)
+
+    def sizes(self, records: Sequence[Record]) -> tuple[int, ...]:
+        """Lengths that a batch of these rows may have. Processes do not see each other's rows, and
+        shapes must agree: with several it is what was planned for the batch, else the longest."""
+        return self.buckets if self.alone else (records[0].get("room", self.buckets[-1]),)
+
     def prepare(self, example: Example, rng: np.random.Generator) -> Record:
         """Fields of the row that the length of the text depends on."""
         return {}
@@ -110,7 +130,8 @@ class Conversations(Samples):
         seen = self.prepare(example, rng)
         name = f"example {example.id!r} of {example.source}"
         record = self._talk(example, rng, seen, name)
-        return self.complete({**seen, **record, "name": name}, example, rng)
+        room = {k: v for k, v in example.meta.items() if k == "room"}
+        return self.complete({**seen, **record, **room, "name": name}, example, rng)
 
     def _talk(self, example: Example, rng: np.random.Generator, seen: Record, name: str) -> Record:
         if example.turns:
@@ -141,12 +162,13 @@ class Conversations(Samples):
     ) -> Record:
         try:
             record = self.encode(example, rng, seen)
-            if self.skip:
-                check_size(len(record["tokens"]), self.buckets[-1], name)
         except Unfit as e:
             if self.skip:
                 raise
             raise UserError(str(e)) from None
+        room = example.meta.get("room", self.buckets[-1] if self.skip else None)
+        if room is not None:
+            check_size(len(record["tokens"]), room, name)
         return record
 
 

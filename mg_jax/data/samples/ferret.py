@@ -170,7 +170,6 @@ class Language(Conversations, _Pictures):
         Conversations.__init__(self, config, cfg, codec)
         _Pictures.__init__(self, config, cfg)
         self.gaze = Gaze(codec) if cfg.pointing_weight else None
-        self.text_tokens = config.codec.text_tokens
         self.texts = sorted({*(n for n in config.codec.buckets if n < self.text_tokens),
                              self.text_tokens})  # fmt: skip
         self.slots = config.codec.refer_slots

@@ -128,7 +128,7 @@ class Language(Conversations, _Pictures):
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
         out = self.codec.collate(
             records,
-            buckets=self.buckets,
+            buckets=self.sizes(records),
             refer_slots=self.slots["refer"],
             ground_slots=self.slots["ground"],
             names=[r["name"] for r in records],

@@ -2,7 +2,8 @@
 
 Boxes come with an example (meta["detections"]) or from `config.boxes`, a box file in which it is
 looked up by the id that its data set has for it. Pictures and videos of pooled frames
-(config.model.video_pool) do not share a batch: config.single_source keeps them apart.
+(config.model.video_pool) do not share a batch: config.single_source and config.group_by_length
+keep them apart.
 """
 
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from mg_jax.data.detections import (
 )
 from mg_jax.data.samples.base import Conversations, Record, Samples
 from mg_jax.data.samples.mg_llava_teaching import label_words, looks, named_boxes
+from mg_jax.data.sources.measures import PICTURE, TEXT, VIDEO
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 from mg_jax.text.codecs.rows import GAZE, check_length, check_slots, collate_gaze
@@ -109,7 +111,6 @@ class Language(Conversations, _Pictures):
         Conversations.__init__(self, config, cfg, codec)
         _Pictures.__init__(self, config, cfg)
         self.frames = frames_of(config, cfg)
-        self.text_tokens = config.codec.text_tokens
         self.refer_slots = config.codec.refer_slots
         self.limit = config.box_limit or None
         self.without = config.boxes == NO_BOXES
@@ -122,6 +123,10 @@ class Language(Conversations, _Pictures):
     def lengths(self, section: Any) -> list[int]:
         """Of whole sequences: how many boxes there are matters as much as how long the text is."""
         return [size for size in section.buckets if size < self.codec.length]
+
+    def visual(self, medium: int) -> int:
+        count = {TEXT: 0, PICTURE: 1, VIDEO: self.frames}[medium]
+        return int(self.codec.most(count))
 
     def prepare(self, example: Example, rng: np.random.Generator) -> Record:
         frames, size, count = None, (example.width, example.height), 1
@@ -204,7 +209,7 @@ class Language(Conversations, _Pictures):
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
         names = [r["name"] for r in records]
         out: dict[str, np.ndarray] = self.codec.collate(
-            records, buckets=self.buckets, refer_slots=self.refer_slots, names=names
+            records, buckets=self.sizes(records), refer_slots=self.refer_slots, names=names
         )
         batching.refuse_empty_loss(out)
         if self.cfg.pointing_weight:

@@ -136,7 +136,7 @@ class Language(Conversations, _Pictures):
         most = max(len(r["object_boxes"]) for r in records)
         slots = next((n for n in self.slots if n >= most), self.slots[-1])
         names = [r["name"] for r in records]
-        out: dict[str, np.ndarray] = self.codec.collate(records, self.buckets, slots, names)
+        out: dict[str, np.ndarray] = self.codec.collate(records, self.sizes(records), slots, names)
         batching.refuse_empty_loss(out)
         if self.gaze:
             out |= collate_gaze(records)

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mg_jax.data.sources.measures import UNKNOWN
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 
@@ -27,10 +30,12 @@ class Source:
     tasks: by weight, what its examples without turns are asked (`mg_jax.data.tasks`); None for
     what the run's config says. exhaustive: True where every object of every label is annotated,
     so that a label without object in a picture is absent from it.
+    medium: of all examples (`sources.measures`), None where that is not known or they differ.
     """
 
     tasks: Mapping[str, float] | None = None
     exhaustive = False
+    medium: int | None = None
 
     @property
     def frequency(self) -> Mapping[str, int]:
@@ -57,6 +62,14 @@ class Source:
         example = self[i]
         path = example.image if isinstance(example.image, str) else ""
         return str(example.meta.get("file_name") or path or example.id)
+
+    def measures(self) -> np.ndarray | None:
+        """int32 [len(self), 2], without reading examples: the medium of each and about how many
+        tokens of text it has, rather too many (`measures.tokens_about`), UNKNOWN where its
+        conversation is yet to be drawn. None where the media are not known."""
+        if self.medium is None:
+            return None
+        return np.full((len(self), 2), (self.medium, UNKNOWN), np.int32)
 
     def summary(self) -> str:
         """One line: how many examples, and what was left out."""

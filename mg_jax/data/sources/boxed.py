@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mg_jax.data.sources.base import MAX_BAD, Source, keep_empty
+from mg_jax.data.sources.measures import PICTURE
 from mg_jax.data.sources.spaces import refuse_misfits
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region
@@ -34,6 +35,7 @@ class BoxedSource(Source):
     """
 
     form = "xyxy"
+    medium = PICTURE
 
     def __init__(
         self,

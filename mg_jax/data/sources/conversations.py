@@ -18,6 +18,7 @@ original_caption, markdown, ...) are not kept.
 """
 
 import re
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing, fields
 from mg_jax.data.sources.free_text import to_markup
 from mg_jax.data.sources.json_rows import JsonRows
+from mg_jax.data.sources.measures import PICTURE, TEXT, VIDEO, tokens_about
 from mg_jax.data.sources.video import find_video
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, Turn
@@ -75,6 +77,7 @@ class ConversationSource(Source):
         self.folder = Folder(existing(images, "pictures", True) if images else path.parent)
         self._rows = JsonRows(path)
         self._keys: list[Any] = []
+        self._measures = array("i")
         total = wanted = seen = 0
         first = ""
         for where, key, row in self._rows.scan():
@@ -100,6 +103,8 @@ class ConversationSource(Source):
                 self.counts["texts without a picture"] += 1
             else:
                 self._keys.append(key)
+                medium = (PICTURE if media[0] == "picture" else VIDEO) if media else TEXT
+                self._measures.extend((medium, tokens_about(turns)))
                 self._rows.keep()
         self.opened(total)
         if wanted and not seen:
@@ -172,6 +177,9 @@ class ConversationSource(Source):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def measures(self) -> np.ndarray:
+        return np.array(self._measures, np.int32).reshape(-1, 2)
 
     def __getitem__(self, i: int) -> Example:
         row, key = self._rows[i], self._keys[i]

@@ -32,6 +32,7 @@ from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing, fields
 from mg_jax.data.sources.free_text import to_markup
 from mg_jax.data.sources.grounded import GroundedSource, Places, grounded
 from mg_jax.data.sources.json_rows import JsonRows
+from mg_jax.data.sources.measures import PICTURE
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression
 from mg_jax.vision.preprocess import image_size, load_image
@@ -130,6 +131,8 @@ class GritSource(Source):
     file_name. Raises UserError for a folder without such files, files without the columns, the
     hub's own lists, or when pyarrow is missing.
     """
+
+    medium = PICTURE
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ import numpy as np
 
 from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing, real
 from mg_jax.data.sources.free_text import to_markup
+from mg_jax.data.sources.measures import PICTURE
 from mg_jax.data.sources.spaces import refuse_misfits
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression, Region
@@ -167,6 +168,7 @@ class GroundedSource(Source):
     """
 
     form = "xyxy"
+    medium = PICTURE
 
     def __init__(
         self,

@@ -29,6 +29,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mg_jax.data.sources.base import (
     HEADS,
     MAX_BAD,
@@ -39,6 +41,7 @@ from mg_jax.data.sources.base import (
     read_lines,
     sides,
 )
+from mg_jax.data.sources.measures import PICTURE, UNKNOWN, tokens_about
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression, Question, Region, Turn
 from mg_jax.text import markup
@@ -110,6 +113,11 @@ class JsonlSource(Source):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def measures(self) -> np.ndarray:
+        said = [_texts(row)["turns"] for _, row in self._rows]
+        found = [(PICTURE, tokens_about(turns) if turns else UNKNOWN) for turns in said]
+        return np.array(found, np.int32)
 
     def file_name(self, i: int) -> str:
         row = self._rows[i][1]

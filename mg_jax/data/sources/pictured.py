@@ -14,6 +14,7 @@ import numpy as np
 
 from mg_jax.data.sources.base import MAX_BAD, Folder, Source, check_choices
 from mg_jax.data.sources.free_text import to_markup
+from mg_jax.data.sources.measures import PICTURE, TEXT, UNKNOWN
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Question
 from mg_jax.vision.preprocess import image_size
@@ -89,6 +90,8 @@ class PicturedSource(Source):
 
 class CaptionSource(PicturedSource):
     """The base of caption readers: they call `picture`, `caption` and at the end `finish`."""
+
+    medium = PICTURE
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -176,6 +179,13 @@ class AskedSource(PicturedSource):
 
     def __len__(self) -> int:
         return len(self._ids) if self.per == "question" else len(self._pictures)
+
+    def measures(self) -> np.ndarray:
+        shown: Iterable[int] = self._pictures
+        if self.per == "question":
+            shown = (self._of[n] for n in self._order)
+        media = [PICTURE if self._files[k] else TEXT for k in shown]
+        return np.array([(medium, UNKNOWN) for medium in media], np.int32)
 
     def question(self, n: int) -> Question:
         """Question n, in the order of the file."""

@@ -26,6 +26,7 @@ from mg_jax.data.sources.base import (
     real,
     sides,
 )
+from mg_jax.data.sources.measures import PICTURE
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, rle_runs
 
@@ -44,6 +45,8 @@ class Sa1bSource(Source):
     malformed json is a BadRecord when it is asked for.
     Raises UserError for a missing folder, or one that has no json with its picture.
     """
+
+    medium = PICTURE
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ import random
 from mg_jax.data.scenes.conversation import parse_tasks, scene_example
 from mg_jax.data.scenes.world import RESERVED_SEED
 from mg_jax.data.sources.base import Source, number
+from mg_jax.data.sources.measures import PICTURE, VIDEO
 from mg_jax.errors import UserError
 from mg_jax.example import Example
 
@@ -52,6 +53,7 @@ class SceneSource(Source):
         self.frames = number(name, "frames", frames)
         if self.frames == 1:
             raise UserError(f"data {name}: frames=1 is no video: at least 2, or 0 for pictures")
+        self.medium = VIDEO if self.frames else PICTURE
         self.named = number(name, "named", named) > 0
         self.shown = number(name, "shown", shown) > 0
         if self.named and self.shown:

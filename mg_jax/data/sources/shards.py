@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mg_jax.data.records import decode
 from mg_jax.data.shards import read_manifest
 from mg_jax.data.sources.base import MAX_BAD, Source, existing
@@ -42,6 +44,8 @@ class ShardSource(Source):
         self._files = [entry["file"] for entry in manifest["files"]]
         counts = (entry["examples"] for entry in manifest["files"])
         self._ends = list(itertools.accumulate(counts))
+        found = " ".join(entry.get("measures", "") for entry in manifest["files"])
+        self._measures = np.array(found.split(), np.int32).reshape(-1, 2)
         self._forget()
 
     @property
@@ -59,6 +63,9 @@ class ShardSource(Source):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._forget()
+
+    def measures(self) -> np.ndarray | None:
+        return self._measures if len(self._measures) == len(self) else None  # as of older builds
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -1,9 +1,12 @@
-"""A part of any source, told by the names of its picture files."""
+"""Parts of any source, told by the names of its picture files or by medium."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from mg_jax.data.sources.base import Source
+from mg_jax.data.sources.measures import MEDIA, PICTURE, TEXT
 from mg_jax.data.sources.voc import split_of
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
@@ -22,7 +25,34 @@ def parts(source: Source) -> Iterator[str]:
         yield split_of(PurePosixPath(name.replace("\\", "/")).stem)
 
 
-class Split(Source):
+class Subset(Source):
+    """Some examples of `source`, by their numbers."""
+
+    def __init__(self, source: Source, rows: Sequence[int] | np.ndarray, name: str):
+        super().__init__(name, source.head, source.max_bad)
+        self.source, self.tasks, self.exhaustive = source, source.tasks, source.exhaustive
+        self.counts, self.bad, self.problems = source.counts, source.bad, source.problems
+        self.rows = rows
+
+    @property
+    def frequency(self) -> Mapping[str, int]:
+        return self.source.frequency
+
+    def file_name(self, i: int) -> str:
+        return self.source.file_name(int(self.rows[i]))
+
+    def measures(self) -> np.ndarray | None:
+        found = self.source.measures()
+        return None if found is None else found[np.asarray(self.rows, np.int64)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Example:
+        return self.source[int(self.rows[i])]
+
+
+class Split(Subset):
     """The examples of `source` that belong to one of PARTS, in their order.
 
     Raises UserError for another part, or one without any example.
@@ -31,25 +61,25 @@ class Split(Source):
     def __init__(self, source: Source, part: str):
         if part not in PARTS:
             raise UserError(f"data {source.name}: part={part}: choose {' or '.join(PARTS)}")
-        super().__init__(f"{source.name}-{part}", source.head, source.max_bad)
-        self.source, self.tasks, self.exhaustive = source, source.tasks, source.exhaustive
-        self.counts, self.bad, self.problems = source.counts, source.bad, source.problems
-        self.rows = [i for i, own in enumerate(parts(source)) if own == part]
+        rows = [i for i, own in enumerate(parts(source)) if own == part]
+        super().__init__(source, rows, f"{source.name}-{part}")
         if len(source) and not self.rows:
             raise UserError(
                 f"data {source.name}: part={part} holds none of its {len(source)} examples: "
                 "give more pictures"
             )
 
-    @property
-    def frequency(self) -> Mapping[str, int]:
-        return self.source.frequency
 
-    def file_name(self, i: int) -> str:
-        return self.source.file_name(self.rows[i])
+def by_medium(source: Source, texts: bool = True) -> list[Source]:
+    """Parts of one medium each, or the source itself where it has but one or does not tell.
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Example:
-        return self.source[self.rows[i]]
+    texts: False leaves those without picture or video with the pictures.
+    """
+    found = source.measures()
+    if found is None:
+        return [source]
+    media = found[:, 0] if texts else np.where(found[:, 0] == TEXT, PICTURE, found[:, 0])
+    held = np.unique(media)
+    if len(held) < 2:
+        return [source]
+    return [Subset(source, np.flatnonzero(media == m), f"{source.name}, {MEDIA[m]}") for m in held]

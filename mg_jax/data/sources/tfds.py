@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from mg_jax.data.sources.base import MAX_BAD, Source, existing
+from mg_jax.data.sources.measures import PICTURE
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Box, Example, Region
 
@@ -43,6 +44,8 @@ class TfdsSource(Source):
     pictures without boxes are kept. Boxes without area are left out. Examples have no turns.
     Raises UserError without the extra, for a set that is not prepared, or is none of boxes.
     """
+
+    medium = PICTURE
 
     def __init__(
         self,

@@ -9,9 +9,12 @@ Videos are VIDEO_ID with any of the endings in SUFFIXES, or a folder of frames w
 
 from pathlib import Path
 
+import numpy as np
+
 from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing, fields
 from mg_jax.data.sources.free_text import to_markup
 from mg_jax.data.sources.json_rows import JsonRows
+from mg_jax.data.sources.measures import VIDEO, tokens_about
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Turn
 
@@ -83,6 +86,10 @@ class VideoInstructSource(Source):
 
     def __len__(self) -> int:
         return len(self._order)
+
+    def measures(self) -> np.ndarray:
+        found = [(VIDEO, tokens_about(self._talks[key][2])) for key in self._order]
+        return np.array(found, np.int32)
 
     def __getitem__(self, i: int) -> Example:
         key = self._order[i]

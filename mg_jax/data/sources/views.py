@@ -40,6 +40,10 @@ class Views(Source):
     def file_name(self, i: int) -> str:
         return self.source.file_name(i // self.views)
 
+    def measures(self) -> np.ndarray | None:
+        found = self.source.measures()
+        return None if found is None else np.repeat(found, self.views, 0)
+
     def __len__(self) -> int:
         return len(self.source) * self.views
 

@@ -64,8 +64,12 @@ class MGLLaVACodec(ChatCodec):
     @property
     def length(self) -> int:
         """Positions of the longest sequence `encode` lets through."""
-        video = self.frames * (self.frame_tokens + self.max_boxes) if self.frames > 1 else 0
-        return self.text_tokens + max(self.image_tokens + self.max_boxes, video)
+        return self.text_tokens + max(self.most(1), self.most(self.frames))
+
+    def most(self, count: int) -> int:
+        """Positions of a picture, or of so many frames, with all the boxes they may have."""
+        vectors = self.image_tokens if count == 1 else self.frame_tokens
+        return count * (vectors + self.max_boxes)
 
     # -- to ids ----------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from mg_jax.data.sources import open_source
+from mg_jax.data.sources.measures import measure
 from mg_jax.data.write import write_ai2d, write_scienceqa
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Question
@@ -104,7 +105,9 @@ def test_scienceqa_is_read_back(tmp_path):
     for example in rows:
         example.meta |= {"lecture": "On <p >counting</p >.", "solution": "Count."}
     folder = write_scienceqa([*rows, text_only], tmp_path)
-    got = all_of(open_source(f"scienceqa:{folder}"))
+    source = open_source(f"scienceqa:{folder}")
+    got = all_of(source)
+    assert source.measures().tolist() == [list(measure(e)) for e in got]
     want = [q for e in rows for q in short(e)]
     assert [e.questions[0] for e in got] == [*want, text_only.questions[0]]
     assert got[0].meta["lecture"] == "On <p >counting</p >." and got[0].meta["solution"] == "Count."
