@@ -4,12 +4,14 @@
 MG_JAX_TRACEBACK=1 shows the whole traceback of a user error.
 """
 
+import argparse
 import errno
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mg_jax.errors import UserError
 
@@ -76,31 +78,45 @@ def parse_flags(argv: Sequence[str] | None = None) -> list[str]:
     return rest
 
 
+# Of every program that may run as several processes: name, default, what it stands for, help
+_DISTRIBUTED = "several machines, which the cluster tells of (docs/pods.md)"
+_PROCESS_FLAGS: tuple[tuple[str, str | int, str, str], ...] = (
+    ("coordinator", "", "HOST:PORT", "of process 0, where no cluster tells"),
+    ("processes", 0, "N", "how many processes there are"),
+    ("process", -1, "I", "number of this one, from 0"),
+    ("heartbeat", 100, "SECONDS", "without a sign until a process counts as gone, default 100"),
+)
+
+
 def define_process_flags() -> None:
-    """The absl flags of a program that may run as several processes."""
+    """Define the flags of several processes with absl."""
     from absl import flags
 
-    flags.DEFINE_boolean("distributed", False, "several machines, which the cluster tells of")
-    flags.DEFINE_string("coordinator", "", "host:port of process 0, where no cluster tells")
-    flags.DEFINE_integer("processes", 0, "how many processes there are")
-    flags.DEFINE_integer("process", -1, "number of this one, from 0")
-    flags.DEFINE_integer("heartbeat", 100, "seconds without a sign until a process counts as gone")
+    flags.DEFINE_boolean("distributed", False, _DISTRIBUTED)
+    for name, default, unit, words in _PROCESS_FLAGS:
+        define = flags.DEFINE_string if isinstance(default, str) else flags.DEFINE_integer
+        define(name, default, f"{unit} {words}")
 
 
-def join_processes() -> bool:
-    """Join the other processes that the flags speak of; whether there are any.
+def add_process_flags(p: argparse.ArgumentParser) -> None:
+    """Add the same flags to an argparse command line."""
+    p.add_argument("--distributed", action="store_true", help=_DISTRIBUTED)
+    for name, default, unit, words in _PROCESS_FLAGS:
+        p.add_argument(f"--{name}", type=type(default), default=default, metavar=unit, help=words)
+
+
+def join_processes(given: Any) -> bool:
+    """Join the other processes that the flags (absl's, or argparse's) speak of; whether there are
+    any.
 
     Where they are not found in time the program ends with 1, on which a launcher starts it again.
     """
-    from absl import flags
-
-    f = flags.FLAGS
-    if not (f.distributed or f.coordinator or f.processes or f.process >= 0):
+    if not (given.distributed or given.coordinator or given.processes or given.process >= 0):
         return False
     from mg_jax import processes
 
     try:
-        processes.start(f.coordinator, f.processes, f.process, f.heartbeat)
+        processes.start(given.coordinator, given.processes, given.process, given.heartbeat)
     except processes.Apart as e:
         print(f"error: {e}: start all of them again", file=sys.stderr)
         processes.leave(1)

@@ -66,11 +66,7 @@ def arguments() -> argparse.ArgumentParser:
                    help="print N questions with answer and expected answer")  # fmt: skip
     p.add_argument("--out", metavar="DIR", help="save up to 50 failures there, drawn")
     p.add_argument("--max-new-tokens", type=int, metavar="N", help="default depends on the task")
-    p.add_argument("--distributed", action="store_true",
-                   help="several machines, which the cluster tells of (docs/pods.md)")  # fmt: skip
-    p.add_argument("--coordinator", default="", metavar="HOST:PORT", help="where none does so")
-    p.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
-    p.add_argument("--process", type=int, default=-1, metavar="I", help="number of this one")
+    cli.add_process_flags(p)
     return p
 
 
@@ -80,10 +76,8 @@ def main(argv: list[str] | None = None) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    cli.join_processes(args)
     from mg_jax import processes
-
-    if args.distributed or args.coordinator or args.processes or args.process >= 0:
-        processes.start(args.coordinator, args.processes, args.process)
     from mg_jax.evals import asking, report, tasks
     from mg_jax.evals.questions import is_scenes, warning
 

@@ -51,7 +51,7 @@ def main() -> int:
     command = shlex.join(["python", "-m", "launch.train", *sys.argv[1:]])
     if _PROFILE.value:
         CONFIG.value.train.profile = _PROFILE.value
-    several = cli.join_processes()
+    several = cli.join_processes(flags.FLAGS)
     cli.keep_compiled()
     try:
         return run(CONFIG.value, _WORKDIR.value, command)

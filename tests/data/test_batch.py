@@ -8,25 +8,10 @@ import numpy as np
 import pytest
 
 from mg_jax.data.batch import Plan, batches, refuse_empty_loss, stack
-from mg_jax.data.sources import Source, open_source
+from mg_jax.data.sources import open_source
 from mg_jax.data.transforms import detection_record
 from mg_jax.errors import BadRecord, Unfit, UserError
-from mg_jax.example import Example
-
-
-class Numbers(Source):
-    """n examples that know their number."""
-
-    def __init__(self, name: str, n: int, head: str = "coco"):
-        super().__init__(name, head)
-        self.n = n
-
-    def __len__(self):
-        return self.n
-
-    def __getitem__(self, i):
-        image = np.zeros((1, 1, 3), np.uint8)
-        return Example(image, 1, 1, source=self.name, meta={"number": i})
+from tests.numbered import Numbered
 
 
 def record(example, rng):
@@ -49,7 +34,7 @@ def collate(records):
     return out
 
 
-SOURCES = [Numbers("a", 23), Numbers("b", 10, "sa1b"), Numbers("c", 40)]
+SOURCES = [Numbered("a", 23), Numbered("b", 10, "sa1b"), Numbered("c", 40)]
 
 
 def read(count=None, make_record=record, sources=SOURCES, ratios=None, batch_size=6, seed=5, **k):
@@ -144,12 +129,12 @@ def test_what_makes_a_batch_larger_is_done_outside_the_workers(workers):
 
 
 def test_a_worker_tells_of_bad_data():
-    it = batches([Numbers("a", 9)], None, always_bad, stack, 3, 0, workers=1)
+    it = batches([Numbered("a", 9)], None, always_bad, stack, 3, 0, workers=1)
     with pytest.raises(UserError, match="no such file"):
         next(it)
     it.close()
     with pytest.raises(UserError, match="no such file"):
-        next(batches([Numbers("a", 9)], None, always_bad, stack, 3, 0))
+        next(batches([Numbered("a", 9)], None, always_bad, stack, 3, 0))
 
 
 def always_bad(example, rng):
@@ -207,21 +192,21 @@ def test_refused_records_are_replaced_by_the_next_and_counted():
         assert n2 == (n if n % 2 else (n + 1) % size[s] if (n + 1) % size[s] else 1)
     # Number 22 of 23 goes on to 0 and then 1: two in its place.
     assert it.skipped == sum(1 + (n == 22 and s == ord("a")) for s, n in whole if n % 2 == 0)
-    never = batches([Numbers("a", 4)], None, lambda e, r: None, stack, 1, 0)
+    never = batches([Numbered("a", 4)], None, lambda e, r: None, stack, 1, 0)
     with pytest.raises(UserError, match="none of 4 examples"):
         next(never)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_refused_records_are_counted_by_their_reason(workers):
-    it = batches([Numbers("a", 20)], None, small_only, collate, 5, 0, epochs=1, workers=workers)
+    it = batches([Numbered("a", 20)], None, small_only, collate, 5, 0, epochs=1, workers=workers)
     assert max(n for _, n in ids(list(it))) == 9
     assert it.skipped == 55 and it.unfit == {"too large": 55}  # 10 to 19 go on to 0: 10 + ... + 1
     assert it.filtered == {"odd": 35} and it.bad == 0
     assert it.counts == {
         "skipped": 55, "malformed": 0, "skipped/too_large": 55, "filtered/odd": 35,
     }  # fmt: skip
-    never = batches([Numbers("a", 4)], None, too_large, stack, 1, 0)
+    never = batches([Numbered("a", 4)], None, too_large, stack, 1, 0)
     with pytest.raises(UserError, match=r"none of 4 .* used; for example: \d: too large$"):
         next(never)
 
@@ -246,7 +231,7 @@ def unreadable(every):
 
 
 def test_malformed_records_are_replaced_counted_and_named():
-    sources = [Numbers("a", 100)]
+    sources = [Numbered("a", 100)]
     sources[0].max_bad = 0.2
     it = batches(sources, None, unreadable(10), collate, 5, 0, epochs=1)
     found = ids(list(it))
@@ -257,11 +242,11 @@ def test_malformed_records_are_replaced_counted_and_named():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_malformed_records_stop_the_run(workers):
-    it = batches([Numbers("a", 100)], None, unreadable(4), collate, 5, 0, workers=workers)
+    it = batches([Numbered("a", 100)], None, unreadable(4), collate, 5, 0, workers=workers)
     with pytest.raises(UserError, match="records could not be read, more than max_bad=0.05"):
         list(it)
     assert len(it.problems) >= 10
-    never = batches([Numbers("a", 4)], None, unreadable(1), stack, 1, 0)
+    never = batches([Numbered("a", 4)], None, unreadable(1), stack, 1, 0)
     with pytest.raises(UserError, match="none of 4 .* for example: .*jpg: is empty"):
         next(never)
 
@@ -270,7 +255,7 @@ def test_too_many_malformed_records_stop_the_run(workers):
     ("change", "message"),
     [
         ({"sources": []}, "no source"),
-        ({"sources": [Numbers("e", 0)]}, "e: holds no example"),
+        ({"sources": [Numbered("e", 0)]}, "e: holds no example"),
         ({"process_count": 4}, "no positive multiple of the 4"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"process_index": 3, "process_count": 3}, "process_index=3"),
@@ -286,7 +271,7 @@ def test_wrong_arguments(change, message):
 
 
 def test_small_data_fill_a_batch_over_epochs():
-    (batch,) = read(1, sources=[Numbers("a", 2)], batch_size=6)
+    (batch,) = read(1, sources=[Numbered("a", 2)], batch_size=6)
     assert sorted(batch["number"].tolist()) == [0, 0, 0, 1, 1, 1]
 
 

@@ -18,7 +18,9 @@ import numpy as np
 from configs import base
 from mg_jax import nn as mg
 from mg_jax import processes
+from mg_jax.data.batch import Plan, batches, stack
 from mg_jax.errors import UserError
+from tests.numbered import Numbered
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,28 +67,49 @@ class FakeSystem:
 
 
 class FakeData:
-    """Batch i is a function of i, of which a process gets its share. At `bad` it holds a NaN;
-    `slow`: seconds a batch takes; `seen`: file that the numbers of the rows are written to."""
+    """Batch i is a function of i; at `bad` it holds a NaN."""
 
-    def __init__(self, rows=8, width=8, bad=-1, slow=0.0, seen=None):
-        self.rows, self.width, self.bad, self.slow, self.seen = rows, width, bad, slow, seen
+    def __init__(self, rows=8, width=8, bad=-1):
+        self.rows, self.width, self.bad = rows, width, bad
         self.state, self.epoch_size = 0, 800
 
     def __next__(self):
-        time.sleep(self.slow)
         rng = np.random.default_rng(self.state)
         x = rng.normal(size=(self.rows, self.width)).astype(np.float32)
         if self.state == self.bad:
             x[0, 0] = np.nan
-        first = self.state * self.rows
         self.state += 1
-        if self.seen:
-            with open(self.seen, "a") as file:
-                file.writelines(f"{n}\n" for n in processes.share(range(first, first + self.rows)))
-        return {"x": processes.share(x), "y": processes.share(np.roll(np.sin(x), 1, axis=1))}
+        return {"x": x, "y": np.roll(np.sin(x), 1, axis=1)}
 
     def restore(self, state):
         self.state = state
+
+
+ROWS = 8  # of a batch
+NUMBERS = Plan([800], ROWS, seed=0).order(0)[:, 1]  # of the rows of an epoch
+
+
+def real_batches(slow=0.0, seen=None):
+    """This process's rows by the reader of every training. `slow`: seconds a batch takes; `seen`:
+    file that the numbers of the rows are added to."""
+
+    def make(example, rng):
+        number = example.meta["number"]
+        x = np.random.default_rng(number).normal(size=8).astype(np.float32)
+        return {"number": number, "x": x, "y": np.roll(np.sin(x), 1)}
+
+    def collate(records):
+        time.sleep(slow)
+        numbers = [record.pop("number") for record in records]
+        if seen:
+            with open(seen, "a") as file:
+                file.writelines(f"{n}\n" for n in numbers)
+        return stack(records)
+
+    return batches(
+        [Numbered("numbers", len(NUMBERS))], None, make, collate, ROWS, 0, threads=0,
+        process_index=jax.process_index(), process_count=jax.process_count(),
+    )  # fmt: skip
 
 
 def fake_config(**changes):
@@ -129,7 +152,7 @@ def main() -> int:
     # where rows lie depends on how many processes there are, so no dropout with several
     system = FakeSystem(FakeConfig(hidden=args.wide), dropout=not args.devices)
     try:
-        data = FakeData(slow=args.slow, seen=args.seen)
+        data = real_batches(args.slow, args.seen)
         return train(config, args.workdir, system=system, data=data).code
     except UserError as e:
         print(e, file=sys.stderr)

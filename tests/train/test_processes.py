@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch import cli
+from launch import evaluate
 from mg_jax import processes
 from mg_jax.checkpoint import load_release
 from mg_jax.errors import UserError
 from mg_jax.progress import read_metrics
+from tests.train.fake import NUMBERS, ROWS
 from tests.train.micro import save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,11 +53,11 @@ def start(module, count, *args, each=lambda i: (), **env):
 
 
 def end(running, seconds=240):
-    """(exit codes, errors) of processes that end by themselves."""
+    """(exit codes, what was printed) of processes that end by themselves."""
     texts = []
     try:
         for process in running:
-            texts.append(process.communicate(timeout=seconds)[1])
+            texts += process.communicate(timeout=seconds)
     finally:
         for process in running:
             process.kill()
@@ -96,59 +99,67 @@ def close(folder, alone):
     np.testing.assert_allclose([*found.values()], [*alone.values()], atol=1e-5)
 
 
+def assert_each_row_once(seen, count, first=0):
+    """The processes read the rows of updates `first` to 12 by the one order, each its share."""
+    numbers = NUMBERS[first * ROWS : 12 * ROWS].reshape(-1, ROWS)
+    for i in range(count):
+        own = [int(n) for n in Path(f"{seen}.{i}").read_text().split()]
+        assert own == numbers[:, i::count].ravel().tolist(), i
+
+
 def test_two_processes_train_as_one_and_read_each_row_once(alone, tmp_path):
     run, seen = tmp_path / "run", tmp_path / "rows"
     codes, text = end(train(run, 2, "--steps", "12", seen=seen))
     assert codes == [0, 0], text
     close(run, alone)
-    rows = [[int(n) for n in Path(f"{seen}.{i}").read_text().split()] for i in range(2)]
-    # an iterator may read ahead, but no farther in one process than in another
-    assert sorted(rows[0] + rows[1]) == list(range(len(rows[0]) + len(rows[1])))
-    assert not set(rows[0]) & set(rows[1]) and len(rows[0]) == len(rows[1]) >= 12 * 4
+    assert_each_row_once(seen, 2)
 
 
 def test_sigterm_to_one_stops_both_at_one_step_and_they_resume_as_one_or_four(alone, tmp_path):
-    running = train(tmp_path, 2, "--steps", "12", "--slow", "0.4")
-    until(tmp_path, running, 2)
+    both = tmp_path / "2"
+    running = train(both, 2, "--steps", "12", "--slow", "0.4")
+    until(both, running, 2)
     running[1].send_signal(signal.SIGTERM)
     codes, text = end(running)
     assert codes == [75, 75], text
-    done = max(losses(tmp_path))
-    steps = [int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()]
+    done = max(losses(both))
+    steps = [int(p.name) for p in (both / "checkpoints").iterdir() if p.name.isdigit()]
     assert done < 12 and steps == [done]
-    codes, text = end(train(tmp_path, 1, "--steps", "12"))
-    assert codes == [0] and f"resuming {tmp_path} at step {done}" in text
-    close(tmp_path, alone)
+    for count in (1, 4):
+        run, seen = tmp_path / str(count), tmp_path / f"rows{count}"
+        shutil.copytree(both, run)
+        codes, text = end(train(run, count, "--steps", "12", seen=seen))
+        assert codes == [0] * count and f"resuming {run} at step {done}" in text, text
+        close(run, alone)
+        assert_each_row_once(seen, count, done)
 
 
-def test_a_killed_process_ends_the_other_and_the_same_command_goes_on(alone, tmp_path):
-    running = train(tmp_path, 2, "--steps", "12", "--slow", "0.3", "--save", "2")
-    until(tmp_path, running, 5)
-    running[1].kill()
+@pytest.mark.parametrize(
+    "count,victim", [(4, 2), *(pytest.param(2, i, marks=pytest.mark.slow) for i in (0, 1))]
+)
+def test_a_killed_process_ends_the_others_and_the_same_command_goes_on(
+    alone, tmp_path, count, victim
+):
+    """Process 0 is the one that the others ask who is there."""
+    run, seen = tmp_path / "run", tmp_path / "rows"
+    running = train(run, count, "--steps", "12", "--slow", "0.3", "--save", "2")
+    until(run, running, 5)
+    running[victim].kill()
     began = time.monotonic()
     codes, text = end(running)
-    assert codes[1] == -signal.SIGKILL and codes[0] not in (0, 2), text
+    assert codes.pop(victim) == -signal.SIGKILL
+    assert not {0, 2, 65} & set(codes), text  # or a launcher would not start them again
     assert time.monotonic() - began < 120  # the heartbeat is 10 seconds
-    codes, text = end(train(tmp_path, 2, "--steps", "12"))
-    assert codes == [0, 0] and "resuming" in text, text
-    close(tmp_path, alone)
-
-
-@pytest.mark.slow
-def test_a_run_of_two_goes_on_with_four(alone, tmp_path):
-    running = train(tmp_path, 2, "--steps", "12", "--slow", "0.3", "--save", "2")
-    until(tmp_path, running, 5)
-    for process in running:
-        process.kill()
-    end(running)
-    codes, text = end(train(tmp_path, 4, "--steps", "12"))
-    assert codes == [0] * 4, text
-    close(tmp_path, alone)
+    codes, text = end(train(run, count, "--steps", "12", seen=seen))
+    assert codes == [0] * count, text
+    close(run, alone)
+    step = int(re.search(r"resuming .* at step (\d+)", text)[1])
+    assert step >= 4  # the checkpoint before the kill
+    assert_each_row_once(seen, count, step)
 
 
 @pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_is_done_together_is_the_same_however_many_do_it(count, tmp_path):
-    """The sums of an evaluation above all, odd sizes included."""
     running = start("tests.train.shares", count, str(tmp_path))
     codes, text = end(running)
     assert codes == [0] * count, text
@@ -161,6 +172,32 @@ def test_what_is_done_together_is_the_same_however_many_do_it(count, tmp_path):
         assert found["trunk"] and found["restored"] == [1, [1]]
         assert (tmp_path / "checkpoints" / "2.broken").is_dir()
         assert ("lower mesh.tensor" in found["refused"]) == (count > 1)
+
+
+@pytest.mark.parametrize(
+    "task,score,counts",
+    [
+        ("proposals", "ar@100", (4,)),
+        pytest.param("rec", "mean_iou", (2, 4), marks=pytest.mark.slow),
+    ],
+)
+def test_an_evaluation_prints_the_same_however_many_processes_do_it(task, score, counts):
+    """Of seven pictures, which neither two nor four divide; ap50 is no mean over pictures."""
+    printed = []
+    for count in (1, *counts):
+        running = start(
+            "launch.evaluate", count, "--checkpoint", "groma-tiny", "--task", task,
+            "--data", "scenes:seed=700000,n=7", "--batch-size", "2", "--json",
+            XLA_FLAGS="--xla_backend_optimization_level=0",
+            JAX_COMPILATION_CACHE_DIR=str(ROOT / ".jax_cache"),
+        )  # fmt: skip
+        codes, text = end(running, 600)
+        assert codes == [0] * count, text
+        (line,) = (line for line in text.splitlines() if line.startswith("{"))  # of process 0
+        printed.append(json.loads(line))
+        del printed[-1]["seconds"]
+    assert printed[0]["n"] == 7 and 0.5 < printed[0][score] < 1
+    assert all(found == printed[0] for found in printed)
 
 
 @pytest.mark.slow
@@ -185,24 +222,24 @@ def test_the_command_trains_a_real_system_in_two_processes_as_in_one(tmp_path):
 
 
 def test_processes_that_are_not_found_in_time_are_started_again(monkeypatch, capsys):
+    given = {}
+
     def late(**kwargs):
+        given.update(kwargs)
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out.\nmore")
 
     monkeypatch.setattr("jax.distributed.initialize", late)
     with pytest.raises(processes.Apart, match="did not find each other .DEADLINE_EXCEEDED"):
         processes.start("localhost:1", 2, 0)
 
-    class Flags:
-        distributed, coordinator, processes, process, heartbeat = True, "", 0, -1, 10
-
     def leave(code):
         raise SystemExit(code)
 
-    monkeypatch.setattr("absl.flags.FLAGS", Flags)
     monkeypatch.setattr(processes, "leave", leave)
     with pytest.raises(SystemExit) as ended:
-        cli.join_processes()
-    assert ended.value.code == 1 and capsys.readouterr().err.count("\n") == 1
+        evaluate.main(["--task", "rec", "--distributed", "--heartbeat", "10"])
+    assert ended.value.code == 1 and given["heartbeat_timeout_seconds"] == 10
+    assert re.fullmatch("error: .* find each other .*: start all .*\n", capsys.readouterr().err)
 
     def alone(**kwargs):
         raise ValueError("coordinator_address should be defined.")
