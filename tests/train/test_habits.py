@@ -146,6 +146,13 @@ def test_a_url_is_no_workdir(tmp_path):
     assert disk.local(tmp_path) == tmp_path and disk.local("a:b").name == "a:b"
 
 
+def test_a_batch_left_on_the_host_is_refused(tmp_path, monkeypatch):
+    """A step takes what was placed on the mesh before it."""
+    monkeypatch.setattr("mg_jax.train.sharding.put_batch", lambda batch, mesh: batch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path)
+
+
 def test_a_profile_is_written_and_times_are_logged(tmp_path):
     run(tmp_path, train__profile=2)
     traces = [p for p in (tmp_path / "profile").rglob("*") if p.is_file()]

@@ -1,6 +1,7 @@
-"""A training that is killed at random moments, in the middle of saves too, and started again ends
-with the losses of one that was left alone, bit by bit."""
+"""A training that is killed at random moments, at its start and in the middle of saves too, and
+started again ends with the losses of one that was left alone, bit by bit."""
 
+import dataclasses
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from mg_jax.progress import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 60
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 
 
 def start(folder):
@@ -31,45 +33,67 @@ def saving(folder):
     return any((folder / "checkpoints").glob("*orbax-checkpoint-tmp*"))
 
 
-def kill_once(folder, rng, in_save):
-    """Start, kill at a random moment or in the next save; whether a save was hit, None when the
-    training was finished first."""
+@dataclasses.dataclass(frozen=True)
+class Kill:
+    """signal; stage: "start" before the first new step, "save" inside a save, else "steps"."""
+
+    signal: int
+    stage: str
+
+
+def kill_once(folder, wait, sent):
+    """Start, and send a signal after `wait` seconds, or in the next save without any; what was
+    hit, None when the training was finished first."""
     process = start(folder)
     before = max(losses(folder), default=0)
-    deadline = time.monotonic() + 300
-    wait = rng.uniform(0, 1.5)
-    begun = None
+
+    def stage():
+        if max(losses(folder), default=0) == before:
+            return "start"  # what an earlier save left behind is no save
+        return "save" if saving(folder) else "steps"
+
+    begun = time.monotonic()
     while process.poll() is None:
-        assert time.monotonic() < deadline
-        if begun is None and max(losses(folder), default=0) > before:
-            begun = time.monotonic()
-        if begun is not None and (saving(folder) if in_save else time.monotonic() > begun + wait):
+        now = time.monotonic() - begun
+        assert now < 300
+        if stage() == "save" if wait is None else now > wait:
             break
         time.sleep(0.001)
-    hit = saving(folder)
+    hit = stage()
     gone = process.poll()
-    process.send_signal(signal.SIGKILL if in_save or rng.random() < 0.5 else signal.SIGTERM)
+    process.send_signal(sent)
     _, text = process.communicate(timeout=120)
-    assert process.returncode in (0, 75, -signal.SIGKILL), text
-    return None if gone == 0 else hit
+    heard = hit != "start" and max(losses(folder)) < STEPS  # else it may have come too early
+    deaf = () if heard else (-signal.SIGTERM,)
+    assert process.returncode in (0, 75, -signal.SIGKILL, *deaf), text
+    return None if gone == 0 else Kill(sent, hit)
 
 
-def run(folder, kills, in_saves, seed=0):
-    """(kills, those inside a save, runs that were finished) until there were enough of both."""
-    rng, done, hits, finished = random.Random(seed), 0, 0, []
+def run(folder, kills, aims, seconds, seed=0):
+    """(kills, runs that were finished) until there were enough, one inside a save for each of the
+    signals `aims`.
+
+    seconds: what a run takes that is left alone, its start included.
+    """
+    rng, done, finished, aims = random.Random(seed), [], [], list(aims)
     current = folder / "0"
-    while done < kills or hits < in_saves:
-        hit = kill_once(current, rng, in_save=hits < in_saves and done % 2 == 0)
-        if hit is None:
+    while len(done) < kills or aims:
+        if aims and len(done) % 2 == 0:
+            kill = kill_once(current, None, aims[-1])
+            if kill and kill.stage == "save":
+                aims.pop()
+        else:
+            kill = kill_once(current, rng.uniform(0, seconds), rng.choice(SIGNALS))
+        if kill is None:
             finished.append(current)
             current = folder / str(len(finished))
             continue
-        done, hits = done + 1, hits + bool(hit)
-        assert done < 4 * kills
+        done.append(kill)
+        assert len(done) < 4 * kills, done
     while (code := end(current)) == 75:
         pass
     assert code == 0
-    return done, hits, [*finished, current]
+    return done, [*finished, current]
 
 
 def end(folder):
@@ -81,16 +105,23 @@ def end(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """(losses, seconds) of a training that was left alone."""
     folder = tmp_path_factory.mktemp("whole")
+    begun = time.monotonic()
     assert end(folder) == 0
-    return losses(folder)
+    return losses(folder), time.monotonic() - begun
 
 
-@pytest.mark.parametrize("kills,in_saves", [(3, 1), pytest.param(50, 10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills,in_saves", [(3, 1), pytest.param(50, 5, marks=pytest.mark.slow)])
 def test_the_loss_curve_of_a_killed_training_is_that_of_one_left_alone(
     whole, tmp_path, kills, in_saves
 ):
-    done, hits, folders = run(tmp_path, kills, in_saves)
-    assert done >= kills and hits >= in_saves
+    curve, seconds = whole
+    done, folders = run(tmp_path, kills, SIGNALS * in_saves, seconds)
+    assert len(done) >= kills
+    for sent in SIGNALS:
+        assert done.count(Kill(sent, "save")) >= in_saves, done
+    if kills > 10:  # so many that some are of every kind
+        assert {kill.stage for kill in done} == {"start", "steps", "save"}, done
     for folder in folders:
-        assert losses(folder) == whole, folder
+        assert losses(folder) == curve, folder
