@@ -3,15 +3,17 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import conversion
-from conversion import engine, readers
+from configs.tiny_grounding_gpt import full_model
+from conversion import engine, manifests, readers
 from conversion.architectures import ARCHITECTURES
-from conversion.tables.tiny_grounding_gpt import PROJECTOR
+from conversion.tables.tiny_grounding_gpt import CLIP, DINO, PROJECTOR
 from conversion.verify import groundinggpt_tables, verify
-from mg_jax import checkpoint
+from mg_jax import checkpoint, models
 from mg_jax.errors import UserError
 from mg_jax.text import codecs
 from mg_jax.text.bpe import load_tokenizer
@@ -202,6 +204,48 @@ def test_the_tokenizer_may_be_smaller_than_the_table(tmp_path):
     assert codec.length <= CFG.lm.max_positions
     with pytest.raises(UserError, match="tokenizer has 1314 tokens, its model 1300: they do not"):
         conversion.convert(tmp_path / "small", tmp_path / "x")
+
+
+# -- the paper's sizes, abstractly --------------------------------------------------------------
+
+QWENS = {"qwen1.5b": "qwen25_1_5b", "qwen3b": "qwen25_3b", "qwen7b": "qwen25_7b"}
+
+
+def published(size, cfg):
+    """Names and shapes of the three public models, and of the projector between them."""
+    width = cfg.lm.width
+    shapes = {
+        f"{PROJECTOR}0.weight": (width, 1024 + 1024), f"{PROJECTOR}0.bias": (width,),
+        f"{PROJECTOR}2.weight": (width, width), f"{PROJECTOR}2.bias": (width,),
+    }  # fmt: skip
+    for prefix, name in (("", QWENS[size]), (CLIP, "clip_vit_l14_336"), (DINO, "dinov2_l14")):
+        shapes |= {prefix + n: shape for n, shape in manifests.read(name).items()}
+    return shapes
+
+
+@pytest.mark.parametrize("size", QWENS)
+def test_the_whole_is_covered_in_both_directions_at_full_size(size):
+    cfg = full_model(size)
+    shapes = published(size, cfg)
+    plan = engine.plan(shapes, ENTRY.table(cfg, shapes), size)
+    used = {source for leaf in plan.leaves for source in leaf.names}
+    assert used | set(plan.dropped) == set(shapes) and not plan.tied
+    assert all(name.startswith((CLIP, DINO)) for name in plan.dropped)
+    copies = {"lm_head.weight": (cfg.lm.vocab, cfg.lm.width)} if cfg.lm.tied else {}
+    kept = {name: shape for name, shape in shapes.items() if name not in plan.dropped}
+    written = engine.expand(ENTRY.table(cfg))
+    assert written.torch_shapes() == kept | copies
+    assert written.jax_shapes() == plan.jax_shapes()
+
+
+@pytest.mark.parametrize("size", QWENS)
+def test_leaves_at_full_size_are_those_of_the_model(size):
+    """jax.eval_shape of the module, so that nothing is computed."""
+    cfg = full_model(size)
+    init = models.build(NAME, cfg).init("local")
+    shapes = jax.eval_shape(init, jax.random.key(0))["params"]
+    found = jax.tree.map(lambda x: x.value.shape, shapes, is_leaf=lambda x: hasattr(x, "value"))
+    assert engine.flatten(found) == engine.expand(ENTRY.table(cfg)).jax_shapes()
 
 
 # -- GroundingGPT's tables ---------------------------------------------------------------------

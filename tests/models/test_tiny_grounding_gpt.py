@@ -1,5 +1,6 @@
 """TinyGroundingGPT as a whole: joining, batching, decoding, sharding, and its public parts."""
 
+import copy
 import functools
 import json
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conversion import engine, hf_config
+from conversion import engine, hf_config, readers
 from conversion.architectures import ARCHITECTURES
 from mg_jax import sharding
 from mg_jax.errors import UserError
@@ -281,17 +282,15 @@ def parts(request):
     return cfg, models
 
 
+# Where the table has the tensors of each
+PREFIXES = {"llm": "", "clip": "clip.", "dinov2": "dinov2.", "mlp": "model.mm_vision_projector."}
+
+
 def state_of(models):
     """The checkpoint that the four make, under the names of the table."""
-    prefixes = {
-        "llm": "",
-        "clip": "clip.",
-        "dinov2": "dinov2.",
-        "mlp": "model.mm_vision_projector.",
-    }
     return {
         prefix + name: x.detach().numpy()
-        for role, prefix in prefixes.items()
+        for role, prefix in PREFIXES.items()
         for name, x in models[role].state_dict().items()
     }
 
@@ -343,8 +342,8 @@ def test_assembled_system_equals_its_parts(parts):
 
 
 @pytest.mark.torch
-def test_the_way_out_loads_into_the_public_classes(parts):
-    """Strictly, part by part, with the prefixes taken off."""
+def test_the_way_out_loads_into_the_public_classes(parts, tmp_path):
+    """Strictly, part by part, with the prefixes taken off, and tensor for tensor."""
     import torch
 
     cfg, models = parts
@@ -352,17 +351,27 @@ def test_the_way_out_loads_into_the_public_classes(parts):
     entry = ARCHITECTURES["tiny_grounding_gpt"]
     params = engine.to_jax(state.__getitem__, engine.plan(state, entry.table(cfg, state)))
     out = engine.to_torch(params, entry.table(cfg))
-    own = {n: x for n, x in out.items() if n.startswith("model.mm_vision_projector.")}
-    assert len(own) == 4
-    rest = {n: x for n, x in out.items() if n not in own}
-    groups = {
-        "llm": {n: x for n, x in rest.items() if n.startswith(("model.", "lm_head."))},
-        "mlp": {n.rsplit("projector.", 1)[1]: x for n, x in own.items()},
-    }
-    for role, tensors in groups.items():
-        given = {n: torch.tensor(np.asarray(x)) for n, x in tensors.items()}
-        models[role].load_state_dict(given, strict=True)
-    for role, prefix in (("clip", "clip."), ("dinov2", "dinov2.")):
-        names = {n.removeprefix(prefix) for n in rest if n.startswith(prefix)}
-        alone = engine.expand(ARCHITECTURES[role].rules(getattr(cfg, role[:4]), {}))
-        assert names == set(alone.torch_shapes())
+    for role, prefix in reversed(PREFIXES.items()):  # the empty one takes what is left
+        names = [name for name in out if name.startswith(prefix)]
+        given = {name.removeprefix(prefix): np.asarray(out.pop(name)) for name in names}
+        loaded = load_strictly(tmp_path / role, models[role], given).state_dict()
+        wanted = models[role].state_dict()
+        assert loaded.keys() == wanted.keys()
+        for name, x in loaded.items():
+            assert torch.equal(x, wanted[name]), (role, name)
+
+
+def load_strictly(folder, model, given):
+    """Another of the model's class, of the tensors `given` alone."""
+    import torch
+
+    if isinstance(model, torch.nn.Sequential):
+        blank = copy.deepcopy(model)
+        blank.load_state_dict({name: torch.tensor(x) for name, x in given.items()}, strict=True)
+        return blank
+    model.config.save_pretrained(folder)
+    readers.write_safetensors(folder / "model.safetensors", given)
+    # by its files: in memory transformers 5 has other names than public files
+    made, info = type(model).from_pretrained(folder, output_loading_info=True)
+    assert not any(info.values()), info
+    return made
