@@ -126,6 +126,19 @@ def test_the_job_in_the_job_set_is_what_kubernetes_takes():
         validate.validate(whole, validate.latest_version(), strict=True)
 
 
+def test_the_job_set_is_what_its_controller_takes():
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    known = models.JobsetV1alpha2JobSet
+    found = yaml.safe_load(rendered("jobset.yaml"))
+    assert known.from_dict(found).to_dict() == found  # a field that it does not know gets lost
+    policy = found["spec"]["failurePolicy"]
+    policy["maxRestart"] = 2
+    assert known.from_dict(found).to_dict() != found
+    policy["maxRestarts"] = "many"
+    with pytest.raises(ValueError, match="maxRestarts"):
+        known.from_dict(found)
+
+
 def test_the_slurm_job_is_requeued_unless_finished_or_wrong(tmp_path):
     text = rendered("slurm.sbatch", HOME_DIR=str(tmp_path))
     assert "#SBATCH --requeue" in text and "#SBATCH --signal=TERM@300" in text
