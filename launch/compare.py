@@ -57,16 +57,16 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from launch.counting import flops
+    from mg_jax import flops
     from mg_jax.generate import Sampling
 
     model, params, key = assistant.system.module, assistant.params, jax.random.key(0)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     times: list[float] = []
     tokens: list[int] = []
-    work: list[int] = []
+    work: list[float] = []
     lengths: list[int] = []
-    counted: dict[Any, tuple[int, int]] = {}  # operations of the prompt, of a token, by shapes
+    counted: dict[Any, tuple[float, float]] = {}  # operations of the prompt, of a token, by shapes
 
     def prefill(p, batch):
         def read(m):
@@ -90,7 +90,9 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
         if size not in counted:
             cache = jax.eval_shape(prefill, shapes, given)[1]
             one = jax.ShapeDtypeStruct((1, 1), np.int32)
-            counted[size] = flops(prefill, shapes, given), flops(decode, shapes, one, cache)
+            counted[size] = (
+                flops.count(prefill, shapes, given), flops.count(decode, shapes, one, cache)
+            )  # fmt: skip
         read, each = counted[size]
         work.append(read + each * (lengths[-1] - 1))
         aux = jax.device_get(run(params, batch)[2])

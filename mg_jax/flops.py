@@ -1,7 +1,7 @@
 """Floating point operations of a model, counted in its program rather than by formula.
 
-Matrix products and convolutions alone, a loop as often as it runs: what the model needs, whatever
-is computed twice to save memory.
+Matrix products and convolutions alone, a loop as often as it runs (one of unknown length once), of
+branches the dearest: what the model needs, whatever is computed twice to save memory.
 """
 
 import dataclasses

@@ -296,6 +296,29 @@ def test_negative_counters_fail_the_estimate_and_optimal_seconds_do_not_count():
         estimate.estimate(PROGRAM.replace("NOTE", ""), CHIP, {"bytes accessed": -1.0})
 
 
+def test_operations_of_a_traced_function_are_those_counted_by_hand():
+    a, b = jnp.zeros((3, 4)), jnp.zeros((4, 5))
+    assert flops.count(jnp.dot, a, b) == 2 * 3 * 4 * 5
+    squares = jax.jit(lambda a: jnp.einsum("bij,bjk->bik", a, a))
+    assert flops.count(squares, jnp.zeros((2, 6, 6))) == 2 * 2 * 6**3
+
+    def scanned(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, None, length=7)[0]
+
+    assert flops.count(scanned, jnp.zeros((4, 4))) == 7 * 2 * 4**3
+    square = jnp.zeros((4, 4))
+
+    def branch(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda y: y @ y @ y, lambda y: y, x)
+
+    assert flops.count(branch, square) == 2 * 2 * 4**3
+    image, kernel = jnp.zeros((1, 3, 8, 8)), jnp.zeros((5, 3, 2, 2))
+    made = jax.lax.conv_general_dilated(image, kernel, (2, 2), "VALID")
+    assert made.shape == (1, 5, 4, 4)
+    found = flops.count(lambda x: jax.lax.conv_general_dilated(x, kernel, (2, 2), "VALID"), image)
+    assert found == 2 * 5 * 4 * 4 * 3 * 2 * 2
+
+
 def test_model_flops_count_no_recomputation_and_no_frozen_gradients():
     w = jnp.ones((64, 64))
     x = jnp.ones((8, 64))
