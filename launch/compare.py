@@ -133,7 +133,9 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
             def predict(queries, length=task.max_new_tokens):
                 return assistant.answer(queries, max_new_tokens=length, batch_size=16)
 
-            result = tasks.evaluate(task, data, predict, assistant.propose)
+            result = tasks.evaluate(
+                task, data, predict, assistant.propose, system=assistant.system.name
+            )
             row |= report.as_dict(result, source)
         else:
             items = tasks.questions(tasks.get("presence"), data, TIMED)

@@ -78,8 +78,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
     cli.join_processes(args)
     from mg_jax import processes
-    from mg_jax.evals import asking, report, tasks
-    from mg_jax.evals.questions import is_scenes, warning
+    from mg_jax.evals import report, tasks
+    from mg_jax.evals.questions import warning
 
     task = tasks.get(args.task)
     problems: list[str] = []
@@ -104,8 +104,6 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"--task {task.name}: {assistant.system.name} takes no {task.needs}; choose another"
         )
-    if not is_scenes(args.data):  # those are worded as every system has learnt it from them
-        items = asking.reworded(items, assistant.system.name)
     length = args.max_new_tokens or task.max_new_tokens
 
     def predict(queries):
@@ -117,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         processes.divided(predict),
         processes.divided(assistant.propose),
         items=items,
+        system=assistant.system.name,
         batch_size=args.batch_size * jax.process_count(),
         blind=args.blind,
         progress=sys.stderr.isatty(),

@@ -135,7 +135,9 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
             def predict(queries, assistant=assistant, length=task.max_new_tokens):
                 return assistant.answer(queries, max_new_tokens=length, batch_size=16)
 
-            result = tasks.evaluate(task, data, predict, assistant.propose, blind=blind)
+            result = tasks.evaluate(
+                task, data, predict, assistant.propose, system=assistant.system.name, blind=blind
+            )
             rows.append(report.as_dict(result, release.name) | {"made": made})
             print(json.dumps(rows[-1]), flush=True)
             with open(kept, "a", encoding="utf-8") as file:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mg_jax.errors import UserError
+from mg_jax.evals import asking
 from mg_jax.evals.base import Predict, Propose, Task
 from mg_jax.evals.choosing import WhichBox, WhichFree, WhichPoint
 from mg_jax.evals.classes import Detection, Naming
@@ -85,6 +86,7 @@ def evaluate(
     propose: Propose | None = None,
     *,
     items: list[Item] | None = None,
+    system: str = "",
     batch_size: int = 16,
     blind: bool = False,
     progress: bool = False,
@@ -93,9 +95,12 @@ def evaluate(
 
     predict(queries) gives an Answer each, propose(pictures) gives (boxes [n, 4] xyxy pixels,
     scores [n]) each; a task needs one of them, detection both. items: of `questions`, made here
-    if absent. blind: noise in place of every picture. progress: a bar on stderr.
+    if absent. system: whose own words locate (`asking.reworded`); "" leaves the questions as they
+    are. blind: noise in place of every picture. progress: a bar on stderr.
     """
     items = questions(task, data) if items is None else items
+    if system and not is_scenes(data):  # those are worded as every system has learnt it from them
+        items = asking.reworded(items, system)
     start = time.perf_counter()
     answers: list[Any] = []
     chunks = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]

@@ -1,6 +1,7 @@
 """The command line of evaluation, with a fake assistant."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -22,6 +23,8 @@ def assistant(monkeypatch, fake):
         one = fake(found, rule) if rule else fake(found)
 
         class Assistant:
+            system = SimpleNamespace(name="groma")
+
             def answer(self, queries, *, max_new_tokens, batch_size):
                 assert max_new_tokens == tasks.get(name).max_new_tokens
                 assert len(queries) <= batch_size

@@ -1,7 +1,15 @@
 """Questions about annotations in the words of the system that is asked."""
 
-import numpy as np
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+
+import mg_jax
+from launch import compare, evaluate, ship
+from mg_jax.answer import Answer
+from mg_jax.data.sources import open_source
+from mg_jax.data.write import write_voc
 from mg_jax.evals import asking, tasks
 from mg_jax.evals.questions import Item
 from mg_jax.example import Example, Expression, Region, Turn
@@ -40,3 +48,49 @@ def test_answers_and_other_questions_stay():
     own = Example(PICTURE, 60, 40, turns=(Turn("Where is it?", "There."),), id="o")
     asked = [Item("a", own, 0, {"task": "rec"}), Item("b", own, 0), Item("c", own)]
     assert asking.reworded(asked, "tiny_grounding_gpt") == asked
+
+
+class Recorder:
+    """A system that remembers what it is asked."""
+
+    propose = None
+    adapter = SimpleNamespace(can=())
+
+    def __init__(self, name):
+        self.system, self.asked = SimpleNamespace(name=name), []
+
+    def answer(self, queries, **_):
+        self.asked += [query.prompt for query in queries]
+        return [Answer("There is none.", absent=True) for _ in queries]
+
+
+def shipped(folder, data):
+    ship.measured(folder, [("all_instances", data)], folder / "measured.jsonl")
+
+
+def compared(folder, data):
+    compare.measured(str(folder), data, ["all_instances"], folder / "compared.jsonl")
+
+
+def evaluated(folder, data):
+    evaluate.main(["--checkpoint", str(folder), "--task", "all_instances", "--data", data])
+
+
+@pytest.mark.parametrize("measure", [shipped, compared, evaluated])
+def test_every_program_asks_about_photos_in_the_words_of_the_system(tmp_path, monkeypatch, measure):
+    (tmp_path / "config.json").write_text("{}")
+    source = open_source("scenes:seed=9,n=2,size=64,tasks=none")
+    write_voc([source[i] for i in range(2)], tmp_path / "v")
+    monkeypatch.setattr(compare, "costs", lambda assistant, queries: {})
+    asked = {}
+    for name in ("groma", "tiny_grounding_gpt"):
+        for data in (f"voc:{tmp_path / 'v'}", "scenes:seed=700000,n=2,size=64"):
+            one = Recorder(name)
+            monkeypatch.setattr(mg_jax, "load", lambda source, one=one, **_: one, raising=False)
+            for file in tmp_path.glob("*.jsonl"):
+                file.unlink()
+            measure(tmp_path, data)
+            asked[name, data[:3]] = one.asked
+    assert all(text.startswith("Where is every <p>") for text in asked["tiny_grounding_gpt", "voc"])
+    assert not any(text.startswith("Where is every") for text in asked["groma", "voc"])
+    assert asked["groma", "sce"] == asked["tiny_grounding_gpt", "sce"] != []

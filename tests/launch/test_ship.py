@@ -1,6 +1,7 @@
 """What the model card of a shipped release says, and that folders of this machine stay out."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -146,9 +147,12 @@ def test_measurements_of_a_run_before_it_was_trained_further_do_not_count(tmp_pa
 
     class Assistant:
         propose = answer = None
+        system = SimpleNamespace(name="groma")
 
     monkeypatch.setattr(mg_jax, "load", lambda release: Assistant(), raising=False)
-    monkeypatch.setattr(tasks, "evaluate", lambda task, data, *_, blind: (task.name, data, blind))
+    monkeypatch.setattr(
+        tasks, "evaluate", lambda task, data, *_, blind, **more: (task.name, data, blind)
+    )
     monkeypatch.setattr(
         report, "as_dict",
         lambda found, name: dict(zip(("task", "data", "blind"), found, strict=True)),
