@@ -24,7 +24,8 @@ trained, and stage=caption:
 of TinyGroundingGPT, from stage=llm, two thirds of the steps in local, the others in global:
   objects     without or with the tasks on object images, the paper's 256K, in both stages; the
               grounded conversations of global keep theirs
-  dialogues   without or with the grounded conversations and descriptions, its 72K
+  dialogues   without or with the grounded conversations and descriptions, its 72K, which the
+              paper tells by POPE
 
 All arms of an ablation get the same start (a release or workdir of that stage), the same steps,
 batches and seeds. Runs that are done are not repeated, one that was stopped goes on; an arm that
@@ -124,7 +125,9 @@ _GROUNDING: Mapping[str, Any] = {
     "config": GROUNDING.format("global"),
     "measured": {
         "rec": ("acc@0.5",), "regions": ("accuracy",), "presence": ("accuracy",),
-        "vqa": ("accuracy",), "grounded_caption": ("phrase_recall",),
+        "vqa": ("accuracy",), "grounded_caption": ("phrase_recall",), "pope": ("f1",),
+        "object_match": ("acc@0.5",), "object_choice": ("accuracy",),
+        "object_relation": ("accuracy",),
     },
     "data": "scenes:seed=700001",
     "steps": 400,

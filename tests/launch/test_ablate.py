@@ -174,6 +174,18 @@ def test_arms_of_tiny_grounding_gpt_build(study, config_of):
         assert ("without=objects" in local) == (run == "no-objects")
 
 
+@pytest.mark.parametrize("study", ["objects", "dialogues"])
+def test_what_an_arm_leaves_out_is_measured(study):
+    found = ablate.STUDIES[study]
+    assert {"pope", "object_match", "object_choice", "object_relation"} <= found.measured.keys()
+    assert found.measured["pope"] == ("f1",)  # by which the paper tells its dialogues
+    for name, metrics in found.measured.items():
+        task = tasks.get(name)
+        items = tasks.questions(task, f"{found.data},n=6")
+        scored = dict(task.score(items, next(iter(task.strategies(items)))))
+        assert set(metrics) <= scored.keys(), name
+
+
 def test_stages_of_a_run_follow_each_other(tmp_path):
     study = ablate.STUDIES["dense"]
     begin = "runs/labels,runs/caption"
