@@ -261,10 +261,9 @@ def commands(
 
 def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
     """The metrics of a study on reserved scenes."""
-    import mg_jax
     from mg_jax.evals import tasks
 
-    assistant = mg_jax.load(release)
+    assistant = cli.load(release)
     found: dict[str, float] = {}
     for name, metrics in study.measured.items():
         task = tasks.get(name)

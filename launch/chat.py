@@ -194,7 +194,6 @@ def converse(chat: Callable[..., Any], given: list, args: argparse.Namespace, pi
 def main() -> None:
     args = arguments().parse_args(joined(sys.argv[1:]))
     check(args)
-    import mg_jax
     from mg_jax import places
     from mg_jax.generate import Sampling
     from mg_jax.loading import needs_picture
@@ -205,7 +204,7 @@ def main() -> None:
     given = regions(args, picture.shape[1], picture.shape[0]) if picture is not None else []
     found = detections(args)
     refuse_blank(args, needs_picture(args.checkpoint))
-    assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **detecting.options(args))
     refuse_blank(args, not assistant.adapter.text_alone)  # told of weights of PyTorch only now
     chat = functools.partial(
         assistant.chat,

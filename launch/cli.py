@@ -126,13 +126,22 @@ def join_processes(given: Any) -> bool:
 def keep_compiled() -> None:
     """Keep compiled programs for the next start, unless JAX_COMPILATION_CACHE_DIR names a place.
 
-    Not on a CPU: a home folder shared by unlike machines would offer them each other's programs.
+    Call it before the first is compiled: jax asks for the place once. Not on a CPU: a home folder
+    shared by unlike machines would offer them each other's programs.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None and jax.default_backend() != "cpu":
         home = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "mg_jax", "compiled"))
+
+
+def load(source: str | Path, **options: Any) -> Any:
+    """`mg_jax.load` in a program: what it compiles is kept for the next start."""
+    import mg_jax
+
+    keep_compiled()
+    return mg_jax.load(source, **options)
 
 
 def check_release(out: Path, inputs: Sequence[Path]) -> None:

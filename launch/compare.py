@@ -108,7 +108,6 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
 
 def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[str, dict[str, Any]]:
     """Results of a release by task, and its costs under ""; what `kept` has is not repeated."""
-    import mg_jax
     from mg_jax import checkpoint
     from mg_jax.evals import report, tasks
 
@@ -122,7 +121,7 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
     missing = [name for name in ("", *names) if name not in rows]
     if not missing:
         return rows
-    assistant = mg_jax.load(source)
+    assistant = cli.load(source)
     for name in missing:
         if name and not fits(assistant, tasks.get(name)):
             continue

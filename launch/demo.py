@@ -88,10 +88,9 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     out = args.out or ("demo-photo.png" if args.photo else "demo.png")
     cli.check_picture(out)
-    import mg_jax
     from mg_jax.data.scenes import RESERVED_SEED, make_world, render
 
-    assistant = mg_jax.load(args.checkpoint or ("groma-mini" if args.photo else "groma-tiny"))
+    assistant = cli.load(args.checkpoint or ("groma-mini" if args.photo else "groma-tiny"))
     if args.photo:
         picture = photo(args.photo)
         first = about_photo(assistant, picture, *PHOTOS[args.photo])

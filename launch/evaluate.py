@@ -97,9 +97,7 @@ def main(argv: list[str] | None = None) -> None:
             item.example.meta["detections"] = boxes.about(item.example)
     import jax
 
-    import mg_jax
-
-    assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **detecting.options(args))
     if task.needs == "object images" and task.needs not in assistant.adapter.can:
         raise UserError(
             f"--task {task.name}: {assistant.system.name} takes no {task.needs}; choose another"

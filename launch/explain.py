@@ -84,12 +84,11 @@ def main(argv: list[str] | None = None) -> None:
     picture = load_image(args.image)
     given = chat.regions(args, picture.shape[1], picture.shape[0])
     found = chat.detections(args)
-    import mg_jax
     from mg_jax.assistant import mention
     from mg_jax.example import Query
     from mg_jax.explain import explain
 
-    assistant = mg_jax.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **detecting.options(args))
     prompt = chat.with_objects(args.prompt, len(given), len(args.object))
     query = Query(picture, mention(prompt, len(given), 0), tuple(given), detections=found)
     looks = explain(assistant, query, max_new_tokens=args.max_new_tokens, layer=args.layer)

@@ -135,6 +135,7 @@ def make(
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = arguments().parse_args(argv)
+    cli.keep_compiled()
     folder = make(**vars(args))
     print(f"wrote {folder}: train on it as features:{folder}", file=sys.stderr)
     return 0

@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
         raise UserError(refused)
     workdir = args.workdir or Path("runs") / f"fit-{findings.name}"
     fit_report.save_inspection(workdir, findings, source, {})
+    cli.keep_compiled()
     start = fitting.open_start(args.start, workdir)
     stages = fitting.choose(findings, start, args.stages, known)
     configs = fitting.stage_configs(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from launch import cli
 from launch.fitting import DETECTION
 from mg_jax.data.inspect import Findings
 from mg_jax.disk import disk_errors, replace
@@ -105,9 +106,8 @@ def evaluate(folder: Path, spec: str, kept: Path, drawn: Path) -> list[dict[str,
         known = json.loads(kept.read_text(encoding="utf-8"))
         if known.get("about") == about:
             return known["rows"]
-    import mg_jax
 
-    assistant = mg_jax.load(folder)
+    assistant = cli.load(folder)
     rows = []
     for name in SHOWN:
         task = tasks.get(name)

@@ -211,10 +211,9 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             f"the page comes with gradio, the extra demo: make setup EXTRAS=demo ({e})"
         ) from None
-    import mg_jax
     from mg_jax.data.scenes import RESERVED_SEED, make_world, render
 
-    assistant = mg_jax.load(args.checkpoint, detector=args.detector)
+    assistant = cli.load(args.checkpoint, detector=args.detector)
     scene = render(make_world(RESERVED_SEED, 1, 448, 448, min_objects=4, max_objects=7))
     blocks = build(Page(assistant, args.max_new_tokens), scene)
     try:

@@ -69,12 +69,11 @@ def ask(args: argparse.Namespace, questions: Sequence[Any]) -> None:
             f"{args.answers}: {len(questions)} questions have no answer yet: give --checkpoint and "
             "--images"
         )
-    import mg_jax
     from mg_jax.evals.ferret_sets import plain_text
     from mg_jax.example import Query
     from mg_jax.vision.preprocess import load_image
 
-    assistant = mg_jax.load(args.checkpoint)
+    assistant = cli.load(args.checkpoint)
     args.answers.parent.mkdir(parents=True, exist_ok=True)
     whole = "".join(
         json.dumps({"key": k, "text": t}) + "\n" for k, t in read_answers(args.answers).items()

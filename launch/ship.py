@@ -110,7 +110,6 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
 
     Lines about other data, or about another training in the same folder, do not count.
     """
-    import mg_jax
     from mg_jax.evals import report, tasks
 
     made = training(release)
@@ -129,7 +128,7 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
         for blind in (False, True):
             if any((r["task"], r["data"], r["blind"]) == (name, data, blind) for r in rows):
                 continue
-            assistant = assistant or mg_jax.load(release)
+            assistant = assistant or cli.load(release)
             task = tasks.get(name)
 
             def predict(queries, assistant=assistant, length=task.max_new_tokens):

@@ -52,7 +52,6 @@ def main() -> int:
     if _PROFILE.value:
         CONFIG.value.train.profile = _PROFILE.value
     several = cli.join_processes(flags.FLAGS)
-    cli.keep_compiled()
     try:
         return run(CONFIG.value, _WORKDIR.value, command)
     except UserError:
@@ -75,6 +74,7 @@ def run(config, workdir: str, command: str = "") -> int:
     from mg_jax.data import pipeline
     from mg_jax.export import export
 
+    cli.keep_compiled()
     folder = disk.local(workdir)
     begun = (p.name.isdigit() for p in (folder / "checkpoints").glob("*"))
     if config.init_from and not any(begun):

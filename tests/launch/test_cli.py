@@ -1,11 +1,16 @@
 """Exit codes and error lines that every command line shares."""
 
+import ast
 import errno
 import importlib
+from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import pytest
 
-from launch import cli
+import mg_jax
+from launch import cli, features, fit, fitting, train
 from mg_jax.errors import UserError
 
 
@@ -97,3 +102,66 @@ def test_the_bench_refuses_what_it_cannot_time(arguments, line):
 
     with pytest.raises(UserError, match=line):
         bench.main(arguments)
+
+
+# -- compiled programs -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache_dir():
+    """jax's place of compiled programs, a function; none is set until one is."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_compiled_programs_are_kept_but_not_of_a_cpu(cache_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    cli.keep_compiled()
+    assert cache_dir() is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    cli.keep_compiled()
+    assert cache_dir() == str(tmp_path / "mg_jax" / "compiled")
+    jax.config.update("jax_compilation_cache_dir", "elsewhere")
+    cli.keep_compiled()
+    assert cache_dir() == "elsewhere"
+
+
+class Kept(Exception):
+    """Instead of keeping compiled programs, to see that it comes first."""
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    def keep():
+        raise Kept
+
+    monkeypatch.setattr(cli, "keep_compiled", keep)
+
+
+def test_programs_keep_what_they_compile(kept, monkeypatch, tmp_path):
+    monkeypatch.setattr(mg_jax, "load", None, raising=False)
+    monkeypatch.setattr(fitting, "open_start", None)
+    found = SimpleNamespace(lines=list, refusal=lambda: "", name="x")
+    monkeypatch.setattr("mg_jax.data.inspect.inspect", lambda source: found)
+    monkeypatch.setattr("launch.fit_report.save_inspection", lambda *_: None)
+    monkeypatch.setattr("mg_jax.data.sources.open_source", lambda *_, **__: None)
+    for start in (
+        lambda: cli.load("groma-tiny"),
+        lambda: train.run(None, str(tmp_path)),
+        lambda: fit.main(["--data", "voc:x", "--workdir", str(tmp_path)]),
+        lambda: features.main(["--data", "voc:x", "--out", str(tmp_path)]),
+    ):
+        with pytest.raises(Kept):
+            start()
+
+
+def test_no_program_loads_a_model_in_another_way():
+    wrong = []
+    for file in Path(cli.__file__).parent.rglob("*.py"):
+        if file.name != "cli.py":
+            calls = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call))
+            wrong += [file.name for c in calls if ast.unparse(c.func) == "mg_jax.load"]
+    assert not wrong
