@@ -6,11 +6,14 @@ the difference of its logits from those of float32 arithmetic, over theirs; `sam
 most likely token is the same; `kl`: mean of KL(float32 || form), nats. Forms: "bfloat16", that
 arithmetic on the weights as they are, and "int8" and "int4", in float32 arithmetic.
 
-Then groma-tiny on reserved scenes, as it is, in int8 and in int4: what is left of its scores.
+Then groma-tiny on reserved scenes: its scores in float32, in bfloat16, and in int8 and int4 with
+bfloat16 arithmetic, of these two the difference from bfloat16 too ("... - bfloat16").
 """
 
 from collections.abc import Iterator
 from typing import Any
+
+from launch import cli
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {},  # Vicuna-7B
@@ -121,23 +124,31 @@ def logits(params: str) -> dict[str, dict[str, float]]:
     return out
 
 
-def cases(params: str) -> Iterator[dict[str, Any]]:
-    """One JSON line a form, of the random model and then of groma-tiny."""
-    import mg_jax
+def scores(dtype: str, quantize: str) -> dict[str, float]:
+    """What groma-tiny reaches on reserved scenes, by task and metric."""
     from mg_jax.evals import tasks
 
+    assistant, found = cli.load("groma-tiny", dtype=dtype, quantize=quantize), {}
+    for name, metric in TASKS.items():
+        task = tasks.get(name)
+
+        def predict(queries, length=task.max_new_tokens):
+            return assistant.answer(queries, max_new_tokens=length, batch_size=16)
+
+        data = f"scenes:seed=700003,n={QUESTIONS}"
+        result = tasks.evaluate(task, data, predict, assistant.propose)
+        found[f"{name} {metric}"] = round(result.metrics[metric], 3)
+    return found
+
+
+def cases(params: str) -> Iterator[dict[str, Any]]:
+    """One JSON line a form, of the random model and then of groma-tiny."""
     for form, found in logits(params).items():
         yield {"case": "logits", "params": params, "form": form, **found}
-    for form in ("none", "int8", "int4"):
-        assistant = mg_jax.load("groma-tiny", quantize=form)
-        row: dict[str, Any] = {"case": "groma-tiny", "form": form}
-        for name, metric in TASKS.items():
-            task = tasks.get(name)
-
-            def predict(queries, assistant=assistant, length=task.max_new_tokens):
-                return assistant.answer(queries, max_new_tokens=length, batch_size=16)
-
-            data = f"scenes:seed=700003,n={QUESTIONS}"
-            result = tasks.evaluate(task, data, predict, assistant.propose)
-            row[f"{name} {metric}"] = round(result.metrics[metric], 3)
-        yield row
+    whole = {form: scores(form, "none") for form in FORMS[:2]}
+    for form, found in whole.items():
+        yield {"case": "groma-tiny", "form": form, **found}
+    for form in FORMS[2:]:
+        found = scores("bfloat16", form)
+        less = {f"{k} - bfloat16": round(v - whole["bfloat16"][k], 3) for k, v in found.items()}
+        yield {"case": "groma-tiny", "form": form, **found, **less}
