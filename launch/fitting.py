@@ -45,13 +45,14 @@ class Start:
         return "7b" if sum(self.paths.values()) > _LARGE else "tiny"
 
 
-def open_start(name: str, workdir: Path) -> Start:
-    """A shipped name, a release, a training folder, an encoder that a package ships, or a folder
-    of PyTorch weights, which is converted into workdir/start once; "auto": what is shipped, else
-    nothing.
+def open_start(name: str, workdir: Path, system: str = "groma") -> Start:
+    """A shipped name, a release, a training folder, an encoder that a package ships, or weights of
+    PyTorch, a folder or a name on the hub, which are converted into workdir/start once; "auto":
+    what is shipped, else nothing.
 
-    Raises UserError for anything else.
+    Raises UserError for anything else, and for a release or weights of another system.
     """
+    import conversion
     from conversion import trunks
     from mg_jax import checkpoint
     from mg_jax.disk import read_json
@@ -61,38 +62,56 @@ def open_start(name: str, workdir: Path) -> Start:
         name = "groma-tiny" if "groma-tiny" in releases() else "none"
     if name == "none":
         return Start()
+    given = name
     if name in trunks.TRUNKS:
         name = trunks.start(name, workdir / "trunk")
-    folder = checkpoint.find(name)
-    if not checkpoint.is_release(folder):
-        name = _converted(folder, workdir / "start")
+    hub = conversion.is_hub_name(name)
+    folder = Path(name) if hub else checkpoint.find(name)
+    if hub or not checkpoint.is_release(folder):
+        name = _converted(name if hub else str(folder), workdir / "start", system)
     elif (folder / "checkpoints").is_dir():
         name = str(folder / "release")
     config, params = checkpoint.open_release(name)
+    _check_system(given, config["system"], system)
     run = Path(name).parent / "config.json"
     if "trunk" not in config and run.is_file():  # of a training: the release has it all
         config = config | {"trunk": read_json(run).get("trunk", "")}
     return Start(name, config, {path: math.prod(x.shape) for path, x in params.shapes.items()})
 
 
-def _converted(folder: Path, release: Path) -> str:
-    """`release`, made of a folder of PyTorch weights unless it is there.
+def _converted(given: str, release: Path, system: str) -> str:
+    """`release`, made of PyTorch weights unless it is there; given: their folder, or their name on
+    the hub.
 
-    Raises UserError when it was made of another folder.
+    Raises UserError when it was made of others, or they are of another system.
     """
+    from conversion.architectures import detect, find_config
+    from conversion.located import find
     from launch import convert
     from mg_jax.disk import read_json
 
     made = release / "config.json"
     if not made.is_file():
-        convert.main([str(folder), str(release)])
-    source = read_json(made).get("provenance", {}).get("converted_from", str(folder))
-    if source != str(folder):
+        config = find_config(find(given, weights=False).path)  # before many gigabytes are fetched
+        _check_system(given, detect(read_json(config), str(config)).system, system)
+        convert.main([given, str(release)])
+    source = read_json(made).get("provenance", {}).get("converted_from", given)
+    if source != given:
         raise UserError(
-            f"--start {folder}: {release} was made of {source}; pass another --workdir, or remove "
+            f"--start {given}: {release} was made of {source}; pass another --workdir, or remove "
             "that folder"
         )
     return str(release)
+
+
+def _check_system(given: str, found: str, system: str) -> None:
+    from mg_jax.plan import PARTS
+
+    if found not in (system, PARTS):
+        raise UserError(
+            f"--start {given}: holds a {found}, which has no detector to start from: pass one of "
+            f"{system}, or none"
+        )
 
 
 def choose(findings: Findings, start: Start, asked: str, known: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,19 @@ def read_folder(folder: Path) -> dict[str, np.ndarray]:
     """Every tensor of a folder."""
     source = readers.open_checkpoint(folder)
     return {name: source.read(name) for name in source.manifest}
+
+
+def into_cache(root: Path, name: str, folder: Path, commit: str, *refs: str) -> None:
+    """Move the files of a folder into a cache of the hub, in its own layout: links to blobs."""
+    repository = root / f"models--{name.replace('/', '--')}"
+    for part in ("blobs", "refs", f"snapshots/{commit}"):
+        (repository / part).mkdir(parents=True, exist_ok=True)
+    for file in folder.iterdir():
+        blob = repository / "blobs" / f"{commit}-{file.name}"
+        shutil.move(file, blob)
+        (repository / "snapshots" / commit / file.name).symlink_to(blob)
+    for ref in refs:
+        (repository / "refs" / ref).write_text(commit)
 
 
 def set_config(folder: Path, **fields: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import conversion
 from conversion import hub
 from mg_jax.errors import UserError
-from tests.conversion.folders import assert_same, read_folder, write_folder
+from tests.conversion.folders import assert_same, into_cache, read_folder, write_folder
 
 NAME, COMMIT, OLDER = "some-org/Tiny_Llama-1.5", "a" * 40, "b" * 40
 
@@ -20,21 +20,10 @@ NAME, COMMIT, OLDER = "some-org/Tiny_Llama-1.5", "a" * 40, "b" * 40
 def cache(tmp_path, monkeypatch):
     """A cache of one repository at two commits; main is the first. Returns (folder, state)."""
     root = tmp_path / "hub"
-    repository = root / "models--some-org--Tiny_Llama-1.5"
     states = {}
-    for commit in (COMMIT, OLDER):
-        snapshot = repository / "snapshots" / commit
-        seed = (COMMIT, OLDER).index(commit)
+    for seed, (commit, ref) in enumerate(((COMMIT, "main"), (OLDER, "v1"))):
         states[commit] = write_folder(tmp_path / commit, "llama", seed=seed)
-        snapshot.mkdir(parents=True)
-        (repository / "blobs").mkdir(exist_ok=True)
-        for file in (tmp_path / commit).iterdir():  # files are links to blobs
-            blob = repository / "blobs" / f"{commit}-{file.name}"
-            shutil.move(file, blob)
-            (snapshot / file.name).symlink_to(blob)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "refs" / "v1").write_text(OLDER)
+        into_cache(root, NAME, tmp_path / commit, commit, ref)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return root, states

@@ -16,6 +16,8 @@ from mg_jax.data.sources import open_source
 from mg_jax.data.write import write_jsonl, write_voc, write_yolo
 from mg_jax.errors import UserError
 from mg_jax.evals import tasks
+from tests import ferret_micro
+from tests.conversion.folders import into_cache, write_folder
 from tests.train.micro import micro_config, save_tokenizer
 
 STAGES = ("detection", "alignment", "instruction")
@@ -131,7 +133,7 @@ def test_boxes_give_a_detector_its_numbers_and_a_page(voc, tmp_path, loads, caps
 
 def test_labels_and_a_language_model_give_both_stages(voc, tmp_path, loads, monkeypatch, capsys):
     start = speaking(image_size=224, label_words=9, pointing_weight=0.25)
-    monkeypatch.setattr(fitting, "open_start", lambda name, workdir: start)
+    monkeypatch.setattr(fitting, "open_start", lambda name, workdir, system: start)
     monkeypatch.setattr("mg_jax.data.inspect.text_report", lambda *_: TEXT)
     trainer, out = Trainer(), tmp_path / "out"
     assert fit.main(["--data", voc, "--workdir", str(out), "--yes"], trainer) == 0
@@ -328,6 +330,41 @@ def test_pytorch_weights_are_converted_once(tmp_path, monkeypatch):
         fitting.open_start(str(tmp_path / "hf2"), tmp_path / "work")
     assert start.name == calls[0][1] and start.speaks and start.paths["lm/a"] == 6
     assert fitting.open_start("none", tmp_path) == fitting.Start()
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the hub in tmp_path, no network: a function that lays a folder into it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return lambda name, folder: into_cache(tmp_path / "hub", name, folder, "a" * 40, "main")
+
+
+def test_a_name_on_the_hub_is_converted_once(hub, tmp_path, monkeypatch):
+    write_folder(tmp_path / "groma", "groma_detector")
+    hub("some-org/groma", tmp_path / "groma")
+    start = fitting.open_start("some-org/groma", tmp_path / "work")
+    assert start.name == str(tmp_path / "work" / "start") and not start.speaks
+    assert {path.split("/")[0] for path in start.paths} == {"vision", "proposer"}
+    assert start.config["provenance"]["converted_from"] == "some-org/groma"
+    monkeypatch.setattr("conversion.located.hub.fetch", None)  # the second time nothing is asked
+    assert fitting.open_start("some-org/groma", tmp_path / "work") == start
+    with pytest.raises(UserError, match="some-org/other: .*start was made of some-org/groma"):
+        fitting.open_start("some-org/other", tmp_path / "work")
+
+
+def test_another_system_is_no_start(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("launch.convert.main", None)  # told before anything is converted
+    write_folder(tmp_path / "ferret", "ferret")
+    named = (
+        "some-org/ferret: holds a ferret, which has no detector to start from: pass one of groma"
+    )
+    hub("some-org/ferret", tmp_path / "ferret")
+    with pytest.raises(UserError, match=named):
+        fitting.open_start("some-org/ferret", tmp_path / "work")
+    release = ferret_micro.save_random(tmp_path / "release")
+    with pytest.raises(UserError, match=f"--start {release}: holds a ferret, which has no"):
+        fitting.open_start(str(release), tmp_path / "work")
 
 
 def test_large_starts_take_the_published_recipe():
