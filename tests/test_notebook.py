@@ -1,10 +1,16 @@
 """docs/colab.ipynb, cell by cell; its training only among the slow tests."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
+from mg_jax import checkpoint
+from tests.conversion.folders import into_cache, write_folder
 from tests.test_assistant import folder  # noqa: F401
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "docs" / "colab.ipynb"
@@ -45,32 +51,67 @@ def test_it_installs_what_the_machine_computes_with(monkeypatch, here, wanted):
     assert asked == [wanted]
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
-def test_its_cells_run(folder, tmp_path, monkeypatch, capsys, quantize):  # noqa: F811
-    names = run(tmp_path, monkeypatch, ["train"], CHECKPOINT=str(folder), QUANTIZE=quantize)
-    assert names["answer"].text == capsys.readouterr().out.splitlines()[0]
+def test_its_cells_run_as_they_are(tmp_path, monkeypatch, capsys):
+    names = run(tmp_path, monkeypatch, ["train"])
+    said = capsys.readouterr().out.splitlines()
+    assert names["CHECKPOINT"] == "groma-tiny" and names["answer"].phrases
+    assert said[0] == names["answer"].text and said[-1] == "groma-tiny is fine-tuned"
     assert (tmp_path / "my_boxes").is_dir()
 
 
+def test_its_cells_run_with_integers(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    names = run(tmp_path, monkeypatch, ["train"], CHECKPOINT=str(folder), QUANTIZE="int8")
+    kernel = names["assistant"].params["lm"]["blocks"]["attn"]["q"]["kernel"]
+    assert kernel.dtype == np.int8
+    # the model that was chosen learns, from its weights as they are
+    assert names["start"] == str(folder)
+    assert capsys.readouterr().out.endswith(f"{folder} is fine-tuned\n")
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """A name on the hub, which is answered by a cache alone: a random micro Groma."""
+    write_folder(tmp_path / "groma", "groma")
+    for file in checkpoint.find("tokenizer-tiny").iterdir():
+        shutil.copyfile(file, tmp_path / "groma" / file.name)
+    into_cache(tmp_path / "hub", "some-org/groma", tmp_path / "groma", "a" * 40, "main")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return "some-org/groma"
+
+
+def test_its_cells_load_a_name_on_the_hub(published, tmp_path, monkeypatch, capsys):
+    names = run(tmp_path, monkeypatch, ["chat", "train"], CHECKPOINT=published)
+    assert names["start"] == published and names["assistant"].codec is not None
+    assert capsys.readouterr().out.endswith("some-org/groma is fine-tuned\n")
+
+
+@pytest.mark.parametrize(
+    "system,parameters,room,start,said",
+    [
+        ("groma", 5e6, 0, "mine", "mine is fine-tuned"),
+        ("groma", 7e9, 0, "groma-tiny", "takes 104 GiB, and there are 8: groma-tiny is"),
+        ("groma", 7e9, 15 * 2**30, "groma-tiny", "takes 104 GiB, and there are 15: groma-tiny is"),
+        ("groma", 7e9, 120 * 2**30, "mine", "mine is fine-tuned"),
+        ("ferret", 5e6, 0, "groma-tiny", "mine has no detector to train: groma-tiny is"),
+    ],
+)
+def test_it_says_what_it_trains(monkeypatch, capsys, system, parameters, room, start, said):
+    device = SimpleNamespace(memory_stats=lambda: {"bytes_limit": room} if room else None)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assistant = SimpleNamespace(
+        system=SimpleNamespace(name=system),
+        params={"a": jax.ShapeDtypeStruct((int(parameters),), np.int8)},
+    )
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    (cell,) = [cell for cell in cells if cell["metadata"].get("tags") == ["which"]]
+    names = {"CHECKPOINT": "mine", "assistant": assistant}
+    exec("".join(cell["source"]), names)
+    assert names["start"] == start and said in capsys.readouterr().out
+
+
 @pytest.mark.slow
-def test_its_training_runs(tmp_path, monkeypatch, folder):  # noqa: F811
-    started = {"CHECKPOINT": str(folder), "STEPS": 2}
-    source = NOTEBOOK.read_text(encoding="utf-8")
-    assert source.count('"--start\\", start') == 1
-    monkeypatch.setattr("launch.fit.main", from_nothing(), raising=True)
-    names = run(tmp_path, monkeypatch, **started)
-    assert len(names["boxes"])
-
-
-def from_nothing():
-    """`launch.fit` that starts from random values, for no trained tiny model is at hand."""
-    from launch import fit
-
-    real = fit.main
-
-    def main(argv):
-        argv = list(argv)
-        argv[argv.index("--start") + 1] = "none"
-        return real(argv)
-
-    return main
+def test_its_training_runs_as_it_is(tmp_path, monkeypatch, capsys):
+    names = run(tmp_path, monkeypatch, STEPS=2)
+    assert len(names["boxes"]) and names["mine"].codec is not None
+    assert "from groma-tiny these stages will be trained:" in capsys.readouterr().out
