@@ -37,6 +37,19 @@ def test_the_readme_names_only_modules_that_exist():
         assert (ROOT / f"{name.replace('.', '/')}.py").is_file(), name
 
 
+def test_the_readme_names_every_task_and_converts_every_system():
+    from conversion.architectures import ARCHITECTURES
+    from mg_jax.evals.tasks import TASKS
+
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`(\w+)`", text[text.index("`launch.evaluate` knows") :]))
+    assert set(TASKS) <= named
+    table = text[text.index("| converts |") :].partition("\n\n")[0].lower()
+    spelled = {"mg_llava": "mg-llava", "tiny_grounding_gpt": "tinygroundinggpt"}
+    systems = {entry.system for entry in ARCHITECTURES.values()} - {"parts"}
+    assert all(f"| {spelled.get(name, name)}" in table for name in systems)
+
+
 def run(command, folder, more=()):
     """Run a command of the README in a folder; it must succeed."""
     arguments = [a.replace("configs/", f"{ROOT}/configs/") for a in command[3:]]
