@@ -1,10 +1,12 @@
 """Launchers: what they render to, and what the tools that read them say of it."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,31 @@ def test_the_job_set_restarts_after_anything_but_bad_input():
     assert command.startswith("exec .venv/bin/python -m launch.train --distributed")
     (mount,) = container["volumeMounts"]
     assert f"--workdir {mount['mountPath']}/" in command
+
+
+def test_the_image_of_the_job_set_is_made_of_what_there_is():
+    text = re.sub(r"\\\n\s*", "", (PODS / "Dockerfile").read_text())
+    steps = [
+        line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")
+    ]
+    assert steps[0] == ["FROM", "python:3.12-slim"]
+    given = dict(step[1].split("=") for step in steps if step[0] == "ARG")
+    root = PODS.parents[1]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert given["EXTRAS"] in extras["optional-dependencies"]
+    (home,) = [value for kind, value in steps if kind == "WORKDIR"]
+    pod = yaml.safe_load(rendered("jobset.yaml"))["spec"]["replicatedJobs"][0]
+    (container,) = pod["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["workingDir"] == home
+    assert [value for kind, value in steps if kind == "COPY"] == [". ."]
+    assert steps[-1] == ["RUN", "make setup EXTRAS=$EXTRAS"]
+    makefile = (root / "Makefile").read_text()
+    assert "\nsetup:" in makefile and "VENV ?= .venv\n" in makefile  # where the job looks for it
+    docs = (root / "docs" / "pods.md").read_text()
+    (built,) = re.findall(r"^ {4}(git archive HEAD \| docker build .*)$", docs, re.M)
+    assert f"#   {built}\n" in (PODS / "Dockerfile").read_text()
+    assert (root / built.split(" -f ")[1].split()[0]).samefile(PODS / "Dockerfile")
+    assert built.split("--build-arg ")[1].split("=")[0] in given
 
 
 def test_the_job_in_the_job_set_is_what_kubernetes_takes():
