@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from launch import fit
 from mg_jax import checkpoint
 from tests.conversion.folders import into_cache, write_folder
 from tests.test_assistant import folder  # noqa: F401
@@ -104,10 +105,15 @@ def test_it_says_what_it_trains(monkeypatch, capsys, system, parameters, room, s
         params={"a": jax.ShapeDtypeStruct((int(parameters),), np.int8)},
     )
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
-    (cell,) = [cell for cell in cells if cell["metadata"].get("tags") == ["which"]]
-    names = {"CHECKPOINT": "mine", "assistant": assistant}
-    exec("".join(cell["source"]), names)
+    which, train, _ = (c for c in cells if c["metadata"].get("tags") in (["which"], ["train"]))
+    names = {"CHECKPOINT": "mine", "assistant": assistant, "DATA": "voc:x", "STEPS": 2}
+    exec("".join(which["source"]), names)
     assert names["start"] == start and said in capsys.readouterr().out
+    asked = []
+    monkeypatch.setattr(fit, "main", lambda argv: asked.append(argv) or 0)
+    exec("".join(train["source"]), names)
+    args = fit.arguments().parse_args(asked[0])
+    assert (args.start, args.data, args.steps, args.yes) == (start, "voc:x", "2", True)
 
 
 @pytest.mark.slow
