@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mg_jax import assistants, checkpoint, quant, sharding
 from mg_jax.assistant import SERVING, Assistant
@@ -70,6 +70,8 @@ def load(
     naming what is missing.
     """
     quant.check(quantize)
+    if not (mesh is None or mesh == "auto" or isinstance(mesh, Mesh)):
+        raise UserError(f'mesh={mesh!r}: it is "auto", or a mesh of mg_jax.sharding.make_mesh')
     grid = _all_devices() if mesh == "auto" else mesh
 
     def say(config: Mapping[str, Any]) -> None:

@@ -77,13 +77,13 @@ def plan(
 
     `system` and `mesh` default to those the config describes; `sizes` are passed to the system's
     `example_batch`. Raises UserError for wrong config values: unknown keys, sizes of the model
-    that do not fit together, patterns that match nothing, a batch that does not divide.
+    that do not fit together, patterns that match nothing, a batch that does not divide, an axis of
+    the mesh that the rules leave idle.
     """
     system = system or models.build(config.system, config.model.to_dict())
     mesh = mesh if mesh is not None else sharding.make_mesh(**config.mesh.to_dict())
     rules, stage, rows = config.rules, config.stage, config.batch_size
-    if rules not in sharding.RULES:
-        raise UserError(f"config.rules: {rules!r} is not one of {', '.join(sharding.RULES)}")
+    sharding.check(mesh, rules)
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.accumulate < 1 or rows % (config.accumulate * ways):
         raise UserError(

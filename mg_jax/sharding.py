@@ -102,10 +102,13 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices=None) -> M
     """Mesh (data, fsdp, tensor) over `devices` (default: all). One size may be -1: the rest.
 
     On TPUs the axes follow the links between chips, as far as the sizes allow. Raises UserError
-    when the sizes do not multiply to the number of devices.
+    for a size of 0, and when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
+    for axis, size in zip(MESH_AXES, sizes, strict=True):
+        if size < 1 and size != -1:
+            raise UserError(f"mesh.{axis}={size}: a size is 1 or more, or -1 for the rest")
     if sizes.count(-1) > 1:
         raise UserError(f"mesh {sizes}: only one size may be -1")
     known = math.prod(s for s in sizes if s != -1)
@@ -142,6 +145,28 @@ def use(mesh: Mesh | None, rules: str | Mapping[str, Any] = "fsdp"):
         _MESH.reset(tokens[1])
 
 
+def check(mesh: Mesh, rules: str) -> None:
+    """Raises UserError for a name that is not one of RULES, and where no rule of it splits anything
+    over an axis that `mesh` has: all devices along it would do the same work."""
+    if rules not in RULES:
+        raise UserError(f"config.rules: {rules!r} is not one of {', '.join(RULES)}")
+
+    def named(preset: str) -> set[str]:
+        return {axis for axes in RULES[preset].values() for axis in _several(axes)}
+
+    for axis, size in mesh.shape.items():
+        if size > 1 and axis not in named(rules):
+            others = " or ".join(p for p in RULES if axis in named(p))
+            raise UserError(
+                f"mesh.{axis}={size}: no rule of config.rules={rules} names {axis}, so that "
+                f"{size} devices would do the same: set config.rules={others}, or mesh.{axis}=1"
+            )
+
+
+def _several(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
+
+
 def mesh_in_use() -> Mesh | None:
     """The mesh of the innermost `use`, if any."""
     return _MESH.get()
@@ -167,8 +192,7 @@ def spec(
     for i, name in enumerate(names):
         if name is not None and name not in table:
             raise ValueError(f"unknown logical axis {name!r} in {names}: add it to sharding.RULES")
-        axes = () if name is None else table[name]
-        axes = (axes,) if isinstance(axes, str) else tuple(axes or ())
+        axes = () if name is None else _several(table[name])
         used = {a for entry in entries for a in entry}
         if used & set(axes):
             raise ValueError(f"mesh axis {used & set(axes)} used twice by {names}")
@@ -212,17 +236,26 @@ def batch_sharding(mesh: Mesh, ndim: int = 1) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), *(None,) * (ndim - 1)))
 
 
-def unsplit(tree: Any, limit: int = LARGE) -> list[str]:
-    """Arrays of `tree` (or ShapeDtypeStructs) of more than `limit` bytes that lie whole on every
-    device although an axis of their mesh divides one of their dimensions: a line each."""
+def unsplit(tree: Any, axes: tuple[str, ...] = ("fsdp", "tensor"), limit: int = LARGE) -> list[str]:
+    """Arrays of `tree` (or ShapeDtypeStructs) of more than `limit` bytes that lie whole along one
+    of `axes`, or on every device, although an axis of their mesh divides what a device holds of
+    one of their dimensions: a line each."""
     lines = []
     for path, x in jax.tree_util.tree_leaves_with_path(tree):
         size = math.prod(x.shape) * x.dtype.itemsize
-        if size <= limit or not x.sharding.is_fully_replicated:
+        if size <= limit:
             continue
-        ways = [n for n in x.sharding.mesh.shape.values() if n > 1]
-        if any(d % n == 0 for d in x.shape for n in ways):
-            lines.append(f"{jax.tree_util.keystr(path)} {list(x.shape)} {x.dtype} {size:,} bytes")
+        used = {a for entry in x.sharding.spec for a in _several(entry)}
+        part = x.sharding.shard_shape(x.shape)
+        could = [
+            a for a, n in x.sharding.mesh.shape.items()
+            if n > 1 and a not in used and any(d % n == 0 for d in part)
+        ]  # fmt: skip
+        if set(could) & set(axes) or (could and x.sharding.is_fully_replicated):
+            lines.append(
+                f"{jax.tree_util.keystr(path)} {list(x.shape)} {x.dtype} {size:,} bytes, "
+                f"whole along {' and '.join(could)}"
+            )
     return lines
 
 

@@ -91,3 +91,5 @@ def test_what_a_large_model_takes_is_said_before_it_is_read(capsys):
 def test_wrong_names_are_refused(folder):  # noqa: F811
     with pytest.raises(UserError, match="quantize='fp8': it is one of none, int8, int4"):
         mg_jax.load(folder, quantize="fp8")
+    with pytest.raises(UserError, match="""mesh='foo': it is "auto", or a mesh"""):
+        mg_jax.load(folder, mesh="foo")

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from mg_jax import ops
 from mg_jax.nn import Linear, fan_in_init, layer_norm, over_batch, param
 from mg_jax.ops.point_sample import farthest_points, nearest_points, take_points
+from mg_jax.sharding import gathered, shard
 
 EPS = 1e-5
 MAX_BYTES = 256 * 2**20  # of the neighbours' features of one image at a time
@@ -51,7 +52,9 @@ class Held(nn.Module):
         if len(self.shape) == 1:
             kernel = param(self, "scale", self.shape, (None,), init.ones)
         else:
-            kernel = param(self, "kernel", self.shape, (None, "embed"), fan_in_init(1))
+            axes = ("embed_out", "embed")
+            kernel = param(self, "kernel", self.shape, axes, fan_in_init(1))
+            kernel = shard(kernel, *gathered(axes))
         bias = param(self, "bias", self.shape[-1:], (None,), init.zeros)
         return kernel.astype(jnp.float32), bias.astype(jnp.float32)
 

@@ -37,7 +37,8 @@ def one_device():
 
 def test_moments_may_stay_in_host_memory(tmp_path):
     """The plan says so for every moment, and for nothing else."""
-    p = plan(fake_config(optim__offload=True), 12, system=FakeSystem(), mesh=make_mesh(2, 2, 2))
+    config = fake_config(optim__offload=True, rules="fsdp_tensor")
+    p = plan(config, 12, system=FakeSystem(), mesh=make_mesh(2, 2, 2))
     kinds = {x.sharding.memory_kind for x in jax.tree.leaves(p.state.opt) if x.ndim}
     assert kinds == {"pinned_host"}
     others = (p.state.params, p.state.step, p.example)

@@ -49,7 +49,8 @@ def test_nothing_large_of_a_training_is_replicated(file, argument, rules):
     system = models.build(config.system, config.model.to_dict())
     sizes = pipeline.batch_sizes(config, system.cfg)
     p = plan(config, 10, system=system, mesh=make_mesh(*LAYOUTS[rules]), sizes=sizes)
-    assert unsplit((p.state, p.frozen, p.example)) == []
+    assert unsplit((p.state, p.frozen)) == []
+    assert unsplit(p.example, ("data", "fsdp")) == []
     arrays = jax.tree.leaves((p.state, p.frozen))
     even = [x for x in arrays if any(d % 8 == 0 for d in x.shape)]
     held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in even)
@@ -70,7 +71,7 @@ def test_a_cache_is_split_whatever_its_heads_and_rows(kv_heads, rows, shape):
     lm = LMConfig(kv_heads=kv_heads, dtype="bfloat16")
     with sharding.use(mesh, "fsdp_tensor"):
         cache = programs.cache_shapes(lm, rows, 4096, mesh)
-    assert unsplit(cache) == []
+    assert unsplit(cache, sharding.MESH_AXES) == []
     part = math.prod(cache.k.sharding.shard_shape(cache.k.shape))
     assert part * 8 == math.prod(cache.k.shape)
 
@@ -100,9 +101,23 @@ def test_unsplit_lists_what_could_be_split_and_nothing_else():
         "a": array(big),
         "odd": array((4099, 2047)),
         "small": array((8, 8)),
-        "split": array(big, NamedSharding(mesh, PartitionSpec("fsdp"))),
+        "half": array(big, NamedSharding(mesh, PartitionSpec("fsdp"))),
+        "rest": array((4098, 2047), NamedSharding(mesh, PartitionSpec("fsdp"))),
+        "split": array(big, NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))),
     }
-    assert unsplit(tree) == ["['a'] [4096, 2048] float32 33,554,432 bytes"]
+    size = "[4096, 2048] float32 33,554,432 bytes, whole along"
+    assert unsplit(tree) == [f"['a'] {size} fsdp and tensor", f"['half'] {size} tensor"]
+    assert unsplit(tree, ("fsdp",)) == [f"['a'] {size} fsdp and tensor"]
+
+
+def test_unsplit_lists_what_lies_whole_on_all_replicas_of_a_batch():
+    """Split over fsdp parameters may lie whole along data; but not with data alone."""
+    for fsdp, found in ((1, 1), (2, 0)):
+        mesh = make_mesh(8 // fsdp, fsdp, 1)
+        place = NamedSharding(mesh, sharding.spec(("embed", "mlp"), (4096, 2048), mesh=mesh,
+                                                  rules="fsdp"))  # fmt: skip
+        x = jax.ShapeDtypeStruct((4096, 2048), jnp.float32, sharding=place)
+        assert len(unsplit([x])) == found
 
 
 def test_an_axis_goes_elsewhere_where_its_first_choice_does_not_divide():

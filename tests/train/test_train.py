@@ -242,8 +242,9 @@ class NoDropout(FakeSystem):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)])
 def test_accumulated_gradients_equal_one_batch(shape):
     mesh = make_mesh(*shape, jax.devices()[: int(np.prod(shape))])
-    _, once, a = one_step(fake_config(), mesh, NoDropout())
-    _, twice, b = one_step(fake_config(accumulate=2), mesh, NoDropout())
+    rules = "fsdp_tensor"
+    _, once, a = one_step(fake_config(rules=rules), mesh, NoDropout())
+    _, twice, b = one_step(fake_config(rules=rules, accumulate=2), mesh, NoDropout())
     for k, v in once.params.items():
         np.testing.assert_allclose(twice.params[k], v, atol=1e-6, err_msg=k)
     assert float(b["loss"]) == pytest.approx(float(a["loss"]), abs=1e-6)
@@ -281,6 +282,12 @@ def test_a_new_shape_of_batch_is_counted(tmp_path, capsys):
         ({"rules": "fdsp"}, "config.rules: 'fdsp' is not one of replicated"),
         ({"trainable": ("heads/.*",)}, "config.trainable: 'heads/.*' matches no parameter"),
         ({"mesh__data": 3}, "mesh data=3"),
+        ({"mesh__data": 0}, "mesh.data=0: a size is 1 or more, or -1 for the rest"),
+        ({"mesh__tensor": 2}, "mesh.tensor=2: no rule of config.rules=fsdp names tensor"),
+        (
+            {"mesh__tensor": 2, "rules": "replicated"},
+            "set config.rules=fsdp_tensor, or mesh.tensor=1$",
+        ),
     ],
 )
 def test_wrong_values_are_named(changes, message):
