@@ -32,6 +32,8 @@ def settings(path: Path) -> dict[str, str]:
 
 def render(name: str, values: dict[str, str]) -> str:
     """The launcher `name` with `values`. Raises UserError for one that is missing."""
+    if "WORKDIR" not in values:
+        raise UserError(f"{name}: WORKDIR is missing in the settings")
     mount, runs, _ = values["WORKDIR"].partition("/runs/")
     if not runs:
         raise UserError(f"WORKDIR={values['WORKDIR']}: write MOUNTED_BUCKET/runs/NAME")

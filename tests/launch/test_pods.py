@@ -212,6 +212,9 @@ def test_settings_that_are_wrong_are_named(tmp_path, capsys):
         render.settings(bad)
     with pytest.raises(UserError, match="WORKDIR=/x: write MOUNTED_BUCKET/runs/NAME"):
         rendered("sky.yaml", WORKDIR="/x")
+    bad.write_text("NAME=groma\n")
+    with pytest.raises(UserError, match="sky.yaml: WORKDIR is missing in the settings"):
+        render.render("sky.yaml", render.settings(bad))
     with pytest.raises(UserError, match="NMAE=x: write NAME=VALUE"):
         render.main(["sky.yaml", "NMAE=x"])
     render.main(["sky.yaml", "NAME=other"])
