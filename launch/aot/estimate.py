@@ -1,6 +1,7 @@
 """How long a compiled program takes at least on a chip: a roofline over its operations.
 
-Every computation that runs by itself (the entry, and each loop's body as often as it turns) takes
+Every computation that runs by itself (the entry, and each loop's body as often as it turns, or once
+and noted where only the data tell) takes
 max(operations / peak, bytes / bandwidth); collectives take what their links need, less what the
 schedule computes between their start and their end. What is left out: launching, waiting for the
 slowest device, vector arithmetic that is slower than the memory, and tiles that are not full.
@@ -45,11 +46,13 @@ class Program:
 
 @dataclasses.dataclass
 class Estimate:
-    """Of one device: programs, and collectives as {kind: (how many, bytes)}."""
+    """Of one device: programs, collectives as {kind: (how many, bytes)}, and the names of the
+    programs that count once though the data decide how often they run."""
 
     chip: Chip
     programs: list[Program]
     collectives: dict[str, tuple[int, float]]
+    unknown_trips: list[str]
 
     @property
     def flops(self) -> float:
@@ -89,8 +92,9 @@ class Estimate:
             "programs": [
                 {"name": p.name, "times": p.times, "flops": p.flops, "bytes": p.bytes,
                  "seconds": p.seconds(self.chip)}
-                for p in ranked[:12]
+                for p in ranked
             ],
+            "unknown_trips": self.unknown_trips,
         }  # fmt: skip
 
 
@@ -112,7 +116,7 @@ def estimate(text: str, chip: Chip, counted: Any = None) -> Estimate:
     module = hlo.parse(text)
     walk = _Walk(module, chip)
     walk.run(module.entry, 1)
-    return Estimate(chip, walk.programs, walk.collectives)
+    return Estimate(chip, walk.programs, walk.collectives, walk.unknown)
 
 
 class _Walk:
@@ -120,6 +124,7 @@ class _Walk:
         self.module, self.chip = module, chip
         self.programs: list[Program] = []
         self.collectives: dict[str, tuple[int, float]] = {}
+        self.unknown: list[str] = []
 
     def run(self, computation: hlo.Computation, times: int, into: Program | None = None) -> None:
         program = into or Program(computation.name, times)
@@ -138,7 +143,10 @@ class _Walk:
     def _op(self, computation, op, program, open_) -> None:
         if op.opcode == "while":
             body = self.module.computations[op.attribute("body").lstrip("%")]
-            self.run(body, program.times * hlo.trips(self.module, computation, op))
+            times = hlo.trips(self.module, computation, op)
+            if times is None:
+                self.unknown.append(body.name)
+            self.run(body, program.times * (1 if times is None else times))
             return
         if op.opcode in ("call", "conditional"):
             for name in op.called[:1] if op.opcode == "call" else op.called[-1:]:

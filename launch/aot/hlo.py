@@ -1,7 +1,7 @@
 """Reading a compiled program: its operations, with their bytes and how often each runs.
 
-XLA's own counters take every loop once; here a loop counts as often as it runs. Only text is read,
-so the same code serves TPU and GPU programs.
+XLA's own counters take every loop once; here a loop counts as often as it runs, where the text says
+so. Only text is read, so the same code serves TPU and GPU programs.
 """
 
 import dataclasses
@@ -178,16 +178,16 @@ def _arrays(kind: str) -> Iterator[Array]:
         yield Array(dtype, shape, int(space[1]) if space else 0)
 
 
-def trips(module: Module, computation: Computation, loop: Op) -> int:
+def trips(module: Module, computation: Computation, loop: Op) -> int | None:
     """How often a while loop of `computation` runs: what the compiler noted; else as its counter
     goes from its first value in steps to the bound it is compared with (the compiler doubles
-    bodies, and with them the step); else 1 for a loop whose end the data decide."""
+    bodies, and with them the step); None for a loop whose end the data decide."""
     if noted := re.search(r'known_trip_count\\?":\s*\{\\?"n\\?":\\?"(\d+)', loop.attributes):
         return int(noted[1])
     condition = module.computations.get(loop.attribute("condition").lstrip("%"))
     body = module.computations.get(loop.attribute("body").lstrip("%"))
     if condition is None or body is None:
-        return 1
+        return None
     compared = [_behind(condition, n) for n in condition.root.operands]
     bounds = [n for op in compared if (n := _number(op)) is not None]
     counters = [op for op in compared if op is not None and op.opcode == "get-tuple-element"]
@@ -199,11 +199,15 @@ def trips(module: Module, computation: Computation, loop: Op) -> int:
         if made is not None and made.opcode == "tuple":
             first = _behind(computation, made.operands[index])
         return -(-(bounds[0] - (_number(first) or 0)) // _step(module, body, index))
-    simple = {o.opcode for o in condition.ops.values()} <= {
+    inside = [*condition.ops.values()]
+    called = [module.computations.get(n) for o in inside for n in o.called]
+    inside += [o for inner in called if inner is not None for o in inner.ops.values()]
+    simple = {o.opcode for o in inside} <= {
         "parameter", "constant", "get-tuple-element", "compare", "fusion"
     }  # fmt: skip
-    numbers = [n for o in condition.ops.values() if (n := _number(o)) is not None]
-    return numbers[0] if simple and len(numbers) == 1 else 1
+    ways = [o.attribute("direction") for o in inside if o.opcode == "compare"]
+    numbers = [n for o in inside if (n := _number(o)) is not None]
+    return numbers[0] if simple and ways == ["LT"] and len(numbers) == 1 else None
 
 
 def _behind(computation: Computation, name: str) -> Op | None:
