@@ -178,8 +178,8 @@ def page(folder: Path) -> str:
         "# Which slice a stage fits",
         "",
         "Made by `python -m launch.pod_table`; docs/pods.md says what the columns mean. Programs",
-        "compiled by libtpu on a machine without a TPU: memory is the compiler's, times are",
-        "estimates, nothing here ran on a TPU.",
+        "compiled on a machine without these devices: memory is the compiler's, times are",
+        "estimates, nothing here ran on one.",
         "",
         "| row | smallest slice | mesh | rows x accumulate | GiB of a device | step, ms "
         "| MFU at most | one smaller | compiled |",
@@ -192,12 +192,13 @@ def page(folder: Path) -> str:
             continue
         mesh = " ".join(f"{k}={v}" for k, v in r["mesh"].items() if v > 1) or "1"
         e = r.get("estimate") or {}
+        compiler = slices.compiler(r["topology"])
         times = f"{1e3 * e['seconds']:.0f} to {1e3 * e['seconds_by_operation']:.0f}" if e else ""
         mfu = f"{100 * r['mfu']:.0f} %" if "mfu" in r else r.get("estimate_failed", "")
         lines.append(
             f"| {r['name']} | {r['topology']} | {mesh} | {r['rows']} x {r.get('accumulate', 1)} | "
             f"{r['bytes']['peak'] / 2**30:.1f} of {r['hbm'] / 2**30:.0f} | {times} | {mfu} | {bad} "
-            f"| {r['date']}, jax {r['versions']['jax']}, libtpu {r['versions']['libtpu']} |"
+            f"| {r['date']}, jax {r['versions']['jax']}, {compiler} {r['versions'][compiler]} |"
         )
     systems = sorted({r["name"].split("-")[0] for r in found} & ASSUMED.keys())
     lines += ["", "Assumed:", "", *(f"- {s}: {ASSUMED[s]}" for s in systems)]

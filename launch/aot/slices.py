@@ -86,6 +86,11 @@ def is_gpu(text: str) -> bool:
     return parse(text)[0] in GPUS
 
 
+def compiler(text: str) -> str:
+    """The package that compiles for a topology."""
+    return "jax-cuda12-plugin" if is_gpu(text) else "libtpu"
+
+
 def compiler_options(text: str) -> dict[str, Any] | None:
     """What the compiler of a topology is told."""
     return _UNTIMED if is_gpu(text) else None

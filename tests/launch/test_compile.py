@@ -264,11 +264,16 @@ def test_the_page_says_what_fits_and_what_does_not(tmp_path):
         "failed": [{"topology": "v5e:2x4", "needed": 20.0 * 2**30, "available": 15.75 * 2**30}],
     }  # fmt: skip
     (tmp_path / "a.json").write_text(json.dumps(row))
+    versions = {"jax": "0.10.2", "jax-cuda12-plugin": "0.10.1"}
+    gpu = row | {"name": "groma-decode1", "topology": "t4:1", "chip": "t4", "versions": versions}
+    (tmp_path / "c.json").write_text(json.dumps(gpu))
     none = {"name": "groma-sft", "chip": "v5e", "fits": False, "failed": []}
     (tmp_path / "b.json").write_text(json.dumps(none))
     page = pod_table.page(tmp_path)
     assert "| 12.0 of 16 | 1500 to 2000 | 51 % | v5e:2x4: 20.0 of 15.8 GiB |" in page
     assert "| groma-sft | none of v5e |" in page and "Assumed:" in page
+    assert "jax 0.10.2, libtpu 0.0.42 |" in page
+    assert "jax 0.10.2, jax-cuda12-plugin 0.10.1 |" in page
 
 
 def test_a_report_reads_well():
