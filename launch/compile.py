@@ -12,17 +12,20 @@ the loop between them as an Assistant runs it, and of which the memory alone is 
 by libtpu for any slice of v4, v5e, v5p, v6e or 7x on a machine without a TPU: make setup EXTRAS=tpu
 VENV=.venv-tpu; and by jax's CUDA plugin for some GPUs of one machine, t4, l4, a100, h100 or h200,
 without one: make setup EXTRAS=gpu VENV=.venv-gpu.
-A train step has the config's batch_size. Any --config.key=value of launch.train works here too.
+A train step has the config's batch_size. Any --config.key=value of launch.train works here too, but
+that what is no train step has an Assistant's rules (fsdp_tensor) and, without --mesh, a tensor axis
+over all devices.
 
 Printed: bytes of a device (arguments, temporaries, peak) against its memory; operations; bytes
 moved; collectives; and a roofline estimate of the step with the share of the chips' peak that the
 model's own operations make up (docs/pods.md says how, and how far to trust it). Where it does not
-fit: the compiler's totals, the largest arrays, and a setting that fits, found by trying
+fit: the compiler's totals, the largest arrays, and flags to add with which it fits, found by trying
 (--tries=0 leaves both out). Exit code 3 when it does not fit.
 """
 
 import json
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -37,15 +40,16 @@ _MESH = flags.DEFINE_string("mesh", None, "sizes of the mesh, as data=1,fsdp=32,
 _PROGRAM = flags.DEFINE_enum(
     "program", "train", ["train", "prefill", "decode", "answer"], "what to compile"
 )
-_BATCH = flags.DEFINE_integer("batch", 1, "rows of what is no train step")
-_NEW = flags.DEFINE_integer("new_tokens", 256, "room for an answer")
-_TEXT = flags.DEFINE_integer("text_tokens", 512, "text of a prompt")
+_BATCH = flags.DEFINE_integer("batch", 1, "rows of what is no train step", lower_bound=1)
+_NEW = flags.DEFINE_integer("new_tokens", 256, "room for an answer", lower_bound=1)
+_TEXT = flags.DEFINE_integer("text_tokens", 512, "text of a prompt", lower_bound=1)
 _QUANT = flags.DEFINE_enum("quantize", "none", ["none", "int8", "int4"], "not to train")
 _REMAT = flags.DEFINE_string("remat", None, "policy of all parts: none, dots or full")
-_TRIES = flags.DEFINE_integer("tries", 6, "settings to try when it does not fit")
+_TRIES = flags.DEFINE_integer("tries", 6, "settings to try when it does not fit", lower_bound=0)
 _JSON = flags.DEFINE_boolean("json", False, "print one JSON line")
 _HLO = flags.DEFINE_string("hlo", "", "file for the text of the compiled program")
 FULL = 3  # exit code: it does not fit
+SHOWN = 5  # parts of a program in the text; the JSON has all
 
 
 def main() -> int:
@@ -63,8 +67,13 @@ def main() -> int:
     import jax
 
     from launch.aot import job, programs, slices
+    from mg_jax.assistant import SERVING
 
     slices.parse(_TOPOLOGY.value)
+    if _HLO.value:
+        file = Path(_HLO.value).absolute()
+        if file.is_dir() or not file.parent.is_dir():
+            raise UserError(f"--hlo {file}: name a file in a folder that is there")
     slices.quiet()
     jax.config.update("jax_platforms", "cpu")
     config, kind = CONFIG.value, _PROGRAM.value
@@ -76,28 +85,24 @@ def main() -> int:
     if kind != "train":
         config.model.lm.quant = _QUANT.value
         options = {"rows": _BATCH.value, "new_tokens": _NEW.value, "text_tokens": _TEXT.value}
-        if _MESH.value is None:  # serving splits heads, not rows
-            config.rules, mesh = "fsdp_tensor", {"data": 1, "fsdp": 1, "tensor": -1}
+        config.rules, mesh = SERVING, {"data": 1, "fsdp": 1, "tensor": -1}
     if kind == "train" or _MESH.value is not None:
         mesh = job.mesh_sizes(_MESH.value, config)
     report = job.compile_for(config, _TOPOLOGY.value, mesh, kind, _HLO.value, **options)
     if not report["fits"] and _TRIES.value:
         sizes = report["mesh"]
         report["roomier"] = job.buffers(config, _TOPOLOGY.value, sizes, kind, **options)
-        report["tried"] = []
-        for what, other, grid in job.alternatives(config, _TOPOLOGY.value, sizes, kind):
-            if len(report["tried"]) >= _TRIES.value:
-                break
-            if not _JSON.value:
-                print(f"does not fit; trying {what}", file=sys.stderr, flush=True)
-            found = job.compile_for(other, _TOPOLOGY.value, grid, kind, **options)
-            report["tried"].append({"setting": what, "fits": found["fits"],
-                                    "needed": found.get("needed", found.get("bytes"))})  # fmt: skip
-            if found["fits"]:
-                report["advice"] = what
-                break
+        report |= job.search(
+            config, _TOPOLOGY.value, sizes, kind, _TRIES.value, trying, **options
+        )  # fmt: skip
     print(json.dumps(report) if _JSON.value else table(report))
     return 0 if report["fits"] else FULL
+
+
+def trying(flags: str) -> None:
+    """Say what is compiled now, as it takes minutes."""
+    if not _JSON.value:
+        print(f"does not fit; trying {flags}", file=sys.stderr, flush=True)
 
 
 def table(r: dict) -> str:
@@ -112,7 +117,7 @@ def table(r: dict) -> str:
         f"fits: {str(r['fits']).lower()}",
     ]
     if r["replicated"]:
-        lines += ["whole on every device, though the mesh could split them:"]
+        lines += ["large arrays that lie whole along an axis of the mesh that could split them:"]
         lines += [f"  {line}" for line in r["replicated"]]
     if "bytes" in r:
         b = {k: v / gib for k, v in r["bytes"].items()}
@@ -137,8 +142,7 @@ def table(r: dict) -> str:
             f"model flops utilization at most {100 * r['mfu']:.0f} %, "
             f"{100 * r['mfu_by_operation']:.0f} % if nothing overlaps",
         ]  # fmt: skip
-        lines += [f"  {p['times']} x {p['name']}: {p['seconds'] * 1e3:.1f} ms"
-                  for p in e["programs"][:5]]  # fmt: skip
+        lines += loops(e)
     elif "estimate_failed" in r:
         lines.append(f"no estimate: {r['estimate_failed']}")
     if big := r.get("roomier"):
@@ -147,9 +151,33 @@ def table(r: dict) -> str:
                   for x in big["largest"]]  # fmt: skip
     for t in r.get("tried", ()):
         lines.append(f"tried {t['setting']}: {'fits' if t['fits'] else 'does not fit'}")
-    if "tried" in r and "advice" not in r:
-        lines.append("none of these fits: take a larger slice")
+    if "tried" in r:
+        lines.append(outcome(r))
     return "\n".join(lines)
+
+
+def loops(e: dict) -> list[str]:
+    """How often the parts of a program run and how long they take, the longest first."""
+    first, rest = e["programs"][:SHOWN], e["programs"][SHOWN:]
+    lines = [f"  {p['times']} x {p['name']}: {p['seconds'] * 1e3:.1f} ms" for p in first]
+    if rest:
+        took = sum(p["seconds"] for p in rest) * 1e3
+        lines.append(f"  {len(rest)} more, together {took:.1f} ms (--json has all)")
+    if names := e["unknown_trips"]:
+        lines.append(f"unknown trips, counted once though the data decide: {', '.join(names)}")
+    return lines
+
+
+def outcome(r: dict) -> str:
+    """What came of trying other settings."""
+    if "advice" in r:
+        return f"fits with these flags added: {r['advice']}"
+    if r["untried"]:
+        count = len(r["tried"])
+        return f"none of these {count} fits; all there are to try: --tries={count + r['untried']}"
+    if r["tried"]:
+        return "none of these fits: take a larger slice"
+    return "no setting that needs less is known, so none was tried: take a larger slice"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """One compilation and its report; and, where a program does not fit, what to try instead."""
 
+import dataclasses
 import importlib.metadata
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from launch.aot import estimate, programs, slices
 from mg_jax import sharding
 from mg_jax.chips import CHIPS, Chip
 from mg_jax.errors import UserError
+from mg_jax.nn import QUANTS
 
 _TOO_BIG = re.compile(r"RESOURCE_EXHAUSTED|[Rr]an out of memory|[Ee]xceeded .* capacity")
 RESERVED = 2**28  # bytes of a TPU that the runtime keeps: a v5e has 15.75 GiB for programs
 RESERVED_GPU = 0.1  # share of a GPU for CUDA and its libraries
+# axes that the arrays of a program are split over; the others, as parameters are, over the last two
+SPLIT = {"batch": ("data", "fsdp"), "cache": sharding.MESH_AXES}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -46,14 +50,16 @@ def compile_for(
     found = slices.devices(topology)
     grid = sharding.make_mesh(**mesh, devices=found)
     program = programs.lowered(config, grid, kind, **options)
-    compiler = "jax-cuda12-plugin" if slices.is_gpu(topology) else "libtpu"
     report: dict[str, Any] = {
         "system": config.system, "stage": config.stage, "size": config.size, "program": kind,
         "topology": topology, "devices": len(found),
         "mesh": {k: int(v) for k, v in grid.shape.items()},
         **program.settings,
-        "replicated": sharding.unsplit(dict(program.arrays)) if grid.size > 1 else [],
-        "versions": {p: version(p) for p in ("jax", "jaxlib", compiler, "flax")},
+        "replicated": [
+            line for group, tree in program.arrays.items()
+            for line in sharding.unsplit({group: tree}, SPLIT.get(group, ("fsdp", "tensor")))
+        ],
+        "versions": {p: version(p) for p in ("jax", "jaxlib", slices.compiler(topology), "flax")},
         "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
     begin = time.perf_counter()
@@ -166,57 +172,125 @@ def buffers(
     return {"compiled_for": where, "largest": estimate.largest(compiled.as_text())}
 
 
-def alternatives(config: Any, topology: str, mesh: Mapping[str, int], kind: str) -> Iterator:
-    """(what changes, config, mesh) to try in turn: the cheapest in speed first."""
-    generation, sides = slices.parse(topology)
-    count = math.prod(sides) * (2 if generation == "7x" else 1)
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What to change of a program; what is None, 0 or "" stays as it is."""
+
+    mesh: Mapping[str, int] | None = None
+    rules: str = ""
+    remat: str = ""
+    accumulate: int = 0
+    offload: bool = False
+    quantize: str = ""
+
+    @property
+    def flags(self) -> str:
+        """For launch.compile, behind those that it was given."""
+        sizes = ",".join(f"{axis}={n}" for axis, n in (self.mesh or {}).items())
+        values = {
+            "mesh": sizes, "config.rules": self.rules, "remat": self.remat,
+            "config.accumulate": self.accumulate, "config.optim.offload": self.offload,
+            "quantize": self.quantize,
+        }  # fmt: skip
+        return " ".join(f"--{flag}={value}" for flag, value in values.items() if value)
+
+    def of(self, config: Any) -> Any:
+        """The config so changed, a copy."""
+        new = config.copy_and_resolve_references()
+        new.rules = self.rules or config.rules
+        new.accumulate = self.accumulate or config.accumulate
+        new.optim.offload = self.offload or config.optim.offload
+        if self.remat:
+            programs.set_remat(new, self.remat)
+        if self.quantize:
+            new.model.lm.quant = self.quantize
+        return new
+
+
+def alternatives(config: Any, mesh: Mapping[str, int], kind: str) -> Iterator[Setting]:
+    """What to try in turn where a program does not fit on `mesh` (its sizes, no -1): one of a kind,
+    that which saves most, and the cheapest in speed first. Each has what the ones before it have,
+    but that a tensor axis is tried without moments in host memory, and then with them."""
+    count = math.prod(mesh.values())
     if kind != "train":
-        for rules, sizes in (("fsdp_tensor", {"data": 1, "fsdp": 1, "tensor": count}),):
-            if dict(mesh) != sizes or config.rules != rules:
-                yield describe(sizes, rules), _changed(config, rules=rules), sizes
+        found = Setting()
+        split = {"data": 1, "fsdp": 1, "tensor": count}
+        if dict(mesh) != split:
+            yield (found := Setting(mesh=split))
+        for quantize in QUANTS[QUANTS.index(config.model.lm.quant) + 1 :]:
+            yield dataclasses.replace(found, quantize=quantize)
         return
+    found, sizes = Setting(), dict(mesh)
     whole = {"data": 1, "fsdp": count, "tensor": 1}
-    if dict(mesh) != whole and config.batch_size % count == 0:
-        yield describe(whole, "fsdp"), _changed(config, rules="fsdp"), whole
-    if set(re.findall(r"=(\w+)", programs.remats_of(config))) != {"full"}:
-        yield "remat full in all parts", _changed(config, remat="full"), mesh
-    ways = mesh["data"] * mesh["fsdp"] if -1 not in mesh.values() else count
-    rows = config.batch_size // ways
-    for parts in (2, 4, 8, 16, 32):
-        if parts > config.accumulate and rows % parts == 0:
-            yield f"accumulate={parts}", _changed(config, remat="full", accumulate=parts), mesh
-    most = max(1, rows)
-    yield (
-        f"accumulate={most}, moments in host memory",
-        _changed(config, remat="full", accumulate=most, offload=True),
-        mesh,
-    )
-    for tensor in (2, 4, 8):
-        if count % tensor == 0 and config.model.lm.heads % tensor == 0:
-            sizes = {"data": 1, "fsdp": count // tensor, "tensor": tensor}
-            if config.batch_size % (count // tensor):
-                continue
-            most = config.batch_size // (count // tensor)
-            yield (
-                f"{describe(sizes, 'fsdp_tensor')}, accumulate={most}",
-                _changed(config, rules="fsdp_tensor", remat="full", accumulate=most),
-                sizes,
-            )
+    idle = sizes != whole or config.rules == "replicated"
+    if count > 1 and idle and config.batch_size % count == 0:
+        sizes = whole
+        yield (found := Setting(mesh=whole, rules="fsdp"))
+    if set(re.findall(r"=(\w+)", programs.remats_of(config))) - {"full"}:
+        yield (found := dataclasses.replace(found, remat="full"))
+    most = config.batch_size // (sizes["data"] * sizes["fsdp"])
+    if most > config.accumulate:
+        yield (found := dataclasses.replace(found, accumulate=most))
+    if not config.optim.offload:
+        yield dataclasses.replace(found, offload=True)
+    if (wide := next(_with_tensor(config, found, count, 8), None)) and wide.mesh != sizes:
+        yield wide
+        if not config.optim.offload:
+            yield dataclasses.replace(wide, offload=True)
 
 
-def describe(sizes: Mapping[str, int], rules: str) -> str:
-    """Flags that set a mesh and its rules."""
-    return f"--mesh={','.join(f'{k}={v}' for k, v in sizes.items())} --config.rules={rules}"
+def _with_tensor(config: Any, setting: Setting, count: int, most: int) -> Iterator[Setting]:
+    """The setting on meshes with a tensor axis of at most so many, the largest first, a row at a
+    time."""
+    for tensor in (8, 4, 2):
+        ways = count // tensor
+        even = count % tensor == 0 and config.model.lm.heads % tensor == 0
+        if tensor <= most and even and config.batch_size % ways == 0:
+            yield dataclasses.replace(
+                setting, mesh={"data": 1, "fsdp": ways, "tensor": tensor}, rules="fsdp_tensor",
+                accumulate=config.batch_size // ways,
+            )  # fmt: skip
 
 
-def _changed(config: Any, *, remat: str = "", offload: bool = False, **values: Any) -> Any:
-    new = config.copy_and_resolve_references()
-    for key, value in values.items():
-        new[key] = value
-    if remat:
-        programs.set_remat(new, remat)
-    new.optim.offload = offload or new.optim.offload
-    return new
+def cheaper(config: Any, setting: Setting) -> Iterator[Setting]:
+    """Of a setting that fits, those of its kind that cost less speed, each needing more memory than
+    the one before: a smaller tensor axis, or else half as many micro-batches."""
+    mesh = setting.mesh or {}
+    if (tensor := mesh.get("tensor", 1)) > 1:
+        yield from _with_tensor(config, setting, math.prod(mesh.values()), tensor // 2)
+        return
+    parts = setting.accumulate
+    while parts % 2 == 0 and parts // 2 > config.accumulate:
+        parts //= 2
+        yield dataclasses.replace(setting, accumulate=parts)
+
+
+def search(
+    config: Any, topology: str, mesh: Mapping[str, int], kind: str, tries: int,
+    say: Callable[[str], None], **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Settings that were tried for a program that does not fit: `tried`; the `advice` is the flags
+    of the cheapest that fits, and `untried` how many were left without one. `say` gets the flags of
+    each before it is compiled."""
+    tried: list[dict[str, Any]] = []
+
+    def fits(setting: Setting) -> bool:
+        say(setting.flags)
+        grid = setting.mesh or mesh
+        report = compile_for(setting.of(config), topology, grid, kind, **options)
+        needed = report.get("needed", report.get("bytes"))
+        tried.append({"setting": setting.flags, "fits": report["fits"], "needed": needed})
+        return bool(report["fits"])
+
+    kinds = list(alternatives(config, mesh, kind))
+    found = next((setting for setting in kinds[:tries] if fits(setting)), None)
+    if found is None:
+        return {"tried": tried, "untried": len(kinds) - len(tried)}
+    for setting in cheaper(config, found):
+        if len(tried) >= tries or not fits(setting):
+            break
+        found = setting
+    return {"tried": tried, "advice": found.flags}
 
 
 def version(package: str) -> str:

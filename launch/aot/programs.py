@@ -61,10 +61,14 @@ def serve(
 ) -> Lowered:
     """Reading a prompt of `text_tokens` of text and a picture, one step of decoding with a cache
     that has room for `new_tokens` more, or the whole answer. Parameters are bfloat16, or as `quant`
-    says."""
+    says. Raises UserError for sizes of the model that do not fit together, and rules that leave an
+    axis of the mesh idle."""
+    sharding.check(mesh, config.rules)
     system = models.build(config.system, config.model.to_dict())
     stage = config.stage
-    if "lm" not in {p.split("/")[0] for p in flatten(shapes(system, stage))}:
+    with models.config_errors():
+        boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
+    if not any(path.startswith("lm/") for path in flatten(sharding.unbox(boxed))):
         raise UserError(f"stage={stage} has no language model to serve: take a later one")
     from mg_jax.data import pipeline
 
@@ -73,10 +77,9 @@ def serve(
     if sizes["tokens"] + new_tokens > system.cfg.lm.max_positions:
         raise UserError(
             f"a prompt of {sizes['tokens']} positions and {new_tokens} new tokens pass the model's "
-            f"{system.cfg.lm.max_positions}: lower --text-tokens or --new-tokens"
+            f"{system.cfg.lm.max_positions}: lower --text_tokens or --new_tokens"
         )
     example = system.example_batch(stage, rows, **sizes)
-    boxed = sharding.abstract_params(system.init(stage), jax.random.key(0))
     places = sharding.param_shardings(boxed, mesh, config.rules)
 
     def held(path, x, place):
@@ -166,11 +169,6 @@ def cache_shapes(lm: Any, rows: int, slots: int, mesh: Mesh) -> KVCache:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(place, made)
-
-
-def shapes(system: Any, stage: str) -> Any:
-    """Abstract parameters of a stage, nested."""
-    return sharding.unbox(sharding.abstract_params(system.init(stage), jax.random.key(0)))
 
 
 def plain(x: Any) -> jax.ShapeDtypeStruct:

@@ -15,6 +15,7 @@ from launch import compile as command
 from launch import pod_table
 from launch.aot import job, programs, slices, weight
 from mg_jax import sharding
+from mg_jax.errors import UserError
 
 find = importlib.util.find_spec
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,6 +39,10 @@ def run(*args):
             ["--config", TINY, "--topology", "v5e:2x2", "--quantize", "int8"],
             "integers do not learn",
         ),
+        (["--config", TINY, "--topology", "v5e:2x2", "--hlo", "/no/such/x"], "--hlo /no/such/x:"),
+        (["--config", TINY, "--topology", "v5e:2x2", "--batch=0"], "--batch=0"),
+        (["--config", TINY, "--topology", "v5e:2x2", "--new_tokens=-5000"], "--new_tokens=-5000"),
+        (["--config", TINY, "--topology", "v5e:2x2", "--text_tokens=-9000"], "--text_tokens=-9000"),
     ],
 )
 def test_wrong_arguments_are_one_line(args, message):
@@ -137,21 +142,111 @@ def test_every_gpu_is_told_to_the_compiler_whole():
         assert slices.roomier(f"{name}:1") == (None if name == "h200" else "h200:1")
 
 
-def test_what_is_tried_gets_smaller_and_stays_divisible():
-    config = weight.config_of("configs/groma.py:stage=instruction,size=7b")
-    programs.set_remat(config, "dots")
+def fresh(text, remat):
+    config = weight.config_of(text).copy_and_resolve_references()
+    programs.set_remat(config, remat)
+    return config
+
+
+def divides(config, mesh):
+    ways = mesh["data"] * mesh["fsdp"]
+    return config.batch_size % (config.accumulate * ways) == 0
+
+
+GROMA = "configs/groma.py:stage=instruction,size=7b,form=published"
+
+
+def test_one_setting_of_a_kind_is_tried_before_it_is_refined():
+    config, mesh = fresh(GROMA, "full"), {"data": 1, "fsdp": 4, "tensor": 1}
+    tried = list(job.alternatives(config, mesh, "train"))
+    assert [s.flags for s in tried] == [
+        "--config.accumulate=32",
+        "--config.accumulate=32 --config.optim.offload=True",
+        "--mesh=data=1,fsdp=1,tensor=4 --config.rules=fsdp_tensor --config.accumulate=128",
+        "--mesh=data=1,fsdp=1,tensor=4 --config.rules=fsdp_tensor --config.accumulate=128 "
+        "--config.optim.offload=True",
+    ]
+    assert [s.accumulate for s in job.cheaper(config, tried[1])] == [16, 8, 4, 2]
+    assert all(s.offload for s in job.cheaper(config, tried[1]))
+    (smaller,) = job.cheaper(config, tried[3])
+    assert smaller.mesh == {"data": 1, "fsdp": 2, "tensor": 2} and smaller.accumulate == 64
+    assert smaller.offload
+    for setting in (*tried, smaller):
+        assert divides(setting.of(config), setting.mesh or mesh)
+
+
+def test_what_else_a_setting_changes_stands_in_its_flags():
+    config = fresh("configs/groma.py:stage=instruction,size=7b", "dots")
     assert programs.remats_of(config) == "lm=dots proposer=dots vision=dots"
-    mesh = {"data": 1, "fsdp": 16, "tensor": 1}
-    tried = list(job.alternatives(config, "v5e:4x4", mesh, "train"))
-    assert "remat full" in tried[0][0] and "dots" not in programs.remats_of(tried[0][1])
-    assert [c.accumulate for _, c, _ in tried[1:4]] == [2, 4, 8]
-    assert tried[4][1].optim.offload and not config.optim.offload
-    for _, changed, sizes in tried:
-        ways = sizes["data"] * sizes["fsdp"]
-        assert changed.batch_size % (changed.accumulate * ways) == 0
-        assert ways * sizes["tensor"] == 16
-    served = list(job.alternatives(config, "v5e:2x2", mesh, "decode"))
-    assert [m for _, _, m in served] == [{"data": 1, "fsdp": 1, "tensor": 4}]
+    config.rules = "replicated"
+    tried = list(job.alternatives(config, {"data": 16, "fsdp": 1, "tensor": 1}, "train"))
+    whole = "--mesh=data=1,fsdp=16,tensor=1 --config.rules=fsdp"
+    assert [s.flags for s in tried[:3]] == [
+        whole, f"{whole} --remat=full", f"{whole} --remat=full --config.accumulate=8"
+    ]  # fmt: skip
+    changed = tried[2].of(config)
+    assert "dots" not in programs.remats_of(changed) and changed.accumulate == 8
+    assert (changed.rules, config.rules, config.accumulate) == ("fsdp", "replicated", 1)
+    assert len(tried) == 6  # as many as are tried without --tries
+    assert list(job.cheaper(config, tried[0])) == []  # nothing lies between
+
+
+def test_for_serving_heads_are_split_and_kernels_quantized():
+    config = fresh(GROMA, "full")
+    one = {"data": 1, "fsdp": 1, "tensor": 1}
+    tried = list(job.alternatives(config, one, "decode"))
+    assert [s.flags for s in tried] == ["--quantize=int8", "--quantize=int4"]
+    assert [s.of(config).model.lm.quant for s in tried] == ["int8", "int4"]
+    tried = list(job.alternatives(config, {"data": 1, "fsdp": 4, "tensor": 1}, "answer"))
+    mesh = "--mesh=data=1,fsdp=1,tensor=4"
+    assert [s.flags for s in tried] == [mesh, f"{mesh} --quantize=int8", f"{mesh} --quantize=int4"]
+    config.model.lm.quant = "int4"
+    assert list(job.alternatives(config, one, "decode")) == []
+
+
+@pytest.mark.parametrize(
+    "tries,least,advice,asked,untried",
+    [
+        (6, 8, "--config.accumulate=8", [32, 16, 8, 4], 0),
+        (2, 8, "--config.accumulate=16", [32, 16], 0),
+        (6, 64, None, [32, 32, 128, 128], 0),
+        (3, 64, None, [32, 32, 128], 1),
+    ],
+)
+def test_the_cheapest_setting_that_fits_is_the_advice(
+    monkeypatch, tries, least, advice, asked, untried
+):
+    seen, said = [], []
+
+    def compile_for(config, topology, mesh, kind, **options):
+        seen.append((config.accumulate, topology, mesh["tensor"], options))
+        return {"fits": mesh["tensor"] == 1 and config.accumulate >= least, "needed": 1.0}
+
+    monkeypatch.setattr(job, "compile_for", compile_for)
+    mesh = {"data": 1, "fsdp": 4, "tensor": 1}
+    config = fresh(GROMA, "full")
+    found = job.search(config, "v5e:2x2", mesh, "train", tries, said.append, rows=1)
+    assert [a for a, *_ in seen] == asked
+    assert {s[1] for s in seen} == {"v5e:2x2"} and seen[0][3] == {"rows": 1}
+    assert found.get("advice") == advice and found.get("untried", 0) == untried
+    assert said == [t["setting"] for t in found["tried"]]
+    assert said[0] == "--config.accumulate=32"
+
+
+@pytest.mark.parametrize(
+    "report,line",
+    [
+        ({"tried": [{}], "advice": "--quantize=int8"}, "flags added: --quantize=int8"),
+        ({"tried": [{}] * 2, "untried": 0}, "none of these fits: take a larger slice"),
+        (
+            {"tried": [{}] * 2, "untried": 3},
+            "none of these 2 fits; all there are to try: --tries=5",
+        ),
+        ({"tried": [], "untried": 0}, "so none was tried: take a larger slice"),
+    ],
+)
+def test_what_came_of_trying_is_said_as_it_is(report, line):
+    assert command.outcome(report).endswith(line)
 
 
 def test_what_cannot_fit_is_known_without_compiling():
@@ -239,6 +334,22 @@ def test_an_answer_is_a_prompt_and_the_loop_after_it():
     )
 
 
+@pytest.mark.parametrize(
+    "key,value,message",
+    [
+        ("model.vision.remat", "foo", "config.model: .*remat='foo' is not one of none, full"),
+        ("model.lm.heads", 5, "config.model: .*5 heads cannot share"),
+        ("rules", "fdsp", "config.rules: 'fdsp' is not one of"),
+    ],
+)
+def test_wrong_values_of_what_serves_are_one_line(key, value, message):
+    grid = sharding.make_mesh(1, 1, 1, jax.devices()[:1])
+    config = weight.config_of(TINY).copy_and_resolve_references()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(UserError, match=message):
+        programs.lowered(config, grid, "decode", rows=1)
+
+
 def test_rows_are_of_all_stages_and_of_serving():
     names = [name for name, _ in pod_table.rows()]
     assert len(names) == len(set(names))
@@ -284,9 +395,18 @@ def test_a_report_reads_well():
         "replicated": [], "needed": 20.0 * 2**30, "available": 15.75 * 2**30,
         "roomier": {"compiled_for": "v5p:2x2x1",
                     "largest": [{"bytes": 2**30, "count": 2, "array": "f32[4]", "made_by": "x"}]},
-        "tried": [{"setting": "accumulate=2", "fits": True, "needed": None}],
-        "advice": "accumulate=2",
+        "tried": [{"setting": "--config.accumulate=2", "fits": True, "needed": None}],
+        "advice": "--config.accumulate=2",
     }  # fmt: skip
     text = command.table(report)
     assert "fits: false" in text and "needs 20.00 GiB of 15.75" in text
-    assert "compiled for v5p:2x2x1" in text and "tried accumulate=2: fits" in text
+    assert "compiled for v5p:2x2x1" in text and "tried --config.accumulate=2: fits" in text
+
+
+def test_the_parts_of_a_program_are_shown_or_said_to_be_left_out():
+    parts = [{"name": f"p{i}", "times": i, "seconds": 0.01} for i in range(8)]
+    lines = command.loops({"programs": parts, "unknown_trips": ["p3", "p7"]})
+    assert lines[0] == "  0 x p0: 10.0 ms" and len(lines) == command.SHOWN + 2
+    assert lines[-2] == "  3 more, together 30.0 ms (--json has all)"
+    assert lines[-1] == "unknown trips, counted once though the data decide: p3, p7"
+    assert len(command.loops({"programs": parts[:2], "unknown_trips": []})) == 2
