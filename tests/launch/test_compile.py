@@ -52,12 +52,15 @@ def test_wrong_arguments_are_one_line(args, message):
 
 
 @pytest.mark.skipif(find("libtpu") is None, reason="make setup EXTRAS=tpu")
-def test_a_decoding_step_is_compiled_for_a_slice():
+@pytest.mark.parametrize("mesh,tensor", [([], 4), (["--mesh=tensor=2"], 2)])
+def test_a_decoding_step_is_compiled_for_a_slice(mesh, tensor):
     done = run("--config", TINY, "--topology", "v5e:2x2", "--program", "decode", "--json",
-               "--text_tokens=100", "--new_tokens=50", "--config.model.lm.layers=8")  # fmt: skip
+               "--text_tokens=100", "--new_tokens=50", "--config.model.lm.layers=8",
+               *mesh)  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["fits"] and report["devices"] == 4 and report["mesh"]["tensor"] == 4
+    assert report["fits"] and report["devices"] == 4 and report["mesh"]["tensor"] == tensor
+    assert report["rules"] == "fsdp_tensor" and report["estimate"]["unknown_trips"] == []
     assert 0 < report["bytes"]["peak"] < 2**28 and report["replicated"] == []
     found = report["estimate"]
     assert found["seconds"] > 0 and report["model_flops"] > 0
