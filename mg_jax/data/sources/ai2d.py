@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, fields, read_text
 from mg_jax.data.sources.pictured import AskedSource
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
@@ -68,7 +68,7 @@ class Ai2dSource(AskedSource):
             raise UserError(f"{asked}: holds no .json file")
         if split != "all":
             listed = existing(root / "ai2d_test_ids.csv", "AI2D's list of test pictures")
-            tests = set(listed.read_text(encoding="utf-8").split())
+            tests = set(read_text(listed).split())
             files = [f for f in files if (f.name.partition(".")[0] in tests) == (split == "test")]
         self._words: dict[str, Words] = {}
         self._annotations = root / "annotations" if letters == "draw" else None

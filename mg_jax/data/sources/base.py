@@ -152,6 +152,18 @@ def existing(path: str | Path | None, what: str, folder: bool = False) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises UserError naming the file."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError as e:
+        raise UserError(
+            f"{path}: is no UTF-8: byte {e.start} is 0x{e.object[e.start]:02x}: save it as UTF-8"
+        ) from None
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises UserError naming the file and what is wrong."""
     try:
@@ -190,12 +202,12 @@ def fields(row: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> None:
     if isinstance(row, BadRecord):
         raise row
     if not isinstance(row, dict):
-        raise BadRecord(f"expected an object, found {_short(row)}")
+        raise BadRecord(f"expected an object, found {short(row)}")
     for key, kind in kinds.items():
         if key not in row:
             raise BadRecord(f"lacks {key!r}")
         if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
-            raise BadRecord(f"{key} is {_short(row[key])}")
+            raise BadRecord(f"{key} is {short(row[key])}")
 
 
 def check_choices(choices: Sequence[Any], where: str = "") -> None:
@@ -215,7 +227,7 @@ def sides(row: Mapping[str, Any], width: str = "width", height: str = "height") 
         and v % 1 == 0
         for v in found
     ):
-        shown = " and ".join(map(_short, found))
+        shown = " and ".join(map(short, found))
         raise BadRecord(f"{width} and {height} must be whole numbers above 0, found {shown}")
     return int(found[0]), int(found[1])
 
@@ -227,10 +239,11 @@ def real(value: Any, what: str) -> float:
             return float(value)
     except OverflowError:
         pass
-    raise BadRecord(f"{what} holds {_short(value)}, expected a number")
+    raise BadRecord(f"{what} holds {short(value)}, expected a number")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value of a file as a message shows it, 60 characters at most."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

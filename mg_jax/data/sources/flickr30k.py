@@ -15,14 +15,13 @@ set's own tools do.
 """
 
 import re
-import xml.etree.ElementTree as ET
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, existing, sides
+from mg_jax.data.sources.base import MAX_BAD, existing, read_text, sides
 from mg_jax.data.sources.grounded import Packed, PackedSource
-from mg_jax.data.sources.voc import xml_number
+from mg_jax.data.sources.voc import read_xml, xml_number
 from mg_jax.errors import BadRecord, UserError
 
 SPLITS = ("train", "val", "test", "all")
@@ -61,7 +60,7 @@ class Flickr30kSource(PackedSource):
         if split == "all":
             numbers = sorted(p.stem for p in self._sentences.glob("*.txt"))
         else:
-            numbers = existing(entities / f"{split}.txt", f"list of {split}").read_text().split()
+            numbers = read_text(existing(entities / f"{split}.txt", f"list of {split}")).split()
         self._unrelated = _unrelated(entities / "UNRELATED_CAPTIONS")
         self.fill(Packed(self._rows_of(numbers)))
 
@@ -88,7 +87,11 @@ class Flickr30kSource(PackedSource):
 
     def _captions(self, path: Path, boxes: dict[str, list[Any]]) -> Iterator[list[Any]]:
         """[caption, [[first character, one after the last, boxes], ...]] of each line."""
-        for n, line in enumerate(_text(path).splitlines(), 1):
+        try:
+            lines = read_text(path).splitlines()
+        except UserError as e:
+            raise BadRecord(str(e).removeprefix(f"{path}: ")) from None
+        for n, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             if (path.stem, n) in self._unrelated:
@@ -109,19 +112,9 @@ class Flickr30kSource(PackedSource):
             yield [caption, spans]
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise BadRecord(f"cannot be read ({e})") from None
-
-
 def _read_boxes(path: Path) -> tuple[tuple[int, int], dict[str, list[Any]]]:
     """Size of the picture, and the boxes of each chain."""
-    try:
-        tree = ET.fromstring(_text(path))
-    except ET.ParseError as e:
-        raise BadRecord(f"no valid XML: {e}") from None
+    tree = read_xml(path)
     width, height = sides({k: xml_number(tree, f"size/{k}") for k in ("width", "height")})
     boxes: dict[str, list[Any]] = {}
     for node in tree.findall("object"):
@@ -136,7 +129,7 @@ def _unrelated(path: Path) -> set[tuple[str, int]]:
     """(number of the picture, line counted from 1) of a list that need not be there."""
     if not path.is_file():
         return set()
-    lines = (line.split() for line in path.read_text().splitlines() if line[:1] != "#")
+    lines = (line.split() for line in read_text(path).splitlines() if line[:1] != "#")
     try:
         return {(number, int(line)) for number, line in filter(None, lines)}
     except ValueError as e:

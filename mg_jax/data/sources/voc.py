@@ -13,7 +13,7 @@ import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing, sides
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, read_text, sides
 from mg_jax.data.sources.boxed import BoxedSource
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.vision.preprocess import image_size
@@ -77,8 +77,7 @@ class VocSource(BoxedSource):
                 choice = ", ".join(dict.fromkeys(known))
                 raise UserError(f"data {self.name}: split={split}: choose from {choice}")
             return [f for f in files if split_of(f.stem) == split]
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        stems = {line.split()[0] for line in lines if line.strip()}
+        stems = {line.split()[0] for line in read_text(path).splitlines() if line.strip()}
         chosen = [f for f in files if f.stem in stems]
         self.counts["names of the split without annotations"] += len(stems) - len(chosen)
         if not chosen:
@@ -86,10 +85,7 @@ class VocSource(BoxedSource):
         return chosen
 
     def _read(self, path: Path, pictures: Folder) -> None:
-        try:
-            tree = ET.parse(path).getroot()
-        except ET.ParseError as e:
-            raise BadRecord(f"no valid XML: {e}") from None
+        tree = read_xml(path)
         stated = (tree.findtext("filename") or "").strip()
         names = [path.stem + ext for ext in (".jpg", ".png", ".jpeg", ".JPG")]
         # The name of the annotation file wins: <filename> is often stale.
@@ -118,6 +114,16 @@ class VocSource(BoxedSource):
         picture = self.add_picture(file, width, height, path.stem)
         for box, label, hard in boxes:
             self.add_box(picture, box, label, hard)
+
+
+def read_xml(path: Path) -> ET.Element:
+    """The root of an xml file, in any encoding that the parser knows. Raises BadRecord."""
+    try:
+        return ET.parse(path).getroot()
+    except (ET.ParseError, ValueError, LookupError) as e:  # the last two are of its encoding
+        raise BadRecord(f"no valid XML: {e}") from None
+    except OSError as e:
+        raise BadRecord(f"cannot be read ({e})") from None
 
 
 def xml_number(node: ET.Element, key: str, default: float | None = None) -> float:

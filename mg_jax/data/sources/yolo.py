@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, read_text
 from mg_jax.data.sources.boxed import BoxedSource
 from mg_jax.data.sources.voc import split_of
 from mg_jax.errors import BadRecord, UserError
@@ -108,9 +108,9 @@ class YoloSource(BoxedSource):
     def _read(self, path: Path, picture: int, names: Mapping[int, str]) -> int:
         """Add the boxes of a txt file; returns the number of its rows."""
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (UnicodeDecodeError, OSError) as e:
-            self.problem(str(path), f"no readable text: {e}")
+            lines = read_text(path).splitlines()
+        except UserError as e:
+            self.problem(str(path), str(e).removeprefix(f"{path}: "))
             return 1
         seen = set()
         for n, line in enumerate(lines, 1):
@@ -166,8 +166,8 @@ def _config(folder: str | Path) -> tuple[dict[str, Any], Path]:
     import yaml
 
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        config = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as e:
         raise UserError(f"{path}: no valid YAML: {' '.join(str(e).split())}") from None
     if not isinstance(config, dict) or "names" not in config:
         raise UserError(f"{path}: expected names: and the classes under it")
@@ -182,7 +182,7 @@ def _class_names(config: Mapping[str, Any], root: Path) -> dict[int, str]:
         file = next((p for p in places if p.is_file()), None)
         if file is None:
             raise UserError(f"{root}: has no data.yaml and no classes.txt, so classes lack names")
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        names = [line.strip() for line in read_text(file).splitlines()]
         names = [n for n in names if n]
     try:
         pairs = names.items() if isinstance(names, dict) else enumerate(names)
@@ -227,7 +227,7 @@ def _listed(root: Path) -> Iterator[Path]:
         for folder, _, files in os.walk(root, followlinks=True):
             yield from (Path(folder, f) for f in files if f.lower().endswith(_PICTURES))
         return
-    for line in root.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_text(root).splitlines():
         if line.strip():
             yield root.parent / line.strip().removeprefix("./")
 

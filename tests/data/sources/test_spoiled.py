@@ -91,7 +91,8 @@ def spoiled(content, path, value):
     return content
 
 
-WORDS = ("", "x", "nan", "inf", "-1", "0", "1e400", "9" * 40, "é", "[/EN#1/x", "</object>", '"')
+WORDS = (b"", b"x", b"nan", b"inf", b"-1", b"0", b"1e400", b"9" * 40, "é".encode(), b"[/EN#1/x",
+         b"</object>", b'"', b"\xe9", b"\xff\xfe", b"\0")  # fmt: skip
 # kind: how its files are written, their endings
 TEXTS = {
     "voc": (lambda folder: write.write_voc(boxed_scenes.scenes(3), folder), (".xml",)),
@@ -111,13 +112,53 @@ def test_no_word_breaks_a_reader(kind, tmp_path, rng):
     files = sorted(f for f in tmp_path.rglob("*") if f.suffix in endings)
     for _ in range(120):
         file = files[rng.integers(len(files))]
-        text = file.read_text(encoding="utf-8")
-        words = list(re.finditer(r"[^\s<>,/]+|[<>]|\n", text))
+        text = file.read_bytes()
+        words = list(re.finditer(rb"[^\s<>,/]+|[<>]|\n", text))
         spot = words[rng.integers(len(words))]
         word = WORDS[rng.integers(len(WORDS))]
-        file.write_text(text[: spot.start()] + word + text[spot.end() :], encoding="utf-8")
+        file.write_bytes(text[: spot.start()] + word + text[spot.end() :])
         read(spec, f"{file.name}: {word!a} for {spot[0]!a} at {spot.start()}")
-        file.write_text(text, encoding="utf-8")
+        file.write_bytes(text)
+
+
+# kind: how its files are written, a file among them that is a list, further options of its text
+LISTS = {
+    "yolo": (TEXTS["yolo"][0], "classes.txt", ""),
+    "yolo ": (TEXTS["yolo"][0], "images/train.txt", ""),
+    "voc": (TEXTS["voc"][0], "ImageSets/Main/train.txt", "split=train"),
+    "flickr30k": (TEXTS["flickr30k"][0], "train.txt", "split=train"),
+    "flickr30k ": (TEXTS["flickr30k"][0], "UNRELATED_CAPTIONS", "split=all"),
+    "ai2d": (questions(write.write_ai2d), "ai2d_test_ids.csv", "split=train"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_in_another_encoding_is_named(kind, tmp_path):
+    written, name, options = LISTS[kind]
+    found = written(tmp_path / "d")
+    found = found if isinstance(found, tuple) else (found,)
+    for file in (tmp_path / "d").rglob("*.yaml"):  # names then stand in classes.txt
+        file.unlink() if name == "classes.txt" else file.write_text(f"names: [a]\ntrain: {name}\n")
+    path = Path(found[0]) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("Schlüssel 1\n".encode("latin-1"))
+    text = ",".join([f"{kind.strip()}:{','.join(map(str, found))}", *filter(None, [options])])
+    with pytest.raises(UserError, match=f"{path.name}: is no UTF-8: byte 4 is 0xfc: save it as"):
+        open_source(text)
+
+
+@pytest.mark.parametrize("declared", ["gb2312", "no-such-encoding"])
+@pytest.mark.parametrize("kind", ["voc", "flickr30k"])
+def test_an_xml_of_an_unknown_encoding_is_a_malformed_record(kind, declared, tmp_path):
+    found = TEXTS[kind][0](tmp_path)
+    found = found if isinstance(found, tuple) else (found,)
+    file = sorted(tmp_path.rglob("*.xml"))[0]
+    body = file.read_text(encoding="utf-8").partition("?>")[2] or file.read_text(encoding="utf-8")
+    file.write_text(f'<?xml version="1.0" encoding="{declared}"?>{body}', encoding="utf-8")
+    source = open_source(f"{kind}:{','.join(map(str, found))},max_bad=1")
+    assert source.bad == 1 and f"{file.name}: no valid XML: " in source.problems[0]
+    file.write_text(f'<?xml version="1.0" encoding="latin-1"?>{body}', encoding="latin-1")
+    assert not open_source(f"{kind}:{','.join(map(str, found))}").bad
 
 
 @pytest.mark.parametrize("kind", FILES)

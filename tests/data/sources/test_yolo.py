@@ -131,7 +131,7 @@ def test_rows(tmp_path):
         assert region.box == pytest.approx(box, abs=1e-6)
     assert len(open_source(f"yolo:{root},max_bad=0.4,empty=keep")) == 3
     (root / "labels/blank.txt").write_bytes(b"\xff\xfe0")
-    assert "blank.txt: no readable text" in open_source(f"yolo:{root},max_bad=0.4").problems[0]
+    assert "blank.txt: is no UTF-8" in open_source(f"yolo:{root},max_bad=0.4").problems[0]
 
 
 def test_key_points_are_passed_over(tmp_path):
