@@ -52,12 +52,14 @@ class Region:
         score: float | None = None,
         *,
         clip: bool = False,
+        size: Point = (1, 1),
     ) -> "Region":
-        """A region from `xyxy` in [0, 1]; clip=True cuts what lies outside the picture first.
+        """A region from `xyxy` in [0, 1], or in pixels of a picture of `size` (width, height);
+        clip=True cuts what lies outside the picture first.
 
         Raises UserError for a wrong count, NaN, reversed corners, no area, or a box outside.
         """
-        return cls("box", _checked_box(box, clip), label=label, score=score)
+        return cls("box", _checked_box(box, clip, size=size), label=label, score=score)
 
     @classmethod
     def from_point(
@@ -344,24 +346,27 @@ def _numbers(values: Any, name: str, count: int) -> tuple[float, ...]:
     try:
         numbers = tuple(float(v) for v in values)
     except (TypeError, ValueError, OverflowError) as e:
-        raise UserError(f"{name} {values!r} is not {count} numbers") from e
+        raise UserError(f"{name} {repr(values)[:60]} is not {count} numbers") from e
     if len(numbers) != count:
-        raise UserError(f"{name} {values!r} has {len(numbers)} numbers, expected {count}")
+        raise UserError(f"{name} {repr(values)[:60]} has {len(numbers)} numbers, expected {count}")
     if not all(math.isfinite(v) for v in numbers):
         raise UserError(f"{name} {list(numbers)} holds NaN or infinity")
     return numbers
 
 
-def _checked_box(box: Any, clip: bool, name: str = "box") -> Box:
+def _checked_box(box: Any, clip: bool, name: str = "box", size: Point = (1, 1)) -> Box:
+    """The box in shares of `size`; messages have its own numbers."""
     x0, y0, x1, y1 = numbers = _numbers(box, name, 4)
     shown = "[" + ", ".join(f"{v:.6g}" for v in numbers) + "]"
     if x1 < x0 or y1 < y0:
         raise UserError(f"{name} {shown} is reversed: give x0,y0,x1,y1 with x0 < x1 and y0 < y1")
-    if not clip and (min(x0, y0) < -_SLACK or max(x1, y1) > 1 + _SLACK):
+    shares = [v / side for v, side in zip(numbers, (*size, *size), strict=True)]
+    if not clip and (min(shares) < -_SLACK or max(shares) > 1 + _SLACK):
         raise UserError(f"{name} {shown} lies outside [0, 1]: divide by width and height, or clip")
-    x0, y0, x1, y1 = (min(max(v, 0.0), 1.0) for v in numbers)
+    x0, y0, x1, y1 = (min(max(v, 0.0), 1.0) for v in shares)
     if x1 <= x0 or y1 <= y0:
-        raise UserError(f"{name} {shown} has no area inside the picture")
+        of = "" if size == (1, 1) else f" of {size[0]:g}x{size[1]:g} px"
+        raise UserError(f"{name} {shown} has no area inside the picture{of}")
     return x0, y0, x1, y1
 
 

@@ -258,9 +258,23 @@ def test_jsonl_regions_of_every_kind(tmp_path):
         ),
         ('{"image": "a.png", "width": 0}', "whole numbers"),
         ('{"image": "a.png", "regions": [{}]}', "exactly one of box"),
-        ('{"image": "a.png", "regions": [{"box": [1, 2]}]}', "malformed"),
-        ('{"image": "a.png", "regions": [{"box": [9, 2, 3, 4]}]}', "reversed"),
-        ('{"image": "b.png", "regions": []}', "b.png: no such file"),
+        ('{"image": "a.png", "regions": [{"box": [1, 2]}]}', "has 2 numbers, expected 4"),
+        ('{"image": "a.png", "regions": [{"box": [9, 2, 3, 4]}]}', "box [9, 2, 3, 4] is reversed"),
+        (
+            '{"image": "a.png", "objects": [{"box": [50, 50, 60, 60]}]}',
+            "a.jsonl:1: objects[0]: box [50, 50, 60, 60] has no area inside the picture of 40x20",
+        ),
+        (
+            '{"image": "a.png", "objects": [{"box": [5, 5, 6, 6], "label": 3}]}',
+            "a.jsonl:1: objects[0]: label is 3: expected text",
+        ),
+        ('{"image": "a.png", "objects": [{"point": [5, 5], "label": ["a"]}]}', "label is ['a']"),
+        (
+            '{"image": "a.png", "regions": [{"box": [5, 5, 6, 6], "score": "x"}]}',
+            "a.jsonl:1: regions[0]: score holds 'x', expected a number",
+        ),
+        ('{"image": "a.png", "crowd": [{"box": [5, 5, 6, 6], "score": NaN}]}', "score is nan"),
+        ('{"image": "b.png", "regions": []}', "a.jsonl:1: .*b.png: no such file"),
         ("", "holds no line"),
     ],
 )

@@ -25,6 +25,8 @@ the whole picture is [0, 0, width, height]. Turns are neutral markup (`mg_jax.te
 numbers count from 0 in `regions`. Empty lines are skipped.
 """
 
+import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ from mg_jax.data.sources.base import (
     existing,
     fields,
     read_lines,
+    real,
+    short,
     sides,
 )
 from mg_jax.data.sources.measures import PICTURE, UNKNOWN, tokens_about
@@ -126,25 +130,31 @@ class JsonlSource(Source):
     def raw_boxes(self, i: int) -> tuple[list[list[float]], tuple[int, int]]:
         """The boxes of a line as they stand there, not cut at the border, and its picture's size.
 
-        Raises BadRecord where the size is not given and the picture cannot be read.
+        What is no four numbers is left out. Raises BadRecord where the size is not given and the
+        picture cannot be read.
         """
         row = self._rows[i][1]
-        found = [r.get("box") for key in ("objects", "regions") for r in row.get(key, [])
-                 if isinstance(r, Mapping)]  # fmt: skip
-        return [b for b in found if isinstance(b, list) and len(b) == 4], self._size(row)
+        found = []
+        for region in (*row.get("objects", ()), *row.get("regions", ())):
+            box = region.get("box") if isinstance(region, Mapping) else None
+            if isinstance(box, list) and len(box) == 4:
+                with contextlib.suppress(BadRecord):
+                    found.append([real(v, "box") for v in box])
+        return found, self._size(i)
 
-    def _size(self, row: dict[str, Any]) -> tuple[int, int]:
+    def _size(self, i: int) -> tuple[int, int]:
+        where, row = self._rows[i]
         if "width" in row and "height" in row:
             return sides(row)
         try:
             return image_size(self.root / row["image"])
         except UserError as e:
-            raise BadRecord(str(e)) from None
+            raise BadRecord(f"{where}: {e}") from None
 
     def __getitem__(self, i: int) -> Example:
         where, row = self._rows[i]
         file = self.root / row["image"]
-        width, height = self._size(row)
+        width, height = self._size(i)
         try:
             regions, objects, crowd = (
                 tuple(
@@ -250,14 +260,16 @@ def read_region(row: Any, width: int, height: int, where: str) -> Region:
     kinds = [k for k in _KINDS if isinstance(row, Mapping) and k in row]
     if len(kinds) != 1:
         raise UserError(f"{where}: expected exactly one of {', '.join(_KINDS)}")
-    kind, label, value = kinds[0], row.get("label"), row[kinds[0]]
+    kind, label, score, value = kinds[0], row.get("label"), row.get("score"), row[kinds[0]]
+    if label is not None and not isinstance(label, str):
+        raise UserError(f"{where}: label is {short(label)}: expected text")
     try:
+        if score is not None and not math.isfinite(score := real(score, "score")):
+            raise UserError(f"score is {score}: expected a number")
         if kind == "mask":
-            return Region.from_mask(value, label=label, score=row.get("score"))
+            return Region.from_mask(value, label=label, score=score)
         if kind == "box":
-            scale = (width, height, width, height)
-            box = [float(v) / s for v, s in zip(value, scale, strict=True)]
-            return Region.from_box(box, label=label, score=row.get("score"), clip=True)
+            return Region.from_box(value, label, score, clip=True, size=(width, height))
         points = [value] if kind == "point" else value
         shares = [(float(x) / width, float(y) / height) for x, y in points]
         if kind == "point":

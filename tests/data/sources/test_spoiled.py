@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mg_jax.data import write
+from mg_jax.data.inspect import inspect
 from mg_jax.data.sources import open_source
 from mg_jax.errors import UserError
 from tests.data.sources import asked, boxed_scenes, grounded_scenes
@@ -192,6 +193,7 @@ def read(spec, where):
     """Open a data set and take all its examples; only the library's errors are let pass."""
     try:
         source = open_source(spec)
+        assert not any("\n" in line for line in inspect(source, pictures=1).lines()), where
         for i in range(len(source)):
             try:
                 check(source[i])
@@ -211,6 +213,8 @@ def check(example):
         x0, y0, x1, y1 = region.box
         assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1, region
         assert np.isfinite(region.box).all()
+        assert region.label is None or isinstance(region.label, str), region
+        assert region.score is None or np.isfinite(region.score), region
     numbers = [k for e in example.expressions for k in e.regions]
     numbers += [k for a, _, b in example.relations for k in (a, b)]
     assert all(0 <= k < len(example.regions) for k in numbers)
