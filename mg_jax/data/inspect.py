@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from mg_jax.data.sources import Source
-from mg_jax.data.sources.spaces import looks_like
+from mg_jax.data.sources.spaces import refuse_misfits
 from mg_jax.data.sources.split import PARTS, parts
 from mg_jax.draw import draw_boxes, grid
-from mg_jax.errors import BadRecord, some
+from mg_jax.errors import BadRecord, UserError, some
 from mg_jax.example import Example
 
 _MOST = 20_000  # examples that are looked at; of a larger set an even sample
@@ -28,11 +28,13 @@ _SHOWN = 12  # classes, and lines of problems, that are printed
 class Findings:
     """What `inspect` found; sizes and counts are percentiles: min, p10, median, p90, max.
 
-    examples: of the whole source; examined: how many of them the numbers below are of. classes:
-    boxes by label. pictures_of: pictures by label. box_side: root of the area in pixels, box_share:
-    the same as a share of the picture's. spellings: labels that may be one class. tiny: boxes with
-    a side below a hundredth of the picture's. space: what the boxes look like when that is not
-    what they were read as. text: examples with each kind of text. parts: examples by split.
+    examples: of the whole source; examined: how many of them the numbers below are of. malformed:
+    records; misread: those of them that were found so only when they were asked for. classes: boxes
+    by label. pictures_of: pictures by label. box_side: root of the area in pixels, box_share: the
+    same as a share of the picture's. spellings: labels that may be one class. tiny: boxes with a
+    side below a hundredth of the picture's. space: why the boxes cannot be of their pictures, ""
+    where they can. text: examples with each kind of text. parts: examples by split. max_bad: share
+    of malformed records, and of unreadable pictures, from which on the data are refused.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Findings:
     examined: int
     left_out: Mapping[str, int]
     malformed: int
+    misread: int
     problems: Sequence[str]
     boxes: int
     crowd: int
@@ -60,6 +63,7 @@ class Findings:
     unreadable: Sequence[str]
     text: Mapping[str, int]
     parts: Mapping[str, int]
+    max_bad: float
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON takes it."""
@@ -79,6 +83,11 @@ class Findings:
             lines.append(f"{self.empty} pictures have no box")
         if self.unlabelled and self.classes:
             lines.append(f"{self.unlabelled} boxes have no label")
+        elif self.unlabelled:
+            lines.append(
+                "no box has a label, so none is learnt: unless that is meant, check that the "
+                "annotations have names of classes (COCO: categories, category_id)"
+            )
         if self.malformed:
             lines.append(f"{self.malformed} malformed records, left out")
         if self.unreadable:
@@ -94,16 +103,22 @@ class Findings:
         if not self.examples:
             return f"data {self.name}: holds no example to train on" + (f": {left}" if left else "")
         if self.space:
-            return (
-                f"data {self.name}: the boxes do not fit their pictures, they look like "
-                f"{self.space}: expected pixels, x0, y0, x1, y1 (see the reader's documentation)"
-            )
+            return self.space
         if self.malformed and not self.boxes and not any(self.text.values()):
             return f"data {self.name}: no record can be used; the first: {self.problems[0]}"
         if not self.boxes and not any(self.text.values()):
             return f"data {self.name}: has no boxes and no text: there is nothing to train on"
         if self.decoded and len(self.unreadable) == self.decoded:
             return f"data {self.name}: no picture can be read; the first: {self.unreadable[0]}"
+        for count, of, what, first in (
+            (self.misread, self.examined, "records are malformed", self.problems[:1]),
+            (len(self.unreadable), self.decoded, "pictures cannot be read", self.unreadable[:1]),
+        ):
+            # of a sample two deviations more, which its share may be off by
+            slack = 2 * (self.max_bad * of) ** 0.5 if of < self.examples else 0
+            if count > self.max_bad * of + slack:
+                most = f"more than max_bad={self.max_bad:g} allows"
+                return f"data {self.name}: {count} of {of} {what}, {most}; the first: {first[0]}"
         if not self.parts.get("train"):
             return f"data {self.name}: {self.examples} examples, none of them to train on by hash"
         return ""
@@ -142,7 +157,8 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
     total = len(source)
     chosen = _even(total, most)
     decoded = set(_even(len(chosen), pictures))
-    problems, unreadable = list(source.problems), []
+    problems: list[str] = []
+    unreadable: list[str] = []
     classes, pictures_of, text = Counter[str](), Counter[str](), Counter[str]()
     per_picture, boxes, sizes = [], [], []
     count = defaultdict[str, int](int)
@@ -157,7 +173,6 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
             example = source[i]
         except BadRecord as e:
             problems.append(str(e))
-            count["malformed"] += 1
             continue
         size = example.width, example.height
         if n in decoded and example.image is not None:
@@ -190,8 +205,9 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
         examples=total,
         examined=len(chosen),
         left_out=dict(source.counts),
-        malformed=source.bad + count["malformed"],
-        problems=tuple(problems[:_SHOWN]),
+        malformed=source.bad + len(problems),
+        misread=len(problems),
+        problems=tuple([*problems, *source.problems][:_SHOWN]),
         boxes=len(every),
         crowd=count["crowd"],
         unlabelled=count["unlabelled"],
@@ -206,11 +222,12 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
         tiny=int((shares < _TINY).any(1).sum()),
         duplicated=count["duplicated"],
         spellings=spellings(classes),
-        space=_space(raw, raw_sizes),
+        space=_misfits(source.name, raw, raw_sizes),
         decoded=count["decoded"],
         unreadable=tuple(unreadable),
         text=dict(text),
         parts=dict(Counter(parts(source))),
+        max_bad=source.max_bad,
     )
 
 
@@ -380,8 +397,14 @@ def _spread(values: Mapping[str, float], digits: int = 0) -> str:
     return ", ".join(f"{name} {v:.{digits}f}" for name, v in values.items())
 
 
-def _space(boxes: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> str:
+def _misfits(name: str, boxes: Any, sizes: Any) -> str:
+    """What `refuse_misfits` says of boxes [N, 4], xyxy in pixels, and pictures of sizes [N, 2]."""
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    sizes = np.asarray(sizes, np.float64).reshape(-1, 2)
+    cut = np.clip(boxes, 0, np.tile(sizes, 2))
+    lost = int((~(cut[:, 2:] > cut[:, :2]).all(1)).sum())
     try:
-        return looks_like(boxes, sizes) if boxes else ""
-    except (TypeError, ValueError):  # boxes of something else than numbers: malformed, counted
-        return ""
+        refuse_misfits(name, boxes, sizes, "xyxy", lost, len(boxes))
+    except UserError as e:
+        return str(e)
+    return ""

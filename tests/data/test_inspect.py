@@ -135,16 +135,48 @@ def test_spellings():
 def test_pictures_that_cannot_be_read_are_named(tmp_path):
     spec = coco(tmp_path, [((10, 10, 40, 10), 0)], count=5)
     (tmp_path / "images" / "3.png").write_bytes(b"no picture")
-    found = inspect(open_source(spec))
+    found = inspect(open_source(f"{spec},max_bad=0.2"))
     assert len(found.unreadable) == 1 and "3.png" in found.unreadable[0] and not found.refusal()
+    refused = inspect(open_source(spec)).refusal()
+    assert "1 of 5 pictures cannot be read, more than max_bad=0.05 allows; the first: " in refused
+    assert "3.png" in refused
     for file in (tmp_path / "images").iterdir():
         file.write_bytes(b"no picture")
     assert "no picture can be read; the first: " in inspect(open_source(spec)).refusal()
 
 
+def test_too_many_malformed_records_are_refused(tmp_path):
+    picture(tmp_path / "0.png")
+    objects = [{"box": [10, 10, 50, 50], "label": "a"}]
+    rows = [{"image": f"{n % 12}.png", "objects": objects} for n in range(13)]  # 0 and 12 are there
+    spec = jsonl(tmp_path, rows)
+    found = inspect(open_source(spec))
+    assert (found.malformed, found.misread) == (11, 11)
+    wanted = "data a: 11 of 13 records are malformed, more than max_bad=0.05 allows; the first: "
+    assert found.refusal().startswith(f"{wanted}{tmp_path / 'a.jsonl'}:2: {tmp_path / '1.png'}: no")
+    assert not inspect(open_source(f"{spec},max_bad=0.9")).refusal()
+    assert not inspect(open_source(f"{spec},max_bad=0.7"), most=10).refusal()  # 8 of 10, by chance
+
+
+def test_boxes_without_a_label_are_told(tmp_path):
+    spec = coco(tmp_path, [((10, 10, 40, 10), 5), ((10, 30, 40, 10), 5)], ())
+    assert any("no box has a label" in line for line in inspect(open_source(spec)).warnings())
+    some = [{"image": "1.png", "objects": [{"box": [1, 1, 9, 9], "label": label}]}
+            for label in ("a", None)]  # fmt: skip
+    picture(tmp_path / "j" / "1.png")
+    found = inspect(open_source(jsonl(tmp_path / "j", some)))
+    assert "1 boxes have no label" in found.warnings()
+
+
 @pytest.mark.parametrize(
     "boxes,said",
     [
+        (
+            [[5000, 5000, 6000, 6000]] * 2,
+            "data a: 20 of its 20 boxes have no area inside their picture, the boxes reach to "
+            "x 6000 and y 6000; expected x0, y0, x1, y1 in pixels",
+        ),
+        ([[0.1, 0.2, 0.5, 0.6], ["a", 1, 2, 3]], "they look like shares of 1"),
         ([[0.1, 0.2, 0.5, 0.6], [0.3, 0.3, 0.9, 0.8]], "they look like shares of 1"),
         ([[300, 10, 340, 60], [250, 20, 420, 80]], "they look like y before x"),
     ],
