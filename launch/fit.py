@@ -65,6 +65,14 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
         raise UserError(f"--data {args.data}: say of which kind it is, for example --data {like}")
     if args.data.startswith("scenes:"):
         raise UserError(f"--data {args.data}: scenes have no split by file: use launch.train")
+    if args.data.startswith("features:"):
+        raise UserError(f"--data {args.data}: give the data that they were made of")
+    for option in args.data.split(","):
+        if option.strip().startswith(("part=", "views=")):
+            raise UserError(
+                f"--data {args.data}: {option.strip()} is for launch.train; leave it out: "
+                "launch.fit takes parts and views of its own"
+            )
     known = fitting.known_stages(args.system)
     source = open_source(args.data, training=True)
     findings = inspect.inspect(source)
@@ -91,7 +99,7 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
     if args.inspect_only or not (args.yes or agreed()):
         return 0
 
-    fitting.need_room(configs, workdir)
+    fitting.need_room(configs, workdir, findings.parts.get("train", 0))
     fitting.cache(configs, workdir)
     command = shlex.join(["python", "-m", "launch.fit", *argv])
     for stage, config in configs.items():

@@ -252,7 +252,7 @@ def cache(configs: Mapping[str, Any], workdir: Path) -> None:
     from mg_jax.disk import read_json
 
     for c in configs.values():
-        if not (c.trunk and c.views):
+        if not _caches(c):
             continue
         folder, data = workdir / "features", f"{c.data},views={c.views}"
         made = read_json(folder / INFO) if (folder / INFO).is_file() else {}
@@ -264,6 +264,11 @@ def cache(configs: Mapping[str, Any], workdir: Path) -> None:
                 f"{folder}: was made of {made.get('data')}: pass another --workdir, or remove it"
             )
         c.data = f"features:{folder}"
+
+
+def _caches(c: Any) -> bool:
+    """Whether a stage trains on outputs of a frozen encoder that `cache` computes."""
+    return bool(c.trunk and c.views)
 
 
 def _detect(c: Any, findings: Findings) -> None:
@@ -312,19 +317,25 @@ def parse_steps(text: str, stages: Sequence[str]) -> dict[str, int]:
     return out
 
 
-def need_room(configs: Mapping[str, Any], workdir: Path) -> None:
-    """Raises UserError when the checkpoints will not fit on the disk, and for configs of which no
-    run can be planned: told now, not hours later when a stage begins."""
+def need_room(configs: Mapping[str, Any], workdir: Path, pictures: int) -> None:
+    """Raises UserError when the checkpoints, and the features of so many pictures where `cache`
+    will make them, do not fit on the disk, and for configs of which no run can be planned: told
+    now, not hours later when a stage begins."""
+    from launch import features
     from mg_jax import checkpoint, models
     from mg_jax.data import pipeline
+    from mg_jax.data.sources.features import INFO
     from mg_jax.disk import disk_errors, need_space
     from mg_jax.plan import plan
 
-    count = 0.0
+    count, made = 0.0, (workdir / "features" / INFO).is_file()
     for stage, c in configs.items():
+        system = models.build(c.system, c.model.to_dict())
+        if _caches(c) and not made:
+            row = features.row_bytes(system.cfg.vision, len(c.model.taps), c.image_size)
+            count, made = count + pictures * c.views * row, True  # one folder for all stages
         if (workdir / stage / "checkpoints").is_dir():
             continue
-        system = models.build(c.system, c.model.to_dict())
         p = plan(c, c.train.steps or 1, system=system, sizes=pipeline.batch_sizes(c, system.cfg))
         params = checkpoint.stored((p.state.params, p.frozen))
         moving = checkpoint.stored((p.state.params, p.state.opt))

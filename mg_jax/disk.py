@@ -66,6 +66,19 @@ def need_space(folder: Path, count: float) -> None:
         raise OSError(errno.ENOSPC, text)
 
 
+def reserve(path: Path) -> None:
+    """Give a file, which may have holes, its whole room on the disk now, where the system can: a
+    full disk is then told here and not when the holes are filled. Raises OSError(ENOSPC)."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # those: not on this disk
+                raise
+
+
 def replace(part: Path, folder: Path) -> None:
     """Give the finished folder `part` the name `folder`; what had that name goes."""
     if not folder.exists():

@@ -1,5 +1,7 @@
-"""Names given last, and JSON that may be broken."""
+"""Names given last, room claimed in time, and JSON that may be broken."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,27 @@ def test_lines_of_json(tmp_path):
             disk.read_json_lines(path, "a", *(["c"] if "lacks" in message else []))
     with pytest.raises(UserError, match="none: cannot be read"):
         disk.read_json_lines(tmp_path / "none")
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot")
+def test_holes_of_a_file_get_their_room(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write(b"head")
+        file.truncate(1 << 20)
+    before = path.stat().st_blocks
+    disk.reserve(path)
+    assert path.stat().st_blocks * 512 >= 1 << 20 > before * 512
+    assert path.read_bytes() == b"head" + bytes((1 << 20) - 4)
+
+    def fails(code):
+        def call(*_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "posix_fallocate", call)
+        with disk.disk_errors(path):
+            disk.reserve(path)
+
+    fails(errno.EOPNOTSUPP)
+    with pytest.raises(UserError, match="a: the disk is full"):
+        fails(errno.ENOSPC)

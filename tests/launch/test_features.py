@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import mg_jax
 from configs import mg_llava
@@ -14,8 +15,8 @@ from launch import features, fitting, ship, train
 from mg_jax import checkpoint, models
 from mg_jax.data import pipeline
 from mg_jax.data.sources import open_source
-from mg_jax.data.write import write_voc
-from mg_jax.errors import UserError
+from mg_jax.data.write import write_jsonl, write_voc
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.plan import initial_params, plan
 from tests import fake_trunk
 from tests.train.micro import micro_config, save_tokenizer
@@ -148,6 +149,59 @@ def test_configs_that_do_not_fit_are_named(fake, voc, tmp_path):
     c.data = f"features:{folder}"
     with pytest.raises(UserError, match="features: are read by Groma alone, not by mg_llava"):
         pipeline.open_batches(c, None)
+
+
+def test_bad_pictures_have_no_row_and_end_nothing(fake, voc, tmp_path, capsys):
+    pictures = sorted((tmp_path / "shapes" / "JPEGImages").iterdir())
+    pictures[1].write_bytes(pictures[1].read_bytes()[:300])
+    Image.new("RGB", (9, 9)).save(pictures[7])
+    with pytest.raises(UserError, match="could not be read, more than max_bad=0.05 allows; the fi"):
+        made(voc, tmp_path)
+    folder = made(f"{voc},max_bad=0.2", tmp_path)
+    assert (
+        f"left out: {pictures[1]}: the picture cannot be read to its end" in capsys.readouterr().err
+    )
+    source = open_source(f"features:{folder}")
+    assert source.max_bad == 0.2 and open_source(f"features:{folder},max_bad=0.3").max_bad == 0.3
+    bad = [k for k in range(24) if source.file_name(k) in (pictures[1].name, pictures[7].name)]
+    assert len(bad) == 4 and sorted(source.made["malformed"]) == sorted(map(str, bad))
+    for k in range(24):
+        if k in bad:
+            assert not source.states[k].any()
+            with pytest.raises(BadRecord, match=r"1\.png|7\.png|picture is 9x9 px"):
+                source[k]
+        else:
+            expected, found = encoded(fake, source[k]), source[k].meta["states"]
+            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_malformed_examples_have_no_row(fake, voc, tmp_path):
+    """Also where views are cut around the boxes of an example that is none."""
+    source = open_source(voc)
+    file = write_jsonl([source[i] for i in range(12)], tmp_path / "j")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows[3]["objects"][0]["box"] = [900, 900, 950, 950]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    folder = made(f"jsonl:{file},max_bad=0.1", tmp_path)
+    found = open_source(f"features:{folder}")
+    assert sorted(found.made["malformed"]) == ["6", "7"]
+    assert ":4: objects[0]: box [900, 900, 950, 950] has no area" in found.made["malformed"]["6"]
+
+
+def test_room_for_features_is_needed_in_time(fake, voc, tmp_path, monkeypatch):
+    changes = {"data": f"{voc},part=train", "views": 16}
+    configs = {s: config(s, tmp_path, **changes) for s in ("detection", "alignment")}
+    for stage in configs:
+        (tmp_path / "work" / stage / "checkpoints").mkdir(parents=True)
+    free = 2 * 4 * (1 + 4 * 4) * 16 * 16 * 10
+    monkeypatch.setattr("mg_jax.disk.free_bytes", lambda folder: free)
+    fitting.need_room(configs, tmp_path / "work", 10)
+    with pytest.raises(UserError, match="the disk is full"):
+        fitting.need_room(configs, tmp_path / "work", 11)
+    row = features.row_bytes(fake_trunk.config(), 0, 56)
+    folder = made(voc, tmp_path / "work", "features", views=1)
+    assert row * 12 == open_source(f"features:{folder}").states.nbytes
+    fitting.need_room(configs, tmp_path / "work", 11)  # they are there
 
 
 def test_bad_input_is_one_line(fake, voc, tmp_path):

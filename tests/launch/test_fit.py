@@ -99,7 +99,7 @@ def loads(monkeypatch):
         return Speaker(None if stage == "detection" else object())
 
     monkeypatch.setattr(mg_jax, "load", load, raising=False)
-    monkeypatch.setattr(fitting, "need_room", lambda configs, workdir: None)
+    monkeypatch.setattr(fitting, "need_room", lambda configs, workdir, pictures: None)
     return seen
 
 
@@ -204,6 +204,9 @@ def test_folders_and_formats(voc, tmp_path):
     refused(["--data", folder], f"say of which kind it is, for example --data voc:{folder}")
     refused(["--data", "voc:/nowhere"], "/nowhere: no such folder")
     refused(["--data", "scenes:n=5"], "scenes have no split by file: use launch.train")
+    refused(["--data", "features:x"], "features:x: give the data that they were made of")
+    refused(["--data", f"{voc},part=train"], "part=train is for launch.train; leave it out")
+    refused(["--data", f"{voc}, views=2"], "views=2 is for launch.train; leave it out")
     refused(["--data", f"voc:{tmp_path}"], "Annotations: no such folder")
     (tmp_path / "a.json").write_text("[]")
     refused(
@@ -258,9 +261,9 @@ def test_a_full_disk_is_told_before_training(voc, tmp_path, monkeypatch):
     save_tokenizer(tmp_path / "t")
     configs = {"detection": micro_config("detection", tmp_path / "t", data=f"{voc},part=train")}
     with pytest.raises(UserError, match=r"the disk is full \(\d+ MiB are to be written, 0 MiB are"):
-        fitting.need_room(configs, tmp_path / "out")
+        fitting.need_room(configs, tmp_path / "out", 16)
     (tmp_path / "out" / "detection" / "checkpoints").mkdir(parents=True)
-    fitting.need_room(configs, tmp_path / "out")  # that stage has its room already
+    fitting.need_room(configs, tmp_path / "out", 16)  # that stage has its room already
 
 
 # -- decisions -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """A data set with the outputs of a frozen encoder, made once (`python -m launch.features`).
 
-    features.json    the data text, the encoder, size and preprocessing of the pictures
+    features.json    the data text, the encoder, size and preprocessing of the pictures, and by
+                     number the examples that are malformed, with what is wrong
     states.npy       float16 [N, M, P, C]: M hidden states of every example's picture
 
 The examples are read anew from the data text; each gets its row as `meta["states"]`, which stands
@@ -12,13 +13,14 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from mg_jax.data.sources.base import MAX_BAD, Source, existing
+from mg_jax.data.sources.base import Source, existing
 from mg_jax.disk import read_json
-from mg_jax.errors import UserError
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 
 FORMAT = "mg_jax features"
@@ -28,8 +30,9 @@ INFO, STATES = "features.json", "states.npy"
 class FeatureSource(Source):
     """The examples of a folder of features (see the module), in the order of their data text.
 
-    `made` has what features.json says. Raises UserError for a folder that is none, an array of
-    another size, or a data text that has other examples now.
+    `made` has what features.json says. A malformed example is a BadRecord when it is asked for.
+    Raises UserError for a folder that is none, an array of another size, or a data text that has
+    other examples now.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class FeatureSource(Source):
         folder: str | Path = "",
         head: str = "",
         name: str = "",
-        max_bad: float | str = MAX_BAD,
+        max_bad: float | str = "",
     ):
         from mg_jax.data.sources import open_source  # which knows this class
 
@@ -47,7 +50,8 @@ class FeatureSource(Source):
             raise UserError(f"{self.folder / INFO}: is of no folder of features")
         self.made: Mapping[str, Any] = info
         self.source = source = open_source(info["data"])
-        super().__init__(name or source.name, head or source.head, max_bad)
+        most = source.max_bad if max_bad == "" else max_bad
+        super().__init__(name or source.name, head or source.head, most)
         self.tasks, self.exhaustive = source.tasks, source.exhaustive
         self.counts, self.bad, self.problems = source.counts, source.bad, source.problems
         if digest(source) != info["examples"]:
@@ -84,6 +88,8 @@ class FeatureSource(Source):
         return len(self.source)
 
     def __getitem__(self, i: int) -> Example:
+        if wrong := self.made.get("malformed", {}).get(str(range(len(self))[i])):
+            raise BadRecord(wrong)
         example = self.source[i]
         example.meta["states"] = self.states[i]
         return example
@@ -97,24 +103,32 @@ def digest(source: Source) -> str:
     origin = source.source if isinstance(source, Views) else source
     sums = hashlib.sha256()
     for i in range(len(origin)):
-        sums.update(f"{origin.file_name(i)}\n".encode())
-        if origin is not source:
-            boxes = [region.box for region in origin[i].objects]
-            sums.update(np.asarray(boxes, np.float64).tobytes())
+        try:
+            sums.update(f"{origin.file_name(i)}\n".encode())
+            if origin is not source:
+                boxes = [region.box for region in origin[i].objects]
+                sums.update(np.asarray(boxes, np.float64).tobytes())
+        except BadRecord:
+            sums.update(b"malformed\n")
     return f"{len(source)}:{sums.hexdigest()[:16]}"
 
 
 def write_features(
-    folder: str | Path, data: str, batches: Iterable[np.ndarray], made: Mapping[str, Any]
+    folder: str | Path,
+    data: str,
+    batches: Iterable[np.ndarray],
+    made: Mapping[str, Any],
+    bad: Mapping[int, str] = MappingProxyType({}),
 ) -> Path:
     """Write a folder of features; it appears whole or not at all. Returns it.
 
     data: text of a data set of n examples. batches: their hidden states in order, float
-    [b, M, P, C]. made: trunk, image_size, taps and preprocess, for features.json. Raises UserError
+    [b, M, P, C]. made: trunk, image_size, taps and preprocess, for features.json. bad: malformed
+    examples by number, with what is wrong; read when the batches are at their end. Raises UserError
     for a folder that is there, numbers beyond float16, or another count than n.
     """
     from mg_jax.data.sources import open_source
-    from mg_jax.disk import disk_errors, need_space, write_json
+    from mg_jax.disk import disk_errors, need_space, reserve, write_json
 
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -129,6 +143,7 @@ def write_features(
                 shape = (len(source), *batch.shape[1:])
                 need_space(folder.absolute(), 2.0 * math.prod(shape))
                 array = np.lib.format.open_memmap(part / STATES, "w+", np.float16, shape)
+                reserve(part / STATES)
             if not (np.abs(batch) <= np.finfo(np.float16).max).all():
                 raise UserError(f"data {source.name}: hidden states do not fit into float16")
             if done + len(batch) > len(array):
@@ -139,7 +154,7 @@ def write_features(
             raise UserError(f"data {source.name}: {done} states of {len(source)} examples")
         array.flush()
         info = {"format": FORMAT, "data": data, "examples": digest(source), "shape": [*array.shape]}
-        write_json(part / INFO, info | dict(made))
+        write_json(part / INFO, {**info, **made, "malformed": dict(bad)})
         if folder.is_dir():
             folder.rmdir()
         os.rename(part, folder)
