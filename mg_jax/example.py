@@ -264,11 +264,25 @@ class Example:
                 "expected uint8 [height, width, 3]"
             )
         if array.shape[:2] != (self.height, self.width):
-            raise BadRecord(
-                f"example {self.id!r}: picture is {array.shape[1]}x{array.shape[0]} px but the "
-                f"annotation says {self.width}x{self.height}: correct the annotation file"
-            )
+            raise BadRecord(self._misfit(array.shape[1], array.shape[0]))
         return array
+
+    def _misfit(self, width: int, height: int) -> str:
+        """What is wrong where the picture has this size and not the stated one."""
+        from mg_jax.vision.preprocess import is_turned
+
+        name, mend = f"example {self.id!r} of {self.source}", "correct the annotation file"
+        if isinstance(self.image, str):
+            name = f"{self.image}: {name}"
+            if (width, height) == (self.height, self.width) and is_turned(self.image):
+                mend = (
+                    "EXIF turns it: correct sides and boxes in the annotation file to the picture "
+                    "as it is shown, or take the orientation out of the picture's EXIF data"
+                )
+        return (
+            f"{name}: picture is {width}x{height} px but the annotation says "
+            f"{self.width}x{self.height}: {mend}"
+        )
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -61,8 +61,18 @@ def image_size(source: str | Path | bytes) -> tuple[int, int]:
     """(width, height) after EXIF rotation, from the file's head. Raises UserError as above."""
     name = "image bytes" if isinstance(source, bytes) else str(source)
     with _opened(source, name, MAX_PIXELS) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        return image.size[::-1] if _on_its_side(image) else image.size
+
+
+def is_turned(source: str | Path | bytes) -> bool:
+    """Whether EXIF rotation exchanges the picture's sides. Raises UserError as `image_size`."""
+    name = "image bytes" if isinstance(source, bytes) else str(source)
+    with _opened(source, name, MAX_PIXELS) as image:
+        return _on_its_side(image)
+
+
+def _on_its_side(image: Image.Image) -> bool:
+    return image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
 
 
 def _opened(source: str | Path | bytes, name: str, max_pixels: int) -> Image.Image:

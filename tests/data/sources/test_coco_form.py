@@ -215,8 +215,13 @@ def test_turned_and_cmyk_photos(tmp_path):
     )
     assert shown.pixels().shape == (40, 20, 3)
     assert cmyk.pixels().shape == (20, 40, 3) and cmyk.pixels()[0, 0, 0] < 60
-    with pytest.raises(BadRecord, match="picture is 20x40 px but the annotation says 40x20"):
+    with pytest.raises(BadRecord, match="picture is 20x40 px but the annotation says 40x20") as e:
         stored.pixels()  # the boxes are of the picture as stored, so they would be misplaced
+    assert str(e.value).startswith(f"{tmp_path / 'pics/turned.jpg'}: example 'a-3' of a: ")
+    assert "40x20: EXIF turns it: correct sides and boxes" in str(e.value)
+    Image.new("RGB", (20, 40)).save(tmp_path / "pics/turned.jpg")  # the same sides, without EXIF
+    with pytest.raises(BadRecord, match=r"turned\.jpg: .* 40x20: correct the annotation file$"):
+        stored.pixels()
 
 
 def test_lists_in_any_order_and_in_pieces(tmp_path, monkeypatch):
