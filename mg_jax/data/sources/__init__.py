@@ -31,13 +31,17 @@
     scienceqa:DIR[,split=train][,text=keep|drop]
     captions:FILE,images_dir[,INSTANCES]          COCO's          textcaps:FILE,images_dir
 
+Values above are examples; the classes have the defaults: min_side, min_area, max_area, min_iou and
+min_stability are 0, which leaves nothing out.
+
 All take `head=coco|sa1b`, the detector's objectness head their boxes train (coco by default), and
-`name=...`. All but scenes take `max_bad=0.05`, the share of malformed records up to which they are
-left out and reported instead of being an error, and `tasks=rec*2+presence`, what their examples
-without turns are asked (`mg_jax.data.tasks`); those of labelled boxes `exhaustive=yes|no`, whether
-a label without box in a picture is absent from it. `part=train` or `part=heldout` takes the
-examples of about 80 % or 20 % of the pictures, told by a hash of their file names; `views=N` takes
-N views of each (`Views`). A file name with a comma cannot be written here; call the class instead.
+`name=...`. All but scenes take `max_bad` (0.05 by default), the share of malformed records up to
+which they are left out and reported instead of being an error, and `tasks=rec*2+presence`, what
+their examples without turns are asked (`mg_jax.data.tasks`); those of labelled boxes
+`exhaustive=yes|no`, whether a label without box in a picture is absent from it. `part=train` or
+`part=heldout` takes the examples of about 80 % or 20 % of the pictures, told by a hash of their
+file names; `views=N` takes N views of each (`Views`). A file name with a comma cannot be written
+here; call the class instead.
 """
 
 from collections.abc import Callable
@@ -153,7 +157,8 @@ def open_source(spec: str, training: bool = False) -> Source:
     source = build(**values)
     source.tasks = tasks or source.tasks
     if "exhaustive" in asked:
-        if not isinstance(source, BoxedSource) or asked["exhaustive"] not in ("yes", "no"):
+        boxed = isinstance(source, BoxedSource | TfdsSource)
+        if not boxed or asked["exhaustive"] not in ("yes", "no"):
             raise UserError(
                 f"data {spec!r}: exhaustive={asked['exhaustive']}: yes or no, for data sets of "
                 "labelled boxes"

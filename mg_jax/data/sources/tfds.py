@@ -5,13 +5,16 @@
 Needs the extra `tfds`. A set is used when it has a feature `Image` and a `Sequence` with a `BBox`
 (VOC, COCO, LVIS, Open Images, KITTI, WIDER FACE, ...): labels are names of the `ClassLabel`
 called label or type in that sequence; `is_crowd`, `is_difficult` and `is_group_of` mark crowds;
-LVIS's `neg_category_ids` are absent, its `not_exhaustive_category_ids` handed on in meta.
+LVIS's `neg_category_ids` are absent, its `not_exhaustive_category_ids` handed on in meta; VOC and
+COCO are labelled throughout (`Source.exhaustive`).
 BBox is ymin, xmin, ymax, xmax in shares of 1 unless its `bbox_format` says otherwise. Boxes refer
 to the pixels as stored, so EXIF rotation is not applied.
 """
 
 import functools
 import io
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,13 @@ from mg_jax.data.sources.base import MAX_BAD, Source, existing
 from mg_jax.data.sources.measures import PICTURE
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Box, Example, Region
+from mg_jax.text.words import noun
 
 _CROWD = ("is_crowd", "is_difficult", "is_group_of")
 _LABEL = ("label", "type")
+_EXHAUSTIVE = ("coco", "voc")  # builders
+_NEGATIVES, _LOOSE = "neg_category_ids", "not_exhaustive_category_ids"
+_COUNTED = 5_000  # records of which labels are counted
 # For each format of tfds: places of x0, y0, x1, y1, and what they are divided by
 _FORMATS = {
     "REL_YXYX": (1, 0, 3, 2),
@@ -41,7 +48,9 @@ class TfdsSource(Source):
     dataset: name, config and version, as "voc/2007:4.0.0". split: as tfds writes it, "train",
     "train+validation", "train[:80%]". data_dir: where tfds keeps prepared sets, by default its
     own choice. Nothing is downloaded or prepared here, and records are read when asked for; so
-    pictures without boxes are kept. Boxes without area are left out. Examples have no turns.
+    pictures without boxes are kept. Boxes without area are left out, not counted. Where
+    `exhaustive` is set, every label without any box in a picture is `absent` from it. Examples
+    have no turns.
     Raises UserError without the extra, for a set that is not prepared, or is none of boxes.
     """
 
@@ -76,6 +85,7 @@ class TfdsSource(Source):
                 f"data tfds:{dataset}: {_line(e)}: {ready}, or name its folder with data_dir="
             ) from None
         self._fields(tfds, features)
+        self.exhaustive = builder.name in _EXHAUSTIVE
         if not splits:
             raise UserError(
                 f"data tfds:{dataset}: nothing is prepared at {builder.data_dir}: {ready}"
@@ -120,7 +130,20 @@ class TfdsSource(Source):
         named = [k for k in _LABEL if isinstance(parts.get(k), kinds.ClassLabel)]
         self.label = named[0] if named else ""
         self.labels = list(parts[self.label].names) if named else []
+        self._nouns = [noun(label) for label in self.labels]
         self.crowd = [k for k in _CROWD if k in parts]
+        self._negatives = _NEGATIVES in table
+
+    @functools.cached_property
+    def frequency(self) -> Mapping[str, int]:
+        """In how many pictures each label stands, of an even sample of 5,000; {} where nothing is
+        known to be absent."""
+        if not (self.label and (self.exhaustive or self._negatives)):
+            return {}
+        found = Counter[int]()
+        for i in range(0, len(self.rows), -(-len(self.rows) // _COUNTED)):
+            found.update(set(map(int, self.rows[i][self.objects][self.label])))
+        return {label: found[k] for k, label in enumerate(self.labels) if found[k]}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -140,8 +163,12 @@ class TfdsSource(Source):
                 group.append(Region("box", place, label=label))
         absent, loose = (
             [self.labels[int(k)] for k in row.get(key, ())] if self.labels else []
-            for key in ("neg_category_ids", "not_exhaustive_category_ids")
+            for key in (_NEGATIVES, _LOOSE)
         )
+        if self.exhaustive and self.label:
+            there = {self._nouns[int(k)] for k in table[self.label]}
+            absent = [a for a, name in zip(self.labels, self._nouns, strict=True)
+                      if name not in there]  # fmt: skip
         meta = {"task": "detection", "image_id": i}
         if "image/filename" in row:
             meta["file_name"] = bytes(row["image/filename"]).decode(errors="replace")

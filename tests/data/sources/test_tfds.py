@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mg_jax.data.sources import open_source
+from mg_jax.data.sources import open_source, tfds
 from mg_jax.data.write import write_tfds
 from mg_jax.errors import UserError
 from tests.data.sources.boxed_scenes import all_of, assert_boxes, scenes
@@ -49,6 +49,25 @@ def test_a_local_set_is_read_back(built):
     copy = pickle.loads(pickle.dumps(source))
     assert copy[2].objects == source[2].objects and source[2].id == "drawn_cells-2"
     assert len(open_source(f"tfds:drawn_cells:1.0.0,split=train[:50%],data_dir={folder}")) == 2
+
+
+@needs_tfds
+def test_what_a_set_labelled_throughout_does_not_show_is_absent(built, monkeypatch):
+    rows, folder = built
+    text = f"tfds:drawn_cells,split=train+validation,data_dir={folder}"
+    plain, asked = open_source(text), open_source(f"{text},exhaustive=yes")
+    assert not plain.frequency and not any(e.absent for e in all_of(plain))
+    monkeypatch.setattr(tfds, "_EXHAUSTIVE", ("drawn_cells",))  # as VOC and COCO
+    assert not all_of(open_source(f"{text},exhaustive=no"))[0].absent
+    by_name = {f"{e.id}.png": {r.label for r in (*e.objects, *e.crowd)} for e in rows}
+    every = set().union(*by_name.values())
+    counts = {label: sum(label in there for there in by_name.values()) for label in every}
+    for source in (asked, open_source(text)):
+        assert source.exhaustive and source.frequency == counts
+        for e in all_of(source):
+            assert set(e.absent) == every - by_name[e.meta["file_name"]] != set()
+    part = open_source(f"{text},exhaustive=yes,part=train")
+    assert part.exhaustive and part.frequency == counts
 
 
 @needs_tfds
