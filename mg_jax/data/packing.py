@@ -13,7 +13,8 @@ row each. Conversations about pictures are not packed: a row has one picture.
 tokens for one example at every call. Which texts
 share a row is fixed when the source is opened, so a row is a record like any other: rows are
 shuffled, mixed and dealt out to processes, and the state of the iterator stays one number. A
-system that takes text alone gives `segments` to its language model.
+system that takes such rows gives their `segments` to its language model; none of the four does
+(docs/data.md).
 """
 
 import bisect
