@@ -15,12 +15,12 @@ that of groma-tiny (left out, it begins with nothing):
 
 These towers hardly read printed words; training/README.md has the run behind it that teaches them.
 
-llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the
-published shape and hyper-parameters of that language model (spec 8; 8 devices of 80 GB, more for
-13B and 34B) and needs --config.data=..., --config.boxes=FILE of launch.boxes, and
---config.codec.tokenizer=FOLDER; stage=pretrain also CLIP, ConvNeXt and the language model as
-converted releases, --config.init_from=FOLDER,FOLDER,FOLDER. Upstream's frozen ConvNeXt kept its
-stochastic depth while training: --config.model.drop_path=0.1 does as it did.
+llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the published shape and hyper-parameters of that
+language model (spec 8; 8 devices of 80 GB, more for 13B and 34B) and needs --config.data=...,
+--config.boxes=FILE of launch.boxes (or FILE,FILE,...), and --config.codec.tokenizer=FOLDER;
+stage=pretrain also CLIP, ConvNeXt and the language model as converted releases,
+--config.init_from=FOLDER,FOLDER,FOLDER. Upstream's frozen ConvNeXt kept its stochastic depth while
+training: --config.model.drop_path=0.1 does as it did.
 
 Batches of published sizes hold rows of one medium (text alone, pictures, videos) and of similar
 length, in both stages; upstream groups them so in sft and shuffles in pretrain, as

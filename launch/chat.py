@@ -41,6 +41,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--prompt", help="the question; without it a conversation starts")
     add_regions(p)
     detecting.add_flags(p)
+    add_boxes_id(p)
     p.add_argument("--out", help="write the picture with the answer's boxes here (PNG or JPEG)")
     p.add_argument("--json", action="store_true", help="print the answer as one JSON line")
     p.add_argument("--max-new-tokens", type=int, default=128)
@@ -65,6 +66,11 @@ def add_regions(p: argparse.ArgumentParser) -> None:
         "--object", action="append", default=[], metavar="X1,Y1,X2,Y2",
         help="box whose crop is shown to the model",
     )  # fmt: skip
+
+
+def add_boxes_id(p: argparse.ArgumentParser) -> None:
+    """--boxes-id, of commands that ask about one picture."""
+    p.add_argument("--boxes-id", metavar="ID", help="its id in --boxes (default: as its path ends)")
 
 
 def joined(words: Sequence[str]) -> list[str]:
@@ -136,7 +142,7 @@ def check(args: argparse.Namespace) -> None:
     if not args.temperature >= 0:
         raise UserError(f"--temperature {args.temperature:g}: give 0 or more")
     if args.out:
-        read = (args.image, args.video, args.boxes, *args.mask)
+        read = (args.image, args.video, *(args.boxes or "").split(","), *args.mask)
         cli.check_picture(args.out, inputs=[file for file in read if file])
 
 
@@ -164,10 +170,13 @@ def detections(args: argparse.Namespace) -> Any:
     Raises UserError when the file has no such entry.
     """
     if not args.boxes:
+        if args.boxes_id:
+            raise UserError("--boxes-id: is an id in the file of --boxes: give that too")
         return None
     from mg_jax.data.detections import read_box_file
 
-    return read_box_file(args.boxes).of_file(args.video or args.image)
+    file = read_box_file(args.boxes)
+    return file.lookup(args.boxes_id) if args.boxes_id else file.of_file(args.video or args.image)
 
 
 def refuse_blank(args: argparse.Namespace, needed: bool) -> None:

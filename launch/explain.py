@@ -35,6 +35,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--prompt", required=True, help="the question")
     chat.add_regions(p)
     detecting.add_flags(p)
+    chat.add_boxes_id(p)
     p.add_argument("--of", choices=KINDS, help="one kind of tokens (default: each that is there)")
     p.add_argument("--layer", type=int, default=-1, metavar="N", help="0 the first; default last")
     p.add_argument("--out", required=True, metavar="FILE", help="the drawing (PNG or JPEG)")

@@ -229,6 +229,11 @@ def test_chat_about_a_video_and_a_picture_with_a_box_file(folder, film, monkeypa
         answer = json.loads(out)
         assert (answer["width"], answer["height"]) == (90, 40) and answer["notes"] == []
         assert (film / "drawn.png").is_file()
+    (film / "more.json").write_text(json.dumps([NOTHING | {"id": 17}]))
+    both = f"{film / 'boxes.json'},{film / 'more.json'}"
+    asked = [chat_command.arguments().parse_args([*map(str, flag), "--boxes", both, *more])
+             for more in ([], ["--boxes-id", "17"])]  # fmt: skip
+    assert [len(chat_command.detections(args)[0].labels) for args in asked] == [2, 0]
     code, out, _ = run(chat_command, monkeypatch, capsys, *base, *flag)
     assert code == 0 and "no boxes were used" in json.loads(out)["notes"][0]
 
@@ -262,6 +267,8 @@ def test_lines_of_a_chat_are_one_conversation(folder, film, monkeypatch, capsys,
         (["--image", "{}/p.png", "--video", "{}/film"], "--image, --video: give one of them"),
         (["--boxes", "{}/boxes.json"], "--boxes: of which picture?"),
         (["--image", "{}/film/1.png", "--boxes", "{}/boxes.json"], "no entry for '1.png'"),
+        (["--image", "{}/p.png", "--boxes", "{}/boxes.json", "--boxes-id", "q"], "entry for 'q'"),
+        (["--image", "{}/p.png", "--boxes-id", "p"], "--boxes-id: is an id in the file of --boxes"),
         (["--image", "{}/p.png", "--boxes", "{}/no.json"], "no.json: no such box file"),
         (["--image", "{}/p.png", "--tags", "w.txt"], "--tags, --tagger: are for an OWLv2"),
         (["--box", "1,2,3,4"], "give --image or --video"),

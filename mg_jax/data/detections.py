@@ -9,6 +9,7 @@ with boxes xyxy in pixels of the original picture, as the detector gave them: th
 picture, and none has been suppressed. Entries as lines of jsonl are read too.
 """
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,15 +55,24 @@ class Prepared:
 
 
 class Detections:
-    """The entries of a box file; only their places in it are kept in memory."""
+    """The entries of box files; only their places in them are kept in memory."""
 
-    def __init__(self, path: Path):
+    def __init__(self, paths: Sequence[Path]):
+        self.path = ",".join(map(str, paths))
+        self._files: list[JsonRows] = []
+        self._index: dict[str, int] = {}  # by id, the number of its row among those of all files
+        for path in paths:
+            self._add(path)
+
+    def _add(self, path: Path) -> None:
+        """Take the entries of one more file. Raises UserError for one that differs from that of
+        the same id in a file before: which picture is meant could not be told."""
         with path.open("rb") as file:
             head = file.read(4096).decode("utf-8-sig", "replace")
         named = _NAMED.match(head) is not None
-        self.path, self._rows = path, JsonRows(path, named)
-        self._index: dict[str, int] = {}
-        for where, key, row in self._rows.scan():
+        before, rows = sum(map(len, self._files)), JsonRows(path, named)
+        self._files.append(rows)
+        for where, key, row in rows.scan():
             if isinstance(row, BadRecord):
                 raise UserError(f"{where}: {row}")
             if not isinstance(row, Mapping):
@@ -70,8 +80,16 @@ class Detections:
             name = key if named else row.get("id", row.get("video"))
             if name is None or isinstance(name, (list, Mapping)):
                 raise UserError(f"{where}: the entry has no id: which picture is it about?")
-            self._index[str(name)] = len(self._rows)  # the last one of an id counts, as upstream
-            self._rows.keep()
+            if self._index.get(str(name), before) < before:
+                first, entry = self._row(str(name))
+                if _content(entry) != _content(row):
+                    raise UserError(
+                        f"{where}: id {shown(str(name))!r} has another entry in {first}: give the "
+                        "pictures of one of the two files other ids (launch.boxes --list)"
+                    )
+            # the last one of an id counts within a file, as upstream
+            self._index[str(name)] = before + len(rows)
+            rows.keep()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -87,6 +105,15 @@ class Detections:
         stem = str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else name
         return next((n for n in (name, stem) if n in self._index), None)
 
+    def _row(self, key: str) -> tuple[Path, Any]:
+        """The file of an id and the entry there."""
+        n = self._index[key]
+        for rows in self._files:
+            if n < len(rows):
+                break
+            n -= len(rows)
+        return rows.path, rows[n]
+
     def lookup(self, name: Any) -> tuple[Found, ...]:
         """What was found in the picture of that id (one), or in the frames of that video.
 
@@ -99,8 +126,8 @@ class Detections:
                 f"{self.path}: no entry for {shown(str(name))!r} (its {len(self)} ids: {known}, "
                 "...): make the boxes of this picture with launch.boxes"
             )
-        where = f"{self.path}: entry {shown(key)!r}"
-        row = self._rows[self._index[key]]
+        path, row = self._row(key)
+        where = f"{path}: entry {shown(key)!r}"
         frames = row.get("frames")
         if frames is None:
             return (_found(row, where),)
@@ -109,23 +136,42 @@ class Detections:
         return tuple(_found(frame, f"{where}, frame {n}") for n, frame in enumerate(frames))
 
     def of_file(self, path: str) -> tuple[Found, ...]:
-        """`lookup` of a picture or video by its path or, where there is none, its name."""
-        name = PurePosixPath(path).name
-        return self.lookup(path if path in self else name)
+        """`lookup` of a picture or video by its path, whose last parts are its id: launch.boxes
+        leaves out those of the folder that it was given. Raises UserError where several ids fit."""
+        parts = Path(os.path.abspath(path)).parts
+        ends = ["/".join(parts[k:]) for k in range(1, len(parts))]
+        ids = list(dict.fromkeys(filter(None, map(self._key, (path, *ends)))))
+        if len(ids) > 1:
+            names = ", ".join(repr(shown(n)) for n in ids)
+            raise UserError(f"{self.path}: {path} may be any of {names}: say which with --boxes-id")
+        return self.lookup(ids[0] if ids else PurePosixPath(path).name)
 
-    def about(self, example: Example) -> tuple[Found, ...]:
-        """`lookup` of what the example's data set calls its picture or video."""
+    def about(self, example: Example) -> Any:
+        """`lookup` of what the example's data set calls its picture or video; without an entry
+        the detections that the example brings, if any."""
         names = [str(example.meta[k]) for k in _KEYS if example.meta.get(k) is not None]
         names.append(example.id)
-        return self.lookup(next((n for n in names if n in self), names[0]))
+        name = next((n for n in names if n in self), None)
+        if name is None and example.meta.get("detections") is not None:
+            return example.meta["detections"]
+        return self.lookup(name or names[0])
 
 
 def read_box_file(path: str | Path) -> Detections:
-    """The entries of a box file. Raises UserError for a file that is missing or no box file."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such box file: launch.boxes makes one")
-    return Detections(path)
+    """The entries of a box file, or of several with commas between their names.
+
+    Raises UserError for a file that is missing or no box file, and for files that disagree.
+    """
+    paths = [Path(name.strip()) for name in str(path).split(",")]
+    for file in paths:
+        if not file.is_file():
+            raise UserError(f"{file}: no such box file: launch.boxes makes one")
+    return Detections(paths)
+
+
+def _content(entry: Mapping[str, Any]) -> list[Any]:
+    """An entry without its id, to be compared."""
+    return [entry.get(key) for key in ("boxes", "scores", "labels", "frames")]
 
 
 def _found(entry: Any, where: str) -> Found:

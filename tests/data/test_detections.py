@@ -9,6 +9,7 @@ from mg_jax.boxes import BoxSpace
 from mg_jax.data.detections import as_found, prepare, read_box_file, suppress, to_canvas
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.evals.metrics import iou_matrix
+from mg_jax.example import Example
 
 ENTRY = {"boxes": [[10, 5, 60, 44], [-3, 0, 9, 200]], "scores": [0.9, 0.5], "labels": ["a", "b"]}
 
@@ -57,7 +58,66 @@ def test_the_last_entry_of_an_id_counts(write):
 def test_large_files_stay_on_disk(write):
     found = read_box_file(write([{"id": n, **ENTRY} for n in range(300)]))
     assert len(found) == 300 and found.lookup(299)[0].labels == ("a", "b")
-    assert not any(isinstance(value, dict) for value in vars(found._rows).values())
+    assert not any(isinstance(value, dict) for value in vars(found._files[0]).values())
+
+
+def test_several_files_are_one(tmp_path):
+    """Pictures of one, films of another; an entry that both have must be the same in both."""
+    films = [{"id": "v", "frames": [ENTRY] * 2}, {"id": 7, **ENTRY}]
+    other = {"id": "7", **ENTRY, "labels": ["x", "y"]}
+    for name, rows in {
+        "a": [{"id": 7, **ENTRY}, {"id": 8, **ENTRY, "labels": ["c", "d"]}],
+        "b": films,
+        "c": [other],
+        "d": [{"id": "v", **ENTRY}],
+    }.items():
+        (tmp_path / name).write_text(json.dumps(rows))
+    found = read_box_file(f"{tmp_path}/a,{tmp_path}/b")
+    assert list(found) == ["7", "8", "v"]
+    assert found.lookup(8)[0].labels == ("c", "d") and len(found.lookup("v.mp4")) == 2
+    with pytest.raises(BadRecord, match=rf"{tmp_path}/a,{tmp_path}/b: no entry for '9'"):
+        found.lookup(9)
+    for pair, name in ((("a", "c"), "7"), (("b", "d"), "v")):
+        first, second = (f"{tmp_path}/{file}" for file in pair)
+        message = rf"^{second}: \[0\]: id '{name}' has another entry in {first}: give"
+        with pytest.raises(UserError, match=message):
+            read_box_file(f"{first}, {second}")
+    with pytest.raises(UserError, match="none: no such box file"):
+        read_box_file(f"{tmp_path}/a,{tmp_path}/none")
+
+
+def test_a_path_ends_with_its_id(write, tmp_path, monkeypatch):
+    """As launch.boxes makes ids: paths below a folder, without ending."""
+    ids = ["sub/a", "b", "films/clip.v2", "two/c", "c"]
+    found = read_box_file(write([{"id": n, **ENTRY, "labels": [n, n]} for n in ids]))
+
+    def label(path):
+        return found.of_file(str(path))[0].labels[0]
+
+    assert label(tmp_path / "in" / "sub" / "a.png") == label("in/sub/../sub/a.jpg") == "sub/a"
+    assert label("b.jpg") == label("/elsewhere/b") == "b"
+    assert label("films/clip.v2") == label("x/films/clip.v2.mp4") == "films/clip.v2"
+    assert label("one/c.png") == "c"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    assert label("a.png") == "sub/a"
+    with pytest.raises(UserError, match=r"in/two/c.png may be any of 'two/c', 'c': .*--boxes-id"):
+        found.of_file("in/two/c.png")
+    with pytest.raises(BadRecord, match="no entry for 'x.png'"):
+        found.of_file("in/x.png")
+
+
+def test_an_example_is_looked_up_before_its_own_detections_count(write):
+    found = read_box_file(write([{"id": 1, **ENTRY}]))
+    mine = ENTRY | {"labels": ["c", "d"]}
+
+    def about(**meta):
+        return found.about(Example(None, 0, 0, id="x", meta=meta))
+
+    assert about(id=1, detections=mine)[0].labels == ("a", "b")
+    assert about(id=2, detections=mine) is mine
+    with pytest.raises(BadRecord, match="no entry for '2'"):
+        about(id=2)
 
 
 @pytest.mark.parametrize(

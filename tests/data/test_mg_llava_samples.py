@@ -104,6 +104,8 @@ def test_boxes_come_from_the_file_when_there_is_one(tmp_path):
         rows.make(example(meta={"id": 8}), np.random.default_rng(0))
     with pytest.raises(BadRecord, match="detected boxes are of whole pictures: leave views out"):
         rows.make(example(meta={"id": 7, "view": 1}), np.random.default_rng(0))
+    scene = example(meta={"id": 8, "detections": FOUND})  # of another data set of the mixture
+    assert made(rows, scene)["box_mask"].sum() == 2
     assert made(samples(boxes="none"), by_id)["box_mask"].sum() == 1
     with pytest.raises(BadRecord, match="without detected boxes: config.boxes=FILE"):
         samples().make(example(), np.random.default_rng(0))

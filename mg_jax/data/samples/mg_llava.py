@@ -1,7 +1,7 @@
 """MG-LLaVA: pictures or videos padded to squares, with the boxes that a detector found in them.
 
-Boxes come with an example (meta["detections"]) or from `config.boxes`, a box file in which it is
-looked up by the id that its data set has for it. Pictures and videos of pooled frames
+Boxes come from `config.boxes`, box files in which an example is looked up by the id that its data
+set has for it, or with the example (meta["detections"]). Pictures and videos of pooled frames
 (config.model.video_pool) do not share a batch: config.single_source and config.group_by_length
 keep them apart.
 """
@@ -149,7 +149,6 @@ class Language(Conversations, _Pictures):
     def _found(self, example: Example, frames: int) -> tuple[Found, ...]:
         """What a detector found in each frame."""
         where = f"example {example.id!r} of {example.source}"
-        given = example.meta.get("detections")
         if self.without:
             return nothing(frames)
         if "view" in example.meta:
@@ -157,8 +156,9 @@ class Language(Conversations, _Pictures):
                 f"{where}: detected boxes are of whole pictures: leave views out, or set "
                 f"config.boxes={NO_BOXES}"
             )
+        given = example.meta.get("detections")
         if self.boxes is not None:
-            return as_found(self.boxes.about(example), f"{self.boxes.path}: {where}", frames)
+            given = self.boxes.about(example)
         if given is None:
             raise BadRecord(
                 f"{where}: comes without detected boxes: config.boxes=FILE names those of "
