@@ -129,6 +129,18 @@ def test_what_leaves_no_room_is_told(folder, tmp_path):
     assert answer.notes[0] == "1 detected boxes left out: there are 1 slots"
 
 
+def test_boxes_outside_of_the_picture_are_told(assistant):
+    """Such as those of a file about the same pictures in another size."""
+    for boxes, count in (([[900, 900, 950, 950]] * 2, 1), ([[9, 9, 20, 20], [0, 190, 9, 200]], 1)):
+        found = FOUND | {"boxes": boxes, "labels": ["a", "a"]}
+        row = assistant.adapter.read(Query(noise(), "What?", detections=found))
+        assert row.notes == (
+            f"{count} detected boxes left out: they lie outside of 90x40 px; were they found in a "
+            "picture of another size?",
+        )
+        assert len(row.arrays["boxes"][0]) == 1
+
+
 def test_a_video_that_does_not_fit_is_seen_in_fewer_frames(folder, tmp_path):
     """As published ones, whose 8 frames take more positions than their language models have."""
     changes = {"model__video_pool": 1, "model__lm__max_positions": 34, "codec__text_tokens": 20}
@@ -140,13 +152,18 @@ def test_a_video_that_does_not_fit_is_seen_in_fewer_frames(folder, tmp_path):
     film = noise(frames=8)
     found = [FOUND | {"boxes": [[n, 0, n + 20, 20], [60, 0, 95, 20]]} for n in range(8)]
     row = adapter.read(Query(None, "What?", video=film, detections={"frames": found}))
-    chosen = frame_numbers(8, 5)  # 26 positions for frames of 4 and a box
+    chosen = frame_numbers(8, 4)  # 26 positions for frames of 4 and two boxes
     view = adapter.preprocess
     np.testing.assert_array_equal(row.arrays["high"][2], view.squash(film[chosen[2]], SIDE))
-    assert len(row.arrays["high"]) == len(row.arrays["boxes"]) == 5
+    assert len(row.arrays["high"]) == len(row.arrays["boxes"]) == 4
     first = [boxes[:, 0].min() for boxes in row.arrays["boxes"]]
     assert first == sorted(set(first))  # of the frames that are shown
-    assert row.notes[0].startswith("5 of 8 frames were used")
+    assert row.notes[0].startswith("4 of 8 frames were used: all of them with their boxes")
+    row = adapter.read(Query(None, "What?", video=film, detections={"frames": [NOTHING] * 8}))
+    assert len(row.arrays["high"]) == 5  # one box of zeros each
+    found[7]["boxes"] = [[900, 900, 950, 950]] * 2
+    row = adapter.read(Query(None, "What?", video=film, detections={"frames": found}))
+    assert "outside" in row.notes[1] and "2 detected" in row.notes[1]
     whole = mg_jax.load(folder).adapter.read(Query(None, "What?", video=film))
     assert len(whole.arrays["high"]) == 8 and "frames" not in " ".join(whole.notes)
 

@@ -20,14 +20,14 @@ from mg_jax.assistants.base import (
     slots,
     turns,
 )
-from mg_jax.data.detections import Found, as_found, to_canvas
-from mg_jax.data.samples.mg_llava import batch, nothing, pixels, prepared
+from mg_jax.data.detections import Found, Prepared, as_found, to_canvas
+from mg_jax.data.samples.mg_llava import NO_BOX, batch, nothing, pixels, prepared
 from mg_jax.data.video import frame_numbers, read_frames
 from mg_jax.errors import UserError
 from mg_jax.example import Query
 
 NO_BOXES = "no boxes were used: none were given and no detector is configured"
-TEXT = 512  # positions that a video leaves for text and boxes, or a quarter of a small model's
+TEXT = 512  # positions that a video leaves for text, or a quarter of a small model's
 
 
 class MGLLaVAAdapter(Adapter):
@@ -54,10 +54,11 @@ class MGLLaVAAdapter(Adapter):
     def read(self, query: Query) -> Row:
         cfg, notes = self.system.cfg, [*object_notes(query), *boxed_notes(query.regions)]
         pictures = self._pictures(query, notes)
-        shown = self._shown(len(pictures), notes)
         height, width = pictures[0].shape[:2] if pictures else (0, 0)
         found = self._boxes(query, pictures, notes)
-        boxes = [found[n] for n in shown]
+        shown = self._shown([len(p.boxes) for p in found], notes)
+        notes += left_out([found[n] for n in shown], (width, height), cfg.max_boxes)
+        boxes = [found[n].boxes for n in shown]
         encoded = self.codec.encode_prompt(
             turns(query), query.regions, box_counts=[len(b) for b in boxes]
         )
@@ -76,35 +77,37 @@ class MGLLaVAAdapter(Adapter):
             raise UserError("a question is about an image or a video, not about both")
         return frames(query.video, self.system.cfg.frames, notes)
 
-    def _shown(self, count: int, notes: list[str]) -> list[int]:
-        """Which of `count` pictures the model sees: fewer frames where all of them do not fit."""
-        cfg, fitting = self.system.cfg, count
+    def _shown(self, counts: Sequence[int], notes: list[str]) -> list[int]:
+        """Which pictures, of so many boxes each, the model sees: fewer frames where all of them do
+        not fit."""
+        cfg, shown = self.system.cfg, list(range(len(counts)))
         room = cfg.lm.max_positions - min(TEXT, cfg.lm.max_positions // 4)
-        while fitting > 2 and fitting * (cfg.image_tokens(fitting) + 1) > room:
-            fitting -= 1
-        if fitting < count:
+
+        def needed(shown: Sequence[int]) -> int:
+            return len(shown) * cfg.image_tokens(len(shown)) + sum(counts[n] for n in shown)
+
+        while len(shown) > 2 and needed(shown) > room:
+            shown = frame_numbers(len(counts), len(shown) - 1)
+        if len(shown) < len(counts):
             notes.append(
-                f"{fitting} of {count} frames were used: all of them need more than the model's "
-                f"{cfg.lm.max_positions} positions"
+                f"{len(shown)} of {len(counts)} frames were used: all of them with their boxes "
+                f"need more than the model's {cfg.lm.max_positions} positions"
             )
-        return frame_numbers(count, fitting) if count else []
+        return shown
 
     def _boxes(
         self, query: Query, pictures: Sequence[np.ndarray], notes: list[str]
-    ) -> list[np.ndarray]:
-        """Boxes of each picture in canvas units."""
+    ) -> list[Prepared]:
+        """Boxes of each picture, in canvas units."""
         cfg = self.system.cfg
         if not pictures:
             if query.detections is not None:
                 raise UserError("detections without a picture or a video")
             return []
         if cfg.objects == "none":
-            return [np.zeros((0, 4), np.float32)] * len(pictures)
+            return [Prepared(NO_BOX, (), {})] * len(pictures)
         height, width = pictures[0].shape[:2]
-        made = prepared(self._found(query, pictures, notes), (width, height), cfg)
-        if left := sum(p.dropped.get("slots", 0) for p in made):
-            notes.append(f"{left} detected boxes left out: there are {cfg.max_boxes} slots")
-        return [p.boxes for p in made]
+        return prepared(self._found(query, pictures, notes), (width, height), cfg)
 
     def _found(
         self, query: Query, pictures: Sequence[np.ndarray], notes: list[str]
@@ -146,6 +149,19 @@ class MGLLaVAAdapter(Adapter):
             raise UserError("mg_llava is given its boxes, and no detector is configured")
         found = [as_found(f, "detections")[0] for f in self.detect([picture(i) for i in images])]
         return [(f.boxes, f.scores) for f in found]
+
+
+def left_out(made: Sequence[Prepared], size: tuple[int, int], slots: int) -> list[str]:
+    """Notes on detected boxes that the model does not see, of pictures of `size`."""
+    notes = []
+    if count := sum(p.dropped.get("slots", 0) for p in made):
+        notes.append(f"{count} detected boxes left out: there are {slots} slots")
+    if count := sum(p.dropped.get("outside", 0) for p in made):
+        notes.append(
+            f"{count} detected boxes left out: they lie outside of {size[0]}x{size[1]} px; were "
+            "they found in a picture of another size?"
+        )
+    return notes
 
 
 def frames(video: Any, count: int, notes: list[str]) -> list[np.ndarray]:

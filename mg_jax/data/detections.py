@@ -53,6 +53,11 @@ class Prepared:
     labels: tuple[str, ...]
     dropped: Mapping[str, int]
 
+    @property
+    def lost(self) -> int:
+        """How many were left out for want of slots, or lie outside: what the user is told."""
+        return self.dropped.get("slots", 0) + self.dropped.get("outside", 0)
+
 
 class Detections:
     """The entries of box files; only their places in them are kept in memory."""

@@ -125,6 +125,13 @@ def test_boxes_past_the_slots_are_counted_in_the_run():
     assert iterator.dropped == 0
 
 
+def test_boxes_outside_of_the_picture_are_counted():
+    boxes = [[10, 5, 40, 30], [900, 900, 950, 950], [0, 150, 40, 200]]
+    found = {"boxes": boxes, "scores": [0.5] * 3, "labels": ["a", "b", "c"]}
+    row = samples().make(example(meta={"detections": found}), np.random.default_rng(0))
+    assert row["dropped"] == 2 and len(row["boxes"][0]) == 1
+
+
 def test_long_texts_leave_one_box_a_label():
     boxes = [[k * 10, 0, k * 10 + 8, 20] for k in range(6)]
     found = {"boxes": boxes, "scores": [0.9] * 6, "labels": list("aaabbc")}

@@ -169,10 +169,9 @@ class Language(Conversations, _Pictures):
     def _boxes(
         self, found: Sequence[Found], size: tuple[int, int], one_each: bool = False
     ) -> Record:
-        """Boxes of each frame in canvas units, and how many there was no slot for."""
+        """Boxes of each frame in canvas units, and how many lie outside or had no slot."""
         made = prepared(found, size, self.cfg, limit=self.limit, one_each=one_each)
-        count = sum(p.dropped.get("slots", 0) for p in made)
-        return {"boxes": [p.boxes for p in made], "dropped": count}
+        return {"boxes": [p.boxes for p in made], "dropped": sum(p.lost for p in made)}
 
     def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
         record, text = self._write(example, seen["boxes"])
