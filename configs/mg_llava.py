@@ -36,7 +36,9 @@ max_boxes; nothing longer is trained on. A video of 8 frames has 4,608 vectors, 
 positions of all these language models but Llama-3: context=fit (the default) averages 2x2 of a
 frame's vectors there, which leaves 1,152 and the boxes; context=published keeps all of them, as
 upstream does, and lets rotary positions run on beyond what the language model was trained for
-(--config.model.lm.rope_scaling.factor=2 slows them down instead).
+(--config.model.lm.rope_scaling.factor=2 slows them down instead). --config.model.frames=N trains on
+N frames in place of 8. Phi-3 has a window of 2,047 positions besides, as published: of a longer
+sequence the answer does not see the first vectors but through the layers between.
 """
 
 import dataclasses
