@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     tagger = open_tagger(args.tags, args.captions, args.tagger, args.thresholds)
     if isinstance(tagger, Captions):
         tagger.check(item.names[0] for item in work)
-    with Part(out, _settings(args), anew=args.overwrite) as part:
+    with Part(out, _settings(args, tagger), anew=args.overwrite) as part:
         left = [item for item in work if item.file not in part]
         if skipped:
             print(f"{skipped} rows of {args.list} have no picture", file=sys.stderr)
@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, tagger: Any) -> dict[str, Any]:
     """What the boxes depend on: a part with other settings is not gone on with."""
 
     def content(name: str | None) -> str | None:
@@ -125,10 +125,11 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     model = Path(args.model).expanduser()
     files = sorted(f for f in model.iterdir() if f.is_file()) if model.is_dir() else []
     return {
+        "PICTURES": str(Path(args.pictures).resolve()),
         "model": [(f.name, f.stat().st_size) for f in files] or args.model,
         "tags": content(args.tags),
         "captions": content(args.captions),
-        "tagger": args.tagger,
+        "tagger": args.tagger and [args.tagger, content(tagger.file)],
         "thresholds": content(args.thresholds),
         "threshold": args.threshold,
         "frames": args.frames if args.video else 0,

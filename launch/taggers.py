@@ -111,7 +111,7 @@ class Captions:
 
 class Plugin:
     """A function of the user's: pictures to lists of tags; or, with `names`, RAM++'s input
-    (`ram_pixels`) to logits [B, tags], of which `ram_tags` makes tags."""
+    (`ram_pixels`) to logits [B, tags], of which `ram_tags` makes tags. file: where it stands."""
 
     def __init__(
         self,
@@ -125,7 +125,8 @@ class Plugin:
             raise UserError(f"--tagger {spec}: write MODULE:FUNCTION")
         sys.path.insert(0, "")  # a file in the current folder, as python -m would find it
         try:
-            self.function = getattr(importlib.import_module(module), name)
+            found = importlib.import_module(module)
+            self.file, self.function = found.__file__, getattr(found, name)
         except (ImportError, AttributeError) as e:
             raise UserError(f"--tagger {spec}: {e}") from e
         finally:

@@ -1,7 +1,9 @@
 """`python -m launch.boxes` on a small random OWLv2: the same boxes as transformers' own detector
 finds one picture at a time, resumable, its files as MG-LLaVA's reader takes them."""
 
+import importlib
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -124,6 +126,9 @@ def test_resumes_where_it_was_stopped(monkeypatch, capsys, tmp_path, model, pict
         file.write('{"file": "torn')
     code, _, err = run(monkeypatch, capsys, pictures, out, *options, "--threshold", 0.3)
     assert code == 2 and "begun with another threshold" in err and err.count("\n") == 1
+    others = shutil.copytree(pictures, tmp_path / "others")  # of the same names
+    code, _, err = run(monkeypatch, capsys, others, out, *options)
+    assert code == 2 and "begun with another PICTURES:" in err and err.count("\n") == 1
     code, _, err = run(monkeypatch, capsys, pictures, out, *options, "--batch-size", 2)
     assert code == 0 and "1 of 3 are done already" in err and seen == [1, 1, 2]
     monkeypatch.setattr(Detector, "detect", detect)
@@ -134,6 +139,20 @@ def test_resumes_where_it_was_stopped(monkeypatch, capsys, tmp_path, model, pict
         np.testing.assert_allclose(one["scores"], other["scores"], atol=1e-5)
     code, _, err = run(monkeypatch, capsys, pictures, out, *options)
     assert code == 2 and "--overwrite" in err
+
+
+def test_a_changed_plug_in_does_not_go_on(monkeypatch, capsys, tmp_path, model, pictures):
+    monkeypatch.chdir(tmp_path)
+    plugin = tmp_path / "changing_tagger.py"
+    monkeypatch.setattr(boxes, "MAX_BAD", 0)  # so that the .part stays
+    (pictures / "bad.png").write_bytes(b"no picture")
+    for word, message in (("dog", "bad.png"), ("cat", "begun with another tagger:")):
+        plugin.write_text(f"def tags(images):\n    return [['{word}']] * len(images)\n")
+        monkeypatch.delitem(sys.modules, "changing_tagger", raising=False)
+        importlib.invalidate_caches()
+        options = ("--model", model, "--tagger", "changing_tagger:tags")
+        code, _, err = run(monkeypatch, capsys, "in", "o.json", *options)
+        assert code == 2 and message in err
 
 
 def test_a_list_gives_the_ids(monkeypatch, capsys, tmp_path, model, pictures):
