@@ -214,6 +214,7 @@ def main() -> None:
     found = detections(args)
     refuse_blank(args, needs_picture(args.checkpoint))
     assistant = cli.load(args.checkpoint, **detecting.options(args))
+    detecting.refuse(args, assistant)
     refuse_blank(args, not assistant.adapter.text_alone)  # told of weights of PyTorch only now
     chat = functools.partial(
         assistant.chat,

@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     import jax
 
     assistant = cli.load(args.checkpoint, **detecting.options(args))
+    detecting.refuse(args, assistant)
     if task.needs == "object images" and task.needs not in assistant.adapter.can:
         raise UserError(
             f"--task {task.name}: {assistant.system.name} takes no {task.needs}; choose another"

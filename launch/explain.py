@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     from mg_jax.explain import explain
 
     assistant = cli.load(args.checkpoint, **detecting.options(args))
+    detecting.refuse(args, assistant)
     prompt = chat.with_objects(args.prompt, len(given), len(args.object))
     query = Query(picture, mention(prompt, len(given), 0), tuple(given), detections=found)
     looks = explain(assistant, query, max_new_tokens=args.max_new_tokens, layer=args.layer)

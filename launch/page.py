@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from launch import chat, cli
+from launch import chat, cli, detecting
 from mg_jax.errors import UserError
 
 KINDS = ("point", "point", "box", "box")  # of a line with so many commas; more: a polygon
@@ -194,9 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
-    p.add_argument("--detector", metavar="NAME",
-                   help="release that proposes regions, for a system that is given boxes; default "
-                   "the one that its release names")  # fmt: skip
+    detecting.add_detector(p)
     p.add_argument("--max-new-tokens", type=int, default=128)
     p.add_argument("--port", type=int, default=7860)
     p.add_argument("--share", action="store_true", help="a public address, which gradio lends")
@@ -213,7 +211,8 @@ def main(argv: list[str] | None = None) -> None:
         ) from None
     from mg_jax.data.scenes import RESERVED_SEED, make_world, render
 
-    assistant = cli.load(args.checkpoint, detector=args.detector)
+    assistant = cli.load(args.checkpoint, **detecting.options(args))
+    detecting.refuse(args, assistant)
     scene = render(make_world(RESERVED_SEED, 1, 448, 448, min_objects=4, max_objects=7))
     blocks = build(Page(assistant, args.max_new_tokens), scene)
     try:

@@ -55,6 +55,7 @@ def load(
     *,
     quantize: str = "none",
     mesh: Any = None,
+    box_limit: int | None = None,
 ) -> Assistant:
     """An Assistant from a shipped release's name, a release, or weights of PyTorch.
 
@@ -66,6 +67,8 @@ def load(
     them: a release that proposes regions, opened when first needed, or a function (`Detect`); by
     default what the release names. `quantize`: "int8" or "int4" for the language model's kernels.
     `mesh`: "auto" for all devices of this process, or a mesh: the parameters are split over it.
+    `box_limit`: detected boxes of a picture from which on the best 20 a label stay, 0 for no limit;
+    by default what the release names, or upstream's 100.
     What the parameters will take is printed first when that is more than a GiB. Raises UserError
     naming what is missing.
     """
@@ -96,6 +99,8 @@ def load(
     codec = None
     if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
         codec = codecs.get(config["system"])(load_tokenizer(tokenizer), **config["codec"])
+    if box_limit is not None:
+        config = {**config, "box_limit": box_limit}
     detector = detector or config.get("detector") or None
     detect = _Proposer(detector) if isinstance(detector, str) else detector
     return Assistant(system, params, codec, config, detect, grid)

@@ -129,6 +129,20 @@ def test_what_leaves_no_room_is_told(folder, tmp_path):
     assert answer.notes[0] == "1 detected boxes left out: there are 1 slots"
 
 
+def test_the_limit_of_boxes_is_an_option(folder, assistant):
+    """100 by default; none at all in some of upstream's evaluations."""
+    boxes = [[x, y, x + 4, y + 4] for x in range(0, 90, 5) for y in range(0, 40, 5)]
+    n = len(boxes)
+    found = {"boxes": boxes, "scores": [0.5] * n, "labels": ["a"] * n}
+    adapters = {100: assistant.adapter, 0: mg_jax.load(folder, box_limit=0).adapter}
+    adapters[20] = type(assistant.adapter)(assistant.system, assistant.codec, {"box_limit": 20})
+    for limit, left in ((100, 20), (0, n), (20, 5)):
+        row = adapters[limit].read(Query(noise(), "What?", detections=found))
+        assert len(row.arrays["boxes"][0]) == min(left, 16)
+        told = (f"{left - 16} detected boxes left out: there are 16 slots",)
+        assert row.notes == (told if left > 16 else ())
+
+
 def test_boxes_outside_of_the_picture_are_told(assistant):
     """Such as those of a file about the same pictures in another size."""
     for boxes, count in (([[900, 900, 950, 950]] * 2, 1), ([[9, 9, 20, 20], [0, 190, 9, 200]], 1)):
@@ -214,6 +228,12 @@ def test_groma_refuses_a_video():
         GromaAdapter.read(None, Query(None, "What?", video=noise(frames=8)))
 
 
+def test_groma_refuses_boxes(film, monkeypatch, capsys):
+    flags = ["--checkpoint", "groma-tiny", "--prompt", "What?", "--image", film / "p.png"]
+    code, _, err = run(chat_command, monkeypatch, capsys, *flags, "--boxes", film / "boxes.json")
+    assert code == 2 and err == "error: --boxes: groma takes no detected boxes: leave it out\n"
+
+
 def run(command, monkeypatch, capsys, *arguments):
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
@@ -287,7 +307,7 @@ def test_lines_of_a_chat_are_one_conversation(folder, film, monkeypatch, capsys,
         (["--image", "{}/p.png", "--boxes", "{}/boxes.json", "--boxes-id", "q"], "entry for 'q'"),
         (["--image", "{}/p.png", "--boxes-id", "p"], "--boxes-id: is an id in the file of --boxes"),
         (["--image", "{}/p.png", "--boxes", "{}/no.json"], "no.json: no such box file"),
-        (["--image", "{}/p.png", "--tags", "w.txt"], "--tags, --tagger: are for an OWLv2"),
+        (["--image", "{}/p.png", "--tags", "w.txt"], "--tags, --tagger, --thresholds: are for an"),
         (["--box", "1,2,3,4"], "give --image or --video"),
         (["--video", "{}/p"], "p: no such video file"),
     ],

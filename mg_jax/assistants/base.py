@@ -29,7 +29,8 @@ Proposals = list[tuple[np.ndarray, np.ndarray]]
 Detect = Callable[[Sequence[np.ndarray]], Sequence[Mapping[str, Any]]]
 
 
-CAN = ("object images", "videos", "proposals")  # what only some systems have a part for
+# what only some systems have a part for
+CAN = ("object images", "videos", "proposals", "detections")
 
 
 @dataclasses.dataclass(frozen=True)

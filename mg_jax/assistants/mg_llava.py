@@ -1,6 +1,6 @@
 """MG-LLaVA: a picture, the frames of a video, or text alone; boxes are given or detected."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,32 @@ from mg_jax.assistants.base import (
     slots,
     turns,
 )
-from mg_jax.data.detections import Found, Prepared, as_found, to_canvas
+from mg_jax.data.detections import LIMIT, Found, Prepared, as_found, to_canvas
 from mg_jax.data.samples.mg_llava import NO_BOX, batch, nothing, pixels, prepared
 from mg_jax.data.video import frame_numbers, read_frames
 from mg_jax.errors import UserError
 from mg_jax.example import Query
+from mg_jax.models import System
 
 NO_BOXES = "no boxes were used: none were given and no detector is configured"
 TEXT = 512  # positions that a video leaves for text, or a quarter of a small model's
 
 
 class MGLLaVAAdapter(Adapter):
-    """What no detection is given for is looked at by `detect`, if there is one."""
+    """What no detection is given for is looked at by `detect`, if there is one.
+
+    settings["box_limit"]: boxes of a picture from which on the best 20 a label stay; 0: no limit.
+    """
 
     preprocessing = "clip_pad"
     text_alone = True
-    can = frozenset({"videos"})
+    can = frozenset({"videos", "detections"})
     # The last picture and video looked at and what was found: a conversation stays with them.
     _looked: tuple[Any, Any, Any] = (None, None, None)
+
+    def __init__(self, system: System, codec: Any, settings: Mapping[str, Any], detect: Any = None):
+        super().__init__(system, codec, settings, detect)
+        self.limit = settings.get("box_limit", LIMIT) or None
 
     @property
     def end_id(self) -> int:
@@ -107,7 +115,8 @@ class MGLLaVAAdapter(Adapter):
         if cfg.objects == "none":
             return [Prepared(NO_BOX, (), {})] * len(pictures)
         height, width = pictures[0].shape[:2]
-        return prepared(self._found(query, pictures, notes), (width, height), cfg)
+        found = self._found(query, pictures, notes)
+        return prepared(found, (width, height), cfg, limit=self.limit)
 
     def _found(
         self, query: Query, pictures: Sequence[np.ndarray], notes: list[str]

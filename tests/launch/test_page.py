@@ -183,6 +183,19 @@ def test_a_port_that_is_taken_is_named(monkeypatch):
         page_command.main(["--port", "7861"])
 
 
+def test_the_detector_is_that_of_the_flags(monkeypatch):
+    asked = []
+    speaker = Speaker()
+    speaker.adapter = SimpleNamespace(text_alone=True, can={"detections"})
+    blocks = SimpleNamespace(launch=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    monkeypatch.setattr(mg_jax, "load", lambda *_, **kw: asked.append(kw) or speaker, raising=False)
+    monkeypatch.setattr(page_command, "build", lambda *_: blocks)
+    for flags in ([], ["--detector", "groma-tiny", "--box-limit", "0"]):
+        page_command.main(flags)
+    assert asked == [{}, {"detector": "groma-tiny", "box_limit": 0}]
+
+
 def test_the_page_is_served(page, photos, tmp_path):
     gradio = pytest.importorskip("gradio")
     from gradio_client import Client, handle_file
