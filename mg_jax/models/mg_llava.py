@@ -282,6 +282,11 @@ def check(cfg: MGLLaVAConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {cfg.low.layers + 1} "
             "hidden states of the low-resolution tower"
         )
+    if cfg.drop_path and not cfg.high.scan:
+        raise UserError(
+            f"config.model.drop_path: {cfg.drop_path} needs high.scan=True: blocks that are not "
+            "scanned are never left out"
+        )
     if cfg.places and cfg.lm.width % 8:
         raise UserError(f"config.model.places: lm.width={cfg.lm.width} is no multiple of 8")
     check_pointing(cfg)

@@ -104,17 +104,24 @@ def test_gif_and_folder(tmp_path):
         np.testing.assert_array_equal(frames, want)
 
 
-def test_fewer_frames_than_asked(tmp_path):
-    path = write_video(tmp_path / "v.mp4", 3)
-    (tmp_path / "one").mkdir()
-    Image.fromarray(picture(7)).save(tmp_path / "one" / "a.png")
+@pytest.mark.parametrize("ending", ["mp4", "gif"])
+def test_fewer_frames_than_asked(tmp_path, ending):
+    path = tmp_path / f"v.{ending}"
+    if ending == "gif":
+        images = [Image.fromarray(picture(i)) for i in range(3)]
+        images[0].save(path, save_all=True, append_images=images[1:])
+    else:
+        write_video(path, 3)
     notes = []
     assert [number(f) for f in read_frames(path, 8, notes)[0]] == [0, 0, 0, 0, 1, 1, 1, 2]
-    assert [number(f) for f in read_frames(tmp_path / "one", 2, notes)[0]] == [7, 7]
-    assert notes == [
-        f"{path}: has 3 frames, 8 are asked: some are repeated",
-        f"{tmp_path / 'one'}: has 1 frame, 2 are asked: some are repeated",
-    ]
+    assert notes == [f"{path}: has 3 frames, 8 are asked: some are repeated"]
+
+
+def test_a_folder_of_one_frame(tmp_path):
+    Image.fromarray(picture(7)).save(tmp_path / "a.png")
+    notes = []
+    assert [number(f) for f in read_frames(tmp_path, 2, notes)[0]] == [7, 7]
+    assert notes == [f"{tmp_path}: has 1 frame, 2 are asked: some are repeated"]
 
 
 def test_a_video_that_breaks_off(tmp_path):
@@ -142,17 +149,14 @@ def test_a_damaged_middle(tmp_path):
     assert "of 40 frames can be decoded: it may be damaged" in notes[0] and len(notes) == 1
 
 
-def test_bad_videos(tmp_path):
+def refused(path, message):
+    with pytest.raises(BadRecord) as e:
+        read_frames(path)
+    assert str(path) in str(e.value) and message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_bad_video_files(tmp_path):
     pytest.importorskip("av")
-
-    def refused(path, message):
-        with pytest.raises(BadRecord) as e:
-            read_frames(path)
-        assert str(path) in str(e.value) and message in str(e.value) and "\n" not in str(e.value)
-
-    refused(tmp_path / "none.mp4", "no such video file")
-    (tmp_path / "empty.mp4").touch()
-    refused(tmp_path / "empty.mp4", "is empty (0 bytes)")
     (tmp_path / "text.mp4").write_text("this is no video at all " * 50)
     refused(tmp_path / "text.mp4", "is no video that can be read")
     whole = write_video(tmp_path / "v.mp4").read_bytes()
@@ -161,6 +165,13 @@ def test_bad_videos(tmp_path):
     for ending in ("mkv", "avi", "mp4"):
         path = write_video(tmp_path / f"zero.{ending}", 0, "mpeg4")
         refused(path, "length zero")
+
+
+def test_bad_videos_that_need_no_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    refused(tmp_path / "none.mp4", "no such video file")
+    (tmp_path / "empty.mp4").touch()
+    refused(tmp_path / "empty.mp4", "is empty (0 bytes)")
     (tmp_path / "folder").mkdir()
     refused(tmp_path / "folder", "holds no frames")
     for i, size in enumerate(((9, 9), (9, 8))):
@@ -176,7 +187,7 @@ def test_bad_videos(tmp_path):
     (tmp_path / "v.gif").write_bytes(data[:8])
     refused(tmp_path / "v.gif", "GIF cannot be read")
     with pytest.raises(UserError, match="0 frames of a video"):
-        read_frames(tmp_path / "v.mp4", 0)
+        read_frames(tmp_path / "v.gif", 0)
 
 
 def test_sound_alone(tmp_path):

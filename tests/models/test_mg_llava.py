@@ -302,6 +302,7 @@ def test_vectors_know_their_places():
     ({"high": {**TINY["high"], "image_size": 20}}, "multiple"),
     ({"video_pool": 3}, "video_pool: 3"),
     ({"select_layer": -5}, "select_layer: -5"),
+    ({"drop_path": 0.1, "high": {**TINY["high"], "scan": False}}, "drop_path: 0.1 needs high.scan"),
     ({"fusion": "gate"}, "fusion: 'gate'"),
     ({"objects": "prepend"}, "objects: 'prepend'"),
 ])  # fmt: skip
