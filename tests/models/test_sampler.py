@@ -147,5 +147,23 @@ def test_devices_find_points_of_their_own_rows_without_talking(rng):
     for a, b in zip(plain, split, strict=True):
         np.testing.assert_array_equal(a, b)
     text = run.as_text()
-    for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute", "callback"):
+    for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
         assert not re.search(rf"\b{name}\b.*\(", text), name
+
+
+def test_points_are_found_without_the_host(rng):
+    """A call of it has "_callback" in its name, where it lowers for another platform at all."""
+    points = jnp.asarray(rng.uniform(size=(2, 3, 30, 2)), jnp.float32)
+    start = jnp.zeros((2, 3), jnp.int32)
+
+    def lowered(find, platform):
+        traced = jax.jit(find).trace(points, start)
+        return traced.lower(lowering_platforms=(platform,)).as_text()
+
+    def asking(points, start):
+        return jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(start.shape, start.dtype), start)
+
+    assert "_callback" in lowered(asking, "cpu")
+    for platform in ("cpu", "tpu", "cuda"):
+        text = lowered(lambda points, start: group(points, 6, 4, start), platform)
+        assert "_callback" not in text, platform
