@@ -194,6 +194,16 @@ def write_ferret(cfg: Any) -> dict[str, Any]:
 
     Raises UserError naming a choice of ours that the published code does not compute.
     """
+    if cfg.tile is not None:
+        raise UserError(
+            "tile: an encoder of the tiles' own, as Ferret-v2 has, which was never published: only "
+            "Ferret v1 and Ferret-UI, whose CLIP sees everything, have a layout to write"
+        )
+    if cfg.regions != "none" and cfg.region_token is None:
+        raise UserError(
+            "region_token: null, but Ferret's layout has <region_fea> as a row of the vocabulary: "
+            "a model without that row cannot be written"
+        )
     kind = UI if cfg.grids else V1
     pinpoints: Sequence[Any] = [[side * cfg.tile_size for side in grid] for grid in cfg.grids]
     values = {

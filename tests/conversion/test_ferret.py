@@ -242,7 +242,9 @@ def test_fields_that_mean_another_model_are_refused(tmp_path, fields, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tile": CLIP, "tile_projector": "own"}, "tile: .* has no place in Ferret's layout"),
+        ({"tile": CLIP, "tile_projector": "own"}, "^tile: an encoder of the tiles' own"),
+        ({"tile_projector": "own"}, "tile_projector: 'own' has no place in Ferret's layout"),
+        ({"region_token": None}, "^region_token: null, .* without that row cannot be written"),
         ({"fusion": "projected"}, "fusion: 'projected'"),
         ({"transpose_sampling": False}, "transpose_sampling: False"),
         ({"upsampling": "bilinear"}, "upsampling: 'bilinear'"),
@@ -254,6 +256,11 @@ def test_fields_that_mean_another_model_are_refused(tmp_path, fields, message):
 def test_what_upstream_would_compute_otherwise_is_not_written(change, message):
     with pytest.raises(UserError, match=message):
         write_ferret(dataclasses.replace(FERRET_UI, **change))
+
+
+def test_the_default_a_ferret_v2_is_refused_as_what_it_is():
+    with pytest.raises(UserError, match="^tile: .* as Ferret-v2 has, which was never published"):
+        write_ferret(FerretConfig())
 
 
 def test_variants_are_read_and_written():
