@@ -8,7 +8,7 @@ from mg_jax.errors import UserError
 from mg_jax.lm import LMConfig
 from mg_jax.models.pointing import check_pointing
 from mg_jax.models.sampler import SamplerConfig
-from mg_jax.vision.anyres import GRIDS_UI, GRIDS_V2, Grid
+from mg_jax.vision.anyres import BUCKETS, GRIDS_UI, GRIDS_V2, Grid
 from mg_jax.vision.vit import ViTConfig
 
 CLIP_L = ViTConfig(kind="clip", activation="quick_gelu", image_size=336, eps=1e-5)
@@ -185,6 +185,11 @@ def check(cfg: FerretConfig) -> None:
     for grid in cfg.grids:
         if min(grid) < 1:
             raise UserError(f"{where}.grids: {list(grid)}; a grid is [columns, rows] from 1 up")
+        if grid[0] * grid[1] > BUCKETS[-1]:
+            raise UserError(
+                f"{where}.grids: {list(grid)} has {grid[0] * grid[1]} tiles; a batch has room for "
+                f"{BUCKETS[-1]} a picture"
+            )
     for name, layer, vit in (
         ("low_layer", cfg.low_layer, cfg.low), ("tile_layer", cfg.tile_layer, tower),
     ):  # fmt: skip

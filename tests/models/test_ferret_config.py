@@ -117,6 +117,7 @@ def test_direct_upsampling_interpolates_clips_positions():
         ({"tile_size": 9}, "tile_size: 9 must be"),
         ({"tile_pool": 3}, "tile_pool: 3 does not divide the 4 cells"),
         ({"grids": [[0, 2]]}, r"grids: \[0, 2\]"),
+        ({"grids": [[3, 3]], "tile_pool": 2}, r"grids: \[3, 3\] has 9 tiles; .* room for 6"),
         ({"low_layer": -4}, "low_layer: -4 is not one of the 3 hidden states"),
         ({"tile_layer": 3}, "tile_layer: 3 is not"),
         ({"fusion": "sum"}, "fusion: 'sum'"),
