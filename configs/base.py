@@ -41,6 +41,9 @@ def get_config() -> ConfigDict:
     c.init_parts = ()
     # (path, table): what init_from lacks at `path` becomes rows equal to the mean row of `table`
     c.init_mean = ()
+    # (path, axis): tables that may have fewer rows along that axis in init_from than in the model,
+    # whose last ones then become the mean of the others
+    c.init_grown = ()
     # (from, to): what init_from lacks under `to`/ begins as a copy of what is under `from`/
     c.init_copy = ()
     # (pattern, field of config.model): parameters that were learned with another value of that

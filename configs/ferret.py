@@ -9,7 +9,8 @@
 
 stage=dense may be left out (the paper's ablation): the last one then starts from what that would.
 The tiles' projector begins with the global one's values, where none is there (size=tiny has one).
-version=v1 and version=ui (Ferret-UI) have the last stage alone; behind --config.init_from=... of a
+version=v1 and version=ui (Ferret-UI) have the last stage alone, which begins with CLIP and a plain
+language model, whose vocabulary grows by <region_fea>; behind --config.init_from=... of a
 converted one, which reads its maps mirrored, write --config.model.transpose_sampling=True.
 
 size=tiny trains on procedural scenes from squares to 1x6 on a CPU. No pretrained encoders of that
@@ -83,6 +84,8 @@ TRAINED = (*ferret.TRAINABLE["dense"], "lm/.*")
 
 # (part, field of its config that it was learned with): of another tower's tiles it is of no use
 ALIKE = (("tile_projector", "tile"), ("tile_places", "tile"), ("tile_places", "grids"))
+# A plain language model has no row for <region_fea>; where that stands a region's vector is put in
+ROWS = (("lm/embed/embedding", 0), ("lm/head/kernel", 1))
 UPSAMPLED = 448  # pixels of the whole picture, directly upsampled
 SIDE = 112  # pixels of the tiny model's tiles
 # What a whole picture and names are enough for
@@ -188,6 +191,7 @@ def instruction(c: ConfigDict, version: str, model: FerretConfig) -> None:
         c.init_stages = ("encoder", "language", "instruction")
         c.init_required = ("low/.*", "lm/.*")
         c.init_parts = (("clip", "vision", "low"),)
+        c.init_grown = ROWS
         c.trainable = TRAINED
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mg_jax.disk import disk_errors, need_space, read_json
 from mg_jax.errors import UserError
@@ -53,12 +55,18 @@ class ParamFile:
             reason = str(e).split("\n")[0][:200]
             raise UserError(f"{self.path}: parameters cannot be read ({reason})") from e
 
-    def read(self, abstract: Flat | None = None) -> Flat:
+    def read(self, abstract: Flat | None = None, grow: Mapping[str, int] | None = None) -> Flat:
         """Every array; cast and laid out as the ShapeDtypeStructs of `abstract`, where given.
 
-        Without it: numpy arrays or arrays of one device, in the stored dtype.
+        Without it: numpy arrays or arrays of one device, in the stored dtype. `grow`: path -> axis
+        along which `abstract` has more entries; the mean of those stored fills the last ones.
         """
-        abstract = abstract or self.shapes
+        wanted, grow = abstract or self.shapes, grow or {}
+        smaller = {p: unsplit(wanted[p], a, self.shapes[p].shape) for p, a in grow.items()}
+        found = self._read({**wanted, **smaller})
+        return found | {p: grown(found[p], wanted[p], a) for p, a in grow.items()}
+
+    def _read(self, abstract: Flat) -> Flat:
         if not self._is_file:
             with ocp.StandardCheckpointer() as c:
                 return c.restore(self.path, {p: abstract[p] for p in self.shapes})
@@ -125,6 +133,24 @@ def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
     if like.sharding is None:
         return x
     return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
+
+
+def unsplit(like: Any, axis: int, shape: tuple[int, ...]) -> Any:
+    """`like` of another `shape`, not split along `axis`: its size there may not divide."""
+    spec = [*like.sharding.spec]
+    spec[axis : axis + 1] = [None] * len(spec[axis : axis + 1])
+    whole = NamedSharding(like.sharding.mesh, PartitionSpec(*spec))
+    return jax.ShapeDtypeStruct(shape, like.dtype, sharding=whole)
+
+
+def grown(x: jax.Array, like: Any, axis: int) -> jax.Array:
+    """`x`, and behind it along `axis` its mean, as often as makes it as large as `like`."""
+
+    def fill(x):
+        mean = x.astype(jnp.float32).mean(axis, keepdims=True).astype(x.dtype)
+        return jnp.concatenate([x, jnp.repeat(mean, like.shape[axis] - x.shape[axis], axis)], axis)
+
+    return jax.jit(fill, out_shardings=like.sharding)(x)
 
 
 def save_params(path: Path, params: Flat) -> None:

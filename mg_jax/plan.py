@@ -265,6 +265,7 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
             "--config.init_from=FOLDER (a release, or the workdir of that stage)"
         )
     found: Flat = {}
+    rows = dict(config.init_grown)
     for folder in filter(None, config.init_from.split(",")):
         origin, files = source(folder)
         if origin.get("system") not in (config.system, PARTS):
@@ -292,8 +293,9 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
         for file in files:
             theirs = {ours(p): p for p in file.shapes}
             unused = {p for p in theirs if any(re.fullmatch(r, p) for r in behind)}
+            grow = {}
             for path, name in theirs.items():
-                have = file.shapes[name]
+                have, axis = file.shapes[name], rows.get(path)
                 if path in unused:
                     continue
                 if path not in target:
@@ -301,16 +303,22 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
                         f"config.init_from: {folder} has {path}, which the model lacks: compare "
                         "config.model with its config.json"
                     )
-                if have.shape != target[path].shape:
+                if axis is not None and _short(have, target[path], axis):
+                    grow[name] = axis
+                    there, here = have.shape[axis], target[path].shape[axis]
+                    say(
+                        f"note: {path} has {there} rows in {folder} and {here} in the model: the "
+                        f"last {here - there} begin as the mean of the others"
+                    )
+                elif have.shape != target[path].shape:
                     raise UserError(
                         f"config.init_from: {path} is {have.shape} in {folder} and "
                         f"{target[path].shape} in the model: compare config.model with its "
                         "config.json"
                     )
             used = target.keys() - unused  # what is ignored may have any shape
-            values = file.read({
-                n: target[p] if p in used else file.shapes[n] for p, n in theirs.items()
-            })  # fmt: skip
+            like = {n: target[p] if p in used else file.shapes[n] for p, n in theirs.items()}
+            values = file.read(like, grow)
             found |= {p: values[n] for p, n in theirs.items() if p not in unused}
     for origin, copy in config.init_copy:
         for path, x in target.items():
@@ -345,6 +353,14 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         found |= jax.jit(fresh, out_shardings=places, compiler_options=quick)(key, means)
     return found
+
+
+def _short(have: Any, want: Any, axis: int) -> bool:
+    """Whether a stored array lacks some of the wanted one's last entries along `axis`, and differs
+    in nothing else."""
+    size = have.shape[axis : axis + 1]
+    rest = (*want.shape[:axis], *size, *want.shape[axis + 1 :])
+    return have.shape == rest and len(rest) == len(want.shape) and size[0] < want.shape[axis]
 
 
 def _report_difference(theirs: Mapping, ours: Mapping, folder: str, say, where="model") -> None:

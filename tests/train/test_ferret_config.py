@@ -303,6 +303,44 @@ def test_clip_on_tiles_begins_with_the_whole_pictures_projector(tmp_path):
         np.testing.assert_array_equal(found[path], mine[path])
 
 
+@pytest.mark.parametrize("version", ["v1", "ui"])
+def test_a_plain_language_model_gets_a_row_for_regions(version, tmp_path):
+    """As documented at full size: from converted releases of CLIP and a plain Vicuna or Llama-3."""
+    vocab = 1314
+    config = micro_config(version=version, rules="fsdp_tensor", mesh__tensor=2)
+    config.model.region_token, config.model.lm.vocab, config.model.lm.tied = vocab, vocab + 1, False
+    full = ferret.get_config(f"stage=instruction,size=7b,version={version}")
+    for key in (*INITIAL, "init_grown"):
+        config[key] = full[key]
+    rng = np.random.default_rng(0)
+    shapes = plan(config, 1).state.params | plan(config, 1).frozen
+    given = {p: rng.normal(size=x.shape).astype(np.float32) for p, x in shapes.items()}
+    given["lm/embed/embedding"] = given["lm/embed/embedding"][:-1]
+    given["lm/head/kernel"] = given["lm/head/kernel"][:, :-1]
+    folders = []
+    for part, stage, form in (("low", "encoder", "safetensors"), ("lm", "language", "orbax")):
+        about = {"system": "parts", "architecture": part, "model": {part: {}}, "stage": stage}
+        params = {p: x for p, x in given.items() if p.startswith(f"{part}/")}
+        path = checkpoint.save_release(tmp_path / part, params, about, dtype="float32", format=form)
+        folders.append(str(path))
+    config.init_from = ",".join(folders)
+    said = []
+    found = initial_params(plan(config, 1), config, said.append)
+    assert [line for line in said if "mean of the others" in line] == [
+        f"note: {path} has 1314 rows in {folders[1]} and 1315 in the model: the last 1 begin as "
+        "the mean of the others"
+        for path in ("lm/embed/embedding", "lm/head/kernel")
+    ]
+    for path, axis in ferret.ROWS:
+        kept, row = np.split(np.asarray(found[path]), [vocab], axis)
+        np.testing.assert_array_equal(kept, given[path])
+        np.testing.assert_allclose(row, given[path].mean(axis, keepdims=True), atol=1e-6)
+        assert found[path].sharding == shapes[path].sharding
+    config.init_grown = ()
+    with pytest.raises(UserError, match=r"embedding is \(1314, 16\) in .* and \(1315, 16\)"):
+        initial_params(plan(config, 1), config, said.append)
+
+
 def test_stages_in_a_row(tmp_path, capsys):
     with pytest.raises(UserError, match="stage=caption starts from a checkpoint of stage labels"):
         run(micro_config("caption"), str(tmp_path / "x"))
