@@ -60,7 +60,8 @@ def add_regions(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--mask", action="append", default=[], metavar="FILE",
-        help="picture of the same size, non-zero where the region is",
+        help="picture of the same size, non-zero where the region is, or a .json of its COCO RLE, "
+        '{"size": [height, width], "counts": ...}',
     )  # fmt: skip
     p.add_argument(
         "--object", action="append", default=[], metavar="X1,Y1,X2,Y2",

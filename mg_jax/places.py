@@ -1,10 +1,14 @@
 """Regions as a command line gives them: text, in the picture's own pixels."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 
 from mg_jax.boxes import check_boxes
+from mg_jax.disk import read_json
 from mg_jax.errors import UserError
-from mg_jax.example import Region
+from mg_jax.example import Region, rle_runs
 from mg_jax.vision.preprocess import load_image
 
 KINDS = (
@@ -23,8 +27,9 @@ def parse(kind: str, text: str, width: int, height: int) -> Region:
 
     text: x1,y1,x2,y2 of a "box" or an "object", which is shown to the model as an image; x,y of a
     "point"; x,y,x,y,... of a "polygon" or a "scribble"; for a "mask" a picture file of the same
-    size, non-zero where the region is. Raises UserError beginning with the text when it is
-    malformed or leaves the picture.
+    size, non-zero where the region is, or a .json file that holds a COCO RLE of it, {"size":
+    [height, width], "counts": ...}. Raises UserError beginning with the text when it is malformed
+    or leaves the picture.
     """
     try:
         if kind == "mask":
@@ -36,9 +41,13 @@ def parse(kind: str, text: str, width: int, height: int) -> Region:
 
 
 def _mask(text: str, width: int, height: int) -> Region:
-    mask = load_image(text).any(-1)
-    if mask.shape != (height, width):
+    if text.lower().endswith(".json"):
+        mask: Any = read_json(Path(text))
+        rows, columns, _ = rle_runs(mask)
+    else:
+        mask = load_image(text).any(-1)
         rows, columns = mask.shape
+    if (rows, columns) != (height, width):
         raise UserError(f"{columns}x{rows}, but the picture is {width}x{height}")
     return Region.from_mask(mask)
 

@@ -1,12 +1,14 @@
 """Regions written as text, in pixels."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from mg_jax import places
 from mg_jax.errors import UserError
-from mg_jax.example import Region
+from mg_jax.example import Region, encode_rle
 
 
 def test_kinds_in_pixels_of_the_picture(tmp_path):
@@ -36,7 +38,7 @@ def test_kinds_in_pixels_of_the_picture(tmp_path):
         ("point", "nan,2", "nan,2: (nan, 2) is outside"),
         ("polygon", "1,2,3", "1,2,3: expected an even count of numbers"),
         ("polygon", "", ": expected an even count"),
-        ("polygon", "1,2,1,9", "1,2,1,9: polygon's box"),
+        ("polygon", "1,2,1,9,1,5", "1,2,1,9,1,5: polygon's box"),
         ("mask", "no.png", "no.png: no such file"),
     ],
 )
@@ -50,6 +52,27 @@ def test_masks_must_fit_the_picture(tmp_path):
     file = tmp_path / "m.png"
     for shape, message in (((20, 30), "30x20, but the picture is 80x50"), ((50, 80), "mask of si")):
         Image.fromarray(np.zeros(shape, np.uint8)).save(file)
+        with pytest.raises(UserError) as caught:
+            places.parse("mask", str(file), 80, 50)
+        assert str(caught.value).startswith(f"{file}: {message}")
+
+
+def test_masks_in_run_lengths(tmp_path):
+    marked = np.zeros((50, 80), bool)
+    marked[10:40, 20:60] = True
+    file = tmp_path / "M.JSON"
+    file.write_text(json.dumps(encode_rle(marked)))
+    assert places.parse("mask", str(file), 80, 50) == Region.from_mask(marked)
+    file.write_text('{"size": [2, 2], "counts": "112"}')  # one pixel, compressed
+    found = places.parse("mask", str(file), 2, 2)
+    np.testing.assert_array_equal(found.mask_array(), [[False, False], [True, False]])
+    for content, message in (
+        ('{"size": [2, 2], "counts": [1, 3]}', "2x2, but the picture is 80x50"),
+        ('{"counts": [1, 3]}', "mask is no COCO RLE"),
+        ('{"size": [50, 80], "counts": [4000]}', "mask of size [50, 80] is empty"),
+        ("[1, 2]", "holds no JSON object"),
+    ):
+        file.write_text(content)
         with pytest.raises(UserError) as caught:
             places.parse("mask", str(file), 80, 50)
         assert str(caught.value).startswith(f"{file}: {message}")
