@@ -78,15 +78,19 @@ class Region:
     def from_polygon(
         cls, points: Iterable[Sequence[float]], label: str | None = None, *, clip: bool = False
     ) -> "Region":
-        """A region from the vertices (x, y) in [0, 1] of a polygon; its edges may cross.
+        """A region from the vertices (x, y) in [0, 1] of a polygon; its edges may cross. Two points
+        have the box of a scribble.
 
         Raises UserError for fewer than two points, NaN, points outside, or no area in the box.
         """
         checked = _checked_points(points, "polygon", clip)
         if len(checked) < 2:
             raise UserError(f"polygon has {len(checked)} point(s): give at least 2, better 3")
-        xs, ys = [x for x, _ in checked], [y for _, y in checked]
-        box = _checked_box((min(xs), min(ys), max(xs), max(ys)), clip, name="polygon's box")
+        if len(checked) == 2:
+            box = _stroke_box(checked)
+        else:
+            xs, ys = [x for x, _ in checked], [y for _, y in checked]
+            box = _checked_box((min(xs), min(ys), max(xs), max(ys)), clip, name="polygon's box")
         return cls("polygon", box, points=checked, label=label)
 
     @classmethod
@@ -101,8 +105,7 @@ class Region:
         checked = _checked_points(points, "scribble", clip)
         if len(checked) < 2:
             raise UserError(f"scribble has {len(checked)} point(s): give at least 2")
-        (x0, x1), (y0, y1) = (_widened(min(v), max(v)) for v in zip(*checked, strict=True))
-        return cls("scribble", (x0, y0, x1, y1), points=checked, label=label)
+        return cls("scribble", _stroke_box(checked), points=checked, label=label)
 
     @classmethod
     def from_mask(
@@ -381,6 +384,12 @@ def _checked_box(box: Any, clip: bool, name: str = "box", size: Point = (1, 1)) 
     if x1 <= x0 or y1 <= y0:
         of = "" if size == (1, 1) else f" of {size[0]:g}x{size[1]:g} px"
         raise UserError(f"{name} {shown} has no area inside the picture{of}")
+    return x0, y0, x1, y1
+
+
+def _stroke_box(points: Sequence[Point]) -> Box:
+    """The box of a stroke, POINT_SIDE wide where it has no width."""
+    (x0, x1), (y0, y1) = (_widened(min(v), max(v)) for v in zip(*points, strict=True))
     return x0, y0, x1, y1
 
 

@@ -105,6 +105,8 @@ def test_what_marks_no_pixel_counts_as_its_box():
     assert (mask(sliver) == mask(Region.from_box(sliver.box))).all()
     two = Region.from_polygon([(0.1, 0.1), (0.9, 0.9)])  # no area: a stroke
     assert 0 < mask(two).sum() < mask(Region.from_box(two.box)).sum()
+    flat = [(0.2, 0.5), (0.8, 0.5)]
+    assert (mask(Region.from_polygon(flat)) == mask(Region.from_scribble(flat))).all()
     array = np.zeros((H, W), bool)
     array[0, 0] = True
     elsewhere = Region("mask", box(20, 20, 25, 25).box, mask=Region.from_mask(array).mask)

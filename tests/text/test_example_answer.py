@@ -18,6 +18,8 @@ def test_kinds_have_their_tightest_box():
     assert Region.from_box((-0.5, 0.2, 0.5, 1.5), clip=True).box == (0, 0.2, 0.5, 1)
     point = Region.from_point(0.5, 0.0)
     assert point.box == pytest.approx((0.5 - POINT_SIDE / 2, 0, 0.5 + POINT_SIDE / 2, 0.025))
+    flat = [(0.5, 0.5), (0.6, 0.5)]
+    assert Region.from_polygon(flat).box == Region.from_scribble(flat).box
     polygon = Region.from_polygon([(0.1, 0.2), (0.5, 0.4), (0.3, 0.9)], label="x")
     assert polygon.box == (0.1, 0.2, 0.5, 0.9) and polygon.kind == "polygon"
     mask = np.zeros((10, 20), bool)
@@ -40,7 +42,7 @@ def test_kinds_have_their_tightest_box():
         (lambda: Region.from_point(0.5, -0.2), "point .* outside"),
         (lambda: Region.from_point(0.5, float("inf")), "NaN or infinity"),
         (lambda: Region.from_polygon([(0.5, 0.5)]), "1 point"),
-        (lambda: Region.from_polygon([(0.5, 0.5), (0.6, 0.5)]), "no area"),
+        (lambda: Region.from_polygon([(0.5, 0.5), (0.6, 0.5), (0.7, 0.5)]), "no area"),
         (lambda: Region.from_mask(np.zeros((3, 3))), "empty"),
         (lambda: Region.from_mask(np.zeros(3)), "shape"),
         (lambda: Region.from_mask({"counts": [1]}), "no COCO RLE"),
