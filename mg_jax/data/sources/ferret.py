@@ -24,16 +24,18 @@ from mg_jax.data.sources.free_text import to_markup
 from mg_jax.data.sources.grounded import GroundedSource, Places
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Example, Region, Turn
+from mg_jax.example import Example, Region, Turn, rle_runs
 
 _LOCATION = re.compile(r"<bbox_location(\d+)>")
 _ROLES = ("human", "gpt")
+_EMPTY = 12  # the most that COCO's coding takes for the one run of an empty mask
 
 
 class FerretGritSource(GroundedSource):
     """The dialogues as turns, `<r:k>` in the place of each location; `<image>` is taken out.
 
-    A box of a question that has a mask is a region of that mask, in answers too. A record
+    A box of a question that has a mask is a region of that mask, in answers too; of an empty mask,
+    which is counted, the box is left, as upstream does. A record
     with a location that has no box, a box that has no location or no area, or messages that do not
     alternate between human and gpt, is malformed. meta: task "conversation".
     Raises UserError for a missing file, one that is no list, too many malformed records, or when
@@ -97,18 +99,23 @@ class FerretGritSource(GroundedSource):
         return numbers
 
     def _outline(self, mask: Any, places: Places, region: int, size: tuple[int, int]) -> None:
-        """Make the region of a box that of its mask; its box stays as annotated. Masks are decoded
-        when an example is asked for; while records are gone through, only their size is looked
-        at."""
+        """Make the region of a box that of its mask; its box stays as annotated, and alone where
+        the mask is empty. Longer masks are decoded when an example is asked for; while records are
+        gone through, only their size is looked at."""
         stated = mask.get("size") if isinstance(mask, dict) else None
         if stated != [size[1], size[0]]:
             raise BadRecord(f"mask has size {str(stated)[:60]}, expected {[size[1], size[0]]}")
-        if self._folder is None:
-            try:
-                outlined = Region.from_mask(mask)
-            except UserError as e:
-                raise BadRecord(str(e)) from None
-            places.regions[region] = replace(outlined, box=places.regions[region].box)
+        runs = mask.get("counts")
+        if self._folder is not None and isinstance(runs, str | list) and len(runs) > _EMPTY:
+            return
+        try:
+            if not rle_runs(mask)[2][1::2].any():
+                places.counts["empty masks"] += 1
+                return
+            outlined = Region.from_mask(mask)
+        except UserError as e:
+            raise BadRecord(str(e)) from None
+        places.regions[region] = replace(outlined, box=places.regions[region].box)
 
 
 def _marked(text: str, regions: list[int]) -> str:

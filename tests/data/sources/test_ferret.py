@@ -53,6 +53,8 @@ def test_odd_records(tmp_path):
         row(masks=[[mask], []]),
         row(image="gone.png"),
         row(masks=[[None], []]),
+        row(masks=[[{"size": [20, 40], "counts": [800]}], []]),
+        row(masks=[[{"size": [20, 40], "counts": "Pi0"}], []]),  # the same, compressed
         row(((), ())),
         row(((box, box), ())),
         row((([9, 9, 4, 4],), ())),
@@ -71,8 +73,10 @@ def test_odd_records(tmp_path):
     file = tmp_path / "a.json"
     file.write_text(json.dumps(rows))
     source = open_source(f"ferret_grit:{file},{tmp_path / 'images'},max_bad=0.9")
-    assert len(source) == 4 and source.bad == 14
-    assert source.counts == {"pictures without a file": 1, "boxes without area": 1}
+    assert len(source) == 6 and source.bad == 14
+    assert source.counts == {
+        "pictures without a file": 1, "boxes without area": 1, "empty masks": 2
+    }  # fmt: skip
     wanted = ("names the locations [0], but has 0", "has 2 boxes", "has no area",
               "expected a number",
               "box_x1y1x2y2 is no list of 2", "masks is no list of 2",
@@ -81,14 +85,15 @@ def test_odd_records(tmp_path):
               "value is None", "conversations is None", "expected an object")  # fmt: skip
     for problem, what in zip(source.problems, wanted, strict=True):
         assert what in problem, problem
-    plain, answered, outlined, boxed = all_of(source)
+    plain, answered, outlined, boxed, *emptied = all_of(source)
+    assert [e.regions for e in emptied] == [plain.regions] * 2  # the box is left
     assert plain.turns[0].user == "What's the <p >type</p > of <r:0>?"
     assert places(plain, [0]) == [(0.1, 0.25, 0.3, 0.75)] and boxed.regions[0].kind == "box"
     assert [e.id for e in (plain, answered)] == ["a-0", "a-a"]
     assert answered.turns[0].assistant == "the <r:2> and <r:1>"
     assert places(answered, [1, 2]) == [(0, 0, 0.1, 0.25), (0, 0, 0.025, 0.05)]
     assert outlined.regions[0].kind == "mask" and outlined.regions[0].box == plain.regions[0].box
-    rows = [row(masks=[[{"size": [20, 40], "counts": [0, 7]}], []])]
+    rows = [row(masks=[[{"size": [20, 40], "counts": [0] * 13 + [7]}], []])]
     file.write_text(json.dumps(rows))
     with pytest.raises(UserError, match="counts sum to 7"):  # decoded when it is asked for
         open_source(f"ferret_grit:{file},{tmp_path / 'images'}")[0]
