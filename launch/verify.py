@@ -6,7 +6,8 @@ DIR holds upstream-named weights (config.json, model.safetensors), inputs.npz an
 the recordings of a part (ops.npz, preprocess.npz, tokenization.json, golden.json, Ferret's tables,
 GroundingGPT's groundinggpt_*.json); of MG-LLaVA's instances the weights are in
 state_dict.safetensors. Weights are converted, our model runs, and one line is printed per recorded
-array: name, shape, largest absolute difference, tolerance, verdict. The tolerance is absolute for
+array: name, shape, largest absolute difference, tolerance, verdict; of Ferret also what is made of
+recorded pictures and regions ("inputs/..."). The tolerance is absolute for
 arrays of order one, times max(1, largest value) for larger ones, and never more than 1 % of the
 largest value. Integers, booleans and texts must be equal. Exit status: 0 all match, 1 something
 does not, 2 bad input.

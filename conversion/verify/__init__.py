@@ -1,6 +1,7 @@
 """Run a recorded instance of an original implementation and compare every recorded array.
 
-The arrays that must be produced are the names in the recordings' zip directories. The recordings
+The arrays that must be produced are the names in the recordings' zip directories, and of Ferret's
+inputs those that its host side makes, pixels and masks ("inputs/..."). The recordings
 themselves are opened only after ours exist, save the draws of upstream's random number generator
 and the inputs that a file keeps beside its outputs; both are reported as such.
 

@@ -17,7 +17,15 @@ import numpy as np
 
 from conversion import engine, located
 from conversion.readers import open_checkpoint
-from conversion.verify import Case, Masked, npz_names, npz_read, npz_shapes
+from conversion.verify import (
+    Case,
+    Masked,
+    ferret_inputs,
+    ferret_probe,
+    npz_names,
+    npz_read,
+    npz_shapes,
+)
 from conversion.verify.parts import gather
 from mg_jax import losses
 from mg_jax.disk import read_json
@@ -37,17 +45,27 @@ def case(folder: Path) -> Case:
     Raises UserError when the weights do not fit the config.
     """
     names = npz_names(folder / "outputs.npz")
+    made = ferret_inputs.required(folder, npz_names(folder / "inputs.npz"))
+    probe = ferret_probe.recorded(folder)
     fed = [x.format(i) for x in FED for i in range(2)]
+    if not (folder / ferret_inputs.META).exists():
+        fed.append("sampler.num_mask_points")  # of the recorded masks
 
     def produce():
         with jax.default_matmul_precision("highest"):
-            return gather(Instance(folder).parts(names))
+            return gather(Instance(folder).parts([*names, *made, *probe]))
 
     def recorded(name):
+        if name in probe:
+            return probe[name]
+        if name in made:
+            array = name.removeprefix(ferret_inputs.INPUTS)
+            return npz_read(folder / "inputs.npz", [array])[array]
         return npz_read(folder / "outputs.npz", [name])[name]
 
     kind = read_json(folder / "config.json")["model_type"]
-    return Case(kind, tuple(names), dict.fromkeys(fed, "fed"), produce, recorded)
+    required = (*names, *made, *probe)
+    return Case(kind, required, dict.fromkeys(fed, "fed"), produce, recorded)
 
 
 class Instance:
@@ -65,6 +83,8 @@ class Instance:
 
     def parts(self, names: list[str]) -> Parts:
         """The recorded calls, those alone that some of `names` are of."""
+        if any(x.startswith(ferret_inputs.INPUTS) for x in names):
+            yield "inputs", self.prepared
         yield "pictures", self.features
         yield "sampler", self.sampler
         yield "joined", partial(self.joined, self.cfg)
@@ -73,6 +93,7 @@ class Instance:
             ("region_map_image", "region maps", self.maps),
             ("unpad.", "spatial_unpad", self.unpad),
             ("inputs_embeds_", "no regions", partial(self.without_regions, names)),
+            (ferret_probe.PROBE, "orientation", self.orientation),
         ):
             if any(x.startswith(mark) for x in names):
                 yield name, part
@@ -122,10 +143,14 @@ class Instance:
         return np.asarray(values)[tuple(self.rows.T)]
 
     @cached_property
+    def masks(self) -> list[np.ndarray]:
+        """uint8 [W,H] of every region."""
+        return ferret_inputs.masks(self.folder, self.inputs)
+
+    @cached_property
     def counts(self) -> np.ndarray:
         """Pixels of every region's mask."""
-        count = len(self.inputs["region_image_index"])
-        return np.array([int(self.inputs[f"region{r}_mask_wh"].sum()) for r in range(count)])
+        return np.array([int(mask.sum()) for mask in self.masks])
 
     @cached_property
     def regions(self) -> dict[str, np.ndarray]:
@@ -162,6 +187,16 @@ class Instance:
         aux, left = jax.jit(model)({"params": self.params}, self.pixels | self.regions)
         return aux, left["intermediates"]
 
+    def prepared(self) -> dict[str, Any]:
+        """What is made of the pictures, and of the regions that are described."""
+        out = ferret_inputs.pictures(self.cfg, self.inputs)
+        name = f"{ferret_inputs.INPUTS}region{{}}_mask_wh"
+        return out | {name.format(r): mask for r, mask in enumerate(self.masks)}
+
+    def orientation(self) -> dict[str, Any]:
+        """Which cell of the map a region is read from."""
+        return ferret_probe.made(self.folder, self.cfg, self.params)
+
     def features(self) -> dict[str, Any]:
         """Raw and projected features of every crop, those of each picture in its order."""
         aux, _ = self.seen
@@ -181,8 +216,9 @@ class Instance:
     def sampler(self) -> dict[str, Any]:
         """Every step of the sampler; of region 0 what each neighbour becomes, too."""
         aux, left = self.seen
+        points = zip(self.inputs["sampled_points"], self.masks, strict=True)
         out = {
-            "sampler.sampled_points": self.listed(self.regions["points"]),
+            "sampler.sampled_points": np.array([ferret_inputs.drawn(*pair) for pair in points]),
             "sampler.num_mask_points": self.counts,
             "sampler.point_features": self.listed(aux["point_features"]),
             "sampler.flatten_out": self.listed(aux["sampler"]["flat"]),

@@ -18,14 +18,19 @@ from conversion.tables import clip, dinov2
 from conversion.tables.ferret import projector, sampler
 from conversion.verify import Case, npz_names, npz_read
 from conversion.verify.ferret import Parts, nhwc, whole_map
+from conversion.verify.ferret_inputs import INPUTS, drawn, mask, seen
 from conversion.verify.parts import gather
 from mg_jax.config import build
 from mg_jax.disk import read_json
 from mg_jax.lm import LMConfig
 from mg_jax.models.ferret import Ferret, FerretConfig
 from mg_jax.models.sampler import SamplerConfig
+from mg_jax.vision.anyres import GRIDS_V2, select
 
 FED = ("sampled_points", "stage0_fps_idx", "stage0_knn_idx", "stage1_fps_idx", "stage1_knn_idx")
+# of inputs.npz what is made of the picture and of the region, which is a box
+MADE = ("best_wh", "grid_wh", "global_pixel_values", "local_pixel_values", "region_mask_wh")
+MASK = f"{INPUTS}region_mask_wh"
 SHORT = {"raw": "raw", "projected": "proj"}
 
 
@@ -33,6 +38,7 @@ def case(folder: Path) -> Case:
     """The case of a folder whose config.json describes `clip` and `dinov2`."""
     names = npz_names(folder / "outputs.npz")
     fed = [name for name in names if name in FED]
+    made = [INPUTS + name for name in npz_names(folder / "inputs.npz") if name in MADE]
 
     def produce():
         given = npz_read(folder / "outputs.npz", fed)
@@ -40,9 +46,12 @@ def case(folder: Path) -> Case:
             return gather(Sketch(folder, given).parts())
 
     def recorded(name):
-        return npz_read(folder / "outputs.npz", [name])[name]
+        file = "inputs.npz" if name in made else "outputs.npz"
+        array = name.removeprefix(INPUTS)
+        return npz_read(folder / file, [array])[array]
 
-    return Case("ferret v2 sketch", tuple(names), dict.fromkeys(fed, "fed"), produce, recorded)
+    given = dict.fromkeys([*fed, MASK], "fed")
+    return Case("ferret v2 sketch", (*names, *made), given, produce, recorded)
 
 
 class Sketch:
@@ -53,12 +62,14 @@ class Sketch:
         self.source, self.fed = open_checkpoint(folder), fed
         self.inputs = npz_read(folder / "inputs.npz", npz_names(folder / "inputs.npz"))
         width = self.source.manifest["mlp_g.2.bias"].shape[0]
+        side = self.inputs["local_pixel_values"].shape[-1]
+        rows, columns = self.inputs["image_uint8"].shape[:2]
+        grid = GRIDS_V2[select(columns, rows, GRIDS_V2, side)]
         tower = read_clip(raw["clip"], "config.json.clip")
         tile = read_dinov2(raw["dinov2"], "config.json.dinov2")
         values = {
             "low": tower, "tile": tile, "low_size": self.inputs["global_pixel_values"].shape[-1],
-            "tile_size": self.inputs["local_pixel_values"].shape[-1],
-            "grids": [self.inputs["grid_wh"].tolist()],
+            "tile_size": side, "grids": [grid],
             "low_layer": raw.get("clip_select_layer", -2), "transpose_sampling": True,
         }  # fmt: skip
         found = SamplerConfig(
@@ -77,10 +88,32 @@ class Sketch:
 
     def parts(self) -> Parts:
         """What both encoders see, and the four readings."""
-        yield "given", lambda: dict(self.fed)
+        yield "given", self.given
+        yield "inputs", self.prepared
         yield "encoders", self.encoders
         for fusion, upsampling in product(SHORT, ("nearest", "bilinear")):
             yield f"{fusion}, {upsampling}", partial(self.reading, fusion, upsampling)
+
+    def given(self) -> dict[str, Any]:
+        """What is fed; points outside of the region are NaN."""
+        points = drawn(self.fed["sampled_points"], self.mask)
+        return {**self.fed, "sampled_points": points.astype(np.float32)}
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """uint8 [W,H] of the region, which is recorded as a mask alone and is a box."""
+        x, y = np.nonzero(self.inputs["region_mask_wh"])
+        box = [int(v) for v in (x.min(), y.min(), x.max(), y.max())]
+        return mask({"kind": "box", "box": box}, *self.inputs["region_mask_wh"].shape)
+
+    def prepared(self) -> dict[str, Any]:
+        """What both encoders are given, and the region's mask."""
+        low, tiles, grid = seen(self.cfg, self.inputs["image_uint8"])
+        made = {
+            "global_pixel_values": low, "local_pixel_values": tiles, "grid_wh": np.array(grid),
+            "best_wh": np.array(grid) * self.cfg.tile_size, "region_mask_wh": self.mask,
+        }  # fmt: skip
+        return {INPUTS + name: value for name, value in made.items()}
 
     def params(self, fusion: Any) -> dict[str, Any]:
         """Everything but the language model; each reading's sampler is of its own width."""

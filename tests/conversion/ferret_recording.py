@@ -38,7 +38,7 @@ OWN = {
 
 
 def write(folder):
-    """Write config.json, model.safetensors, inputs.npz and outputs.npz."""
+    """Write config.json, model.safetensors, inputs.npz, outputs.npz and meta.json."""
     import torch
     import transformers
 
@@ -66,6 +66,10 @@ def write(folder):
     (folder / "config.json").write_text(json.dumps(LLAMA | OWN))
     np.savez(folder / "inputs.npz", **inputs)
     np.savez(folder / "outputs.npz", **outputs)
+    (folder / "meta.json").write_text(json.dumps({"regions": [
+        {"image": int(i), "kind": "box", "coor": box(r), "box": box(r), "polygon": None}
+        for r, i in enumerate(inputs["region_image_index"])
+    ]}))  # fmt: skip
 
 
 def shapes():
@@ -83,6 +87,11 @@ def shapes():
         out |= {f"{norm}.weight": (C,), f"{norm}.bias": (C,)}
     out |= layer("region_geo_sampler.flatten_projector", 32 * C, C)
     return out | layer("region_geo_sampler.dim_projector", C, D)
+
+
+def box(r):
+    """Pixels of region r, both corners included."""
+    return [3 * r + 2, 4, 12 * r + 4, 6 + 6 * r]
 
 
 def sampler_params(own):
@@ -110,7 +119,7 @@ def record(torch, clip, llama, own, rng):
     """(inputs, outputs): three pictures, the third as large as the first; 2, 1 and 1 regions."""
     sizes = [*SIZES, SIZES[0]]
     inputs = {"image_sizes_wh": np.array(sizes), "region_image_index": np.array([0, 0, 1, 2])}
-    raw, projected, maps, merges, crops = [], [], [], [], []
+    raw, projected, maps, merges, canvases = [], [], [], [], []
     for i, (width, height) in enumerate(sizes):
         image = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)
         made = anyres.prepare(image, SIDE, [tuple(g) for g in GRIDS], SIDE)
@@ -127,7 +136,8 @@ def record(torch, clip, llama, own, rng):
         low = raw[-1][0].reshape(side, side, C)
         maps.append(features + reference.upsample(low, *features.shape[:2], "nearest"))
         merges.append(reference.merged(projected[-1][1:].reshape(-1, side, side, D), grid))
-        crops.append(len(pixels))
+        canvases.append([n * SIDE for n in grid])
+    inputs["best_resolution_wh"] = np.array(canvases)
     outputs = {
         "clip_features": np.concatenate(raw),
         "projected_image_features": np.concatenate(projected),
@@ -176,7 +186,8 @@ def regions(own, rng, sizes, maps, inputs, outputs):
     for r, i in enumerate(inputs["region_image_index"]):
         width, height = sizes[i]
         mask = np.zeros((width, height), np.uint8)  # x first
-        mask[3 * r + 2 : 3 * r + 5 + 9 * r, 4 : 7 + 6 * r] = 1
+        x0, y0, x1, y1 = box(r)
+        mask[x0 : x1 + 1, y0 : y1 + 1] = 1
         inputs[f"region{r}_mask_wh"] = mask
         pixels = np.argwhere(mask)
         chosen = np.concatenate([pixels, pixels[rng.integers(0, len(pixels), 512)]])[:512]
