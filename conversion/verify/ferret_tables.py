@@ -178,22 +178,7 @@ def _flickr(table: Any) -> Table:
             "report": ferret_scores.phrase_recall(rows),
             "gt_boxes": boxes,
         }
-    return {"results": results, "phrases": _as_recorded(table["phrases"], sentences)}
-
-
-def _as_recorded(recorded: Any, sentences: dict[str, Any]) -> Any:
-    """The phrases in the spelling of the table, which leaves out those without a box where it does
-    so."""
-    keep = {
-        k: [[p["phrase_id"] for p in line["phrases"]] for line in v] for k, v in recorded.items()
-    }
-    return {
-        k: [
-            {**line, "phrases": [p for p in line["phrases"] if p["phrase_id"] in ids]}
-            for line, ids in zip(sentences[k], lines, strict=True)
-        ]
-        for k, lines in keep.items()
-    }
+    return {"results": results, "phrases": sentences}
 
 
 def _prompts(table: Any) -> Table:

@@ -58,6 +58,7 @@ def test_all_tables(tables, capsys):
             "results/merge_boxes=True/report/5/all",
         ),
         ("flickr_eval", ("phrases", "1001", 0, "sentence"), "x", "phrases/1001/0/sentence"),
+        ("flickr_eval", ("phrases", "1001", 1, "phrases"), [], "phrases/1001/1/phrases"),
         ("prompts", ("ferret:v1", "prompt"), "x", "ferret:v1/prompt"),
         ("prompts", ("ferretui:ferret_llama_3", "stop_str"), "</s>",
          "ferretui:ferret_llama_3/stop_str"),
