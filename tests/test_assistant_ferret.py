@@ -78,6 +78,22 @@ def test_the_answer_does_not_depend_on_the_batch(assistant):
     assert [a.text for a in together] == [a.text for a in alone]
 
 
+def test_batches_have_few_lengths(assistant):
+    """A bucket of tiles, 4 tokens each as the whole picture, and a quarter, half or all of 600."""
+
+    def length(*sizes, prompt="What is there?", room=1100):
+        queries = [Query(noise(*size) if size else None, prompt) for size in sizes]
+        rows = [assistant.adapter.read(query) for query in queries]
+        return assistant.adapter.collate(rows, room)["tokens"].shape[1]
+
+    assert length((28, 28)) == length((28, 28), None) == 4 + 4 + 150
+    assert length((90, 28)) == length((60, 60)) == length((28, 28), (28, 90)) == 4 + 4 * 4 + 150
+    assert length((150, 28)) == length((170, 28)) == 4 + 6 * 4 + 150
+    assert length(None) == 150
+    assert length((28, 28), prompt="dog " * 100) == 4 + 4 + 300
+    assert length((28, 28), room=130) == 130
+
+
 def test_points_are_the_same_every_time(assistant):
     rows = [assistant.adapter.read(Query(noise(), PROMPT, REGIONS)) for _ in range(2)]
     for a, b in zip(*(r.arrays["points"] for r in rows), strict=True):

@@ -10,7 +10,6 @@ from mg_jax.assistants.base import (
     Adapter,
     Row,
     View,
-    batch_length,
     boxed_notes,
     cells,
     object_notes,
@@ -91,12 +90,21 @@ class FerretAdapter(Adapter):
         cfg = self.system.cfg
         tiles = max([1, *(len(s.get("tiles", ())) for s in samples)])
         tiles = anyres.bucket(tiles, cfg.max_tiles) if self.tiled else 0
-        length = batch_length(self.codec, samples, room)
+        length = self._length(samples, tiles, room)
         regions = max(len(s["points"]) for s in samples)
         names = [f"question {n}" for n in range(len(rows))]
         batch = self.codec.collate(samples, [length])
         count = slots(regions) if regions else 0
         return normalised(batch | arrays(samples, cfg, tiles, count, names), cfg)
+
+    def _length(self, samples: Sequence[Mapping[str, Any]], tiles: int, room: int) -> int:
+        """Length of a batch whose pictures have up to `tiles` tiles: as in training their tokens
+        and one of few lengths of text, and where it can be no more than `room`."""
+        pictures = any("low" in s for s in samples)
+        base = self.system.cfg.most_tokens(tiles) if pictures else 0
+        longest, text = max(len(s["tokens"]) for s in samples), self.codec.text_tokens
+        steps = (base + text // n for n in (4, 2, 1))
+        return max(longest, min([room, *(n for n in steps if n >= longest)]))
 
     def views(self, row: Row) -> list[View]:
         """The picture, seen whole and, over that, in tiles."""

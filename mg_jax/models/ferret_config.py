@@ -132,7 +132,13 @@ class FerretConfig:
     @property
     def largest(self) -> int:
         """Prompt positions of the picture that takes most."""
-        return max(map(self.image_tokens, self.grids), default=self.image_tokens())
+        return self.most_tokens(self.max_tiles)
+
+    def most_tokens(self, slots: int) -> int:
+        """Prompt positions of the picture that takes most of those of up to `slots` tiles; with no
+        such grid, of the whole picture alone."""
+        grids = [g for g in self.grids if g[0] * g[1] <= slots]
+        return max(map(self.image_tokens, grids), default=self.image_tokens())
 
     def id(self, name: str) -> int:
         """Id of a placeholder, "image" or "region"; neither is ever embedded."""

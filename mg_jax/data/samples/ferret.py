@@ -218,9 +218,7 @@ class Language(Conversations, _Pictures):
 
     def size(self, records: Sequence[Record], slots: int) -> int:
         """Length of a batch whose pictures have up to `slots` tiles."""
-        cfg, longest = self.cfg, max(len(r["tokens"]) for r in records)
-        grids = [g for g in cfg.grids if g[0] * g[1] <= slots] or [None]
-        base = max(cfg.image_tokens(g) for g in grids)
+        longest, base = max(len(r["tokens"]) for r in records), self.cfg.most_tokens(slots)
         return min([base + n for n in self.texts if base + n >= longest], default=self.buckets[-1])
 
 
