@@ -17,7 +17,8 @@
     refcoco:refs(unc).p,instances.json,images_dir[,split=train|val|test|testA|testB|testC|all]
             [,text=sent|raw][,per=expression|picture]         rec_lines:FILE,images_dir[,per=...]
     groma:FILE,images_dir[,form=rec|regions|flickr]           groma_instruct:FILE,images_dir
-    grit:DIR_OF_IMG2DATASET    grit_groma:FILE,images_dir     ferret_grit:FILE,images_dir
+    grit:DIR_OF_IMG2DATASET    grit_groma:FILE,images_dir
+    ferret_grit:FILE,images_dir[,request=no|yes]
     vg:DIR[,images_dir][,parts=regions+objects+relationships] lvis_ground:FILE,coco_dir
     flickr30k:DIR,images_dir[,split=train|val|test|all]
     shards:DIR                                        what launch.build_data made of any of them
@@ -105,7 +106,7 @@ KINDS: dict[str, tuple[Callable[..., Source], tuple[str, ...], tuple[str, ...]]]
     "flickr30k": (Flickr30kSource, ("folder", "images"), ("split",)),
     "grit": (GritSource, ("folder",), ()),
     "grit_groma": (GromaGritSource, ("file", "images"), ()),
-    "ferret_grit": (FerretGritSource, ("file", "images"), ()),
+    "ferret_grit": (FerretGritSource, ("file", "images"), ("request",)),
     "shards": (ShardSource, ("folder",), ()),
     "features": (FeatureSource, ("folder",), ()),
     "objects365": (Objects365Source, ("annotations", "images"), ("empty", "min_side")),

@@ -25,6 +25,7 @@ from mg_jax.data.sources.grounded import GroundedSource, Places
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, Turn, rle_runs
+from mg_jax.text.instructions import GROUNDING
 
 _LOCATION = re.compile(r"<bbox_location(\d+)>")
 _ROLES = ("human", "gpt")
@@ -37,7 +38,9 @@ class FerretGritSource(GroundedSource):
     A box of a question that has a mask is a region of that mask, in answers too; of an empty mask,
     which is counted, the box is left, as upstream does. A record
     with a location that has no box, a box that has no location or no area, or messages that do not
-    alternate between human and gpt, is malformed. meta: task "conversation".
+    alternate between human and gpt, is malformed. meta: task "conversation". request="yes" has the
+    first question of each dialogue ask for coordinates in the system's own words, as Ferret-UI's
+    code does for data of that kind.
     Raises UserError for a missing file, one that is no list, too many malformed records, or when
     no picture is in the folder.
     """
@@ -49,8 +52,12 @@ class FerretGritSource(GroundedSource):
         head: str = "coco",
         name: str = "",
         max_bad: float | str = MAX_BAD,
+        request: str = "no",
     ):
         path = existing(file, "file in the form of Ferret's GRIT")
+        if request not in ("no", "yes"):
+            raise UserError(f"data {name or path.stem}: request={request}: choose no or yes")
+        self._request = GROUNDING + " " if request == "yes" else ""
         super().__init__(name or path.stem, images, path, head, max_bad)
         self.fill(JsonRows(path))
 
@@ -78,6 +85,7 @@ class FerretGritSource(GroundedSource):
         file = self.find(row["image"], counts)
         if file is None:
             return None
+        said[0] = self._request + said[0]
         turns = tuple(Turn(q, a) for q, a in zip(said[::2], said[1::2], strict=True))
         number = Path(row["image"]).stem if row.get("id") is None else row["id"]
         return self.example(file, size, places, number, turns=turns, meta={"task": "conversation"})

@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 
+from conversion.verify.mg_llava_data import Characters
 from mg_jax.data.sources import open_source
 from mg_jax.data.write import write_ferret_grit
 from mg_jax.errors import UserError
 from mg_jax.example import Turn
+from mg_jax.text.codecs.ferret import FerretCodec
+from mg_jax.text.instructions import GROUNDING
+from mg_jax.text.instructions.ferret import COORDINATES, COORDINATES_UI
 from tests.data.sources.grounded_scenes import all_of, masked, picture, places, scenes
 
 
@@ -30,6 +34,22 @@ def test_written_dialogues_are_read_back(masks, tmp_path):
             np.testing.assert_array_equal(e.regions[0].mask_array(), row.regions[0].mask_array())
             np.testing.assert_array_equal(e.regions[1].mask_array(), row.regions[2].mask_array())
         np.testing.assert_array_equal(e.pixels(), row.pixels())
+
+
+def test_a_request_for_coordinates_ends_the_first_question(tmp_path):
+    """In the words of v2 and of Ferret-UI, and in none where it is not wanted."""
+    file, images = write_ferret_grit(scenes(), tmp_path)
+    example = open_source(f"ferret_grit:{file},{images},request=yes")[0]
+    plain = open_source(f"ferret_grit:{file},{images}")[0]
+    assert [t.assistant for t in example.turns] == [t.assistant for t in plain.turns]
+    assert example.turns[1] == plain.turns[1] and GROUNDING not in plain.turns[0].user
+    for template, asked in (("ferret_v1", COORDINATES), ("ferret_vicuna_v1", COORDINATES_UI)):
+        codec = FerretCodec(Characters(), template)
+        text = codec.prompt(example.turns, example.regions, (40, 20))
+        assert text.count(asked) == 1 and text.index(asked) < text.index("Why?")
+        assert asked not in codec.prompt(plain.turns, plain.regions, (40, 20))
+    with pytest.raises(UserError, match="request=maybe: choose no or yes"):
+        open_source(f"ferret_grit:{file},{images},request=maybe")
 
 
 def test_odd_records(tmp_path):
