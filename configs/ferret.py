@@ -72,6 +72,7 @@ CHOICES = {
     "context": ("slow", "pool", "fewer"),
     "arm": ("full", "fixed", "direct", "any", "ground", "clip"),
     "encoder": ("auto", "trained", "frozen"),
+    "sampler": ("auto", "fresh"),
 }
 # positions of the language model, and of these for text; of v2 by context
 CONTEXT = {
@@ -86,6 +87,7 @@ TRAINED = (*ferret.TRAINABLE["dense"], "lm/.*")
 ALIKE = (("tile_projector", "tile"), ("tile_places", "tile"), ("tile_places", "grids"))
 # A plain language model has no row for <region_fea>; where that stands a region's vector is put in
 ROWS = (("lm/embed/embedding", 0), ("lm/head/kernel", 1))
+SAMPLER = "sampler/.*"
 UPSAMPLED = 448  # pixels of the whole picture, directly upsampled
 SIDE = 112  # pixels of the tiny model's tiles
 # What a whole picture and names are enough for
@@ -120,13 +122,15 @@ def get_config(arg: str = "") -> ConfigDict:
     if size == "8b" and version != "ui":
         raise UserError("size=8b is Llama-3-8B, which only version=ui has: write size=7b or 13b")
     if version != "v2":
-        for key in ("context", "arm", "encoder"):
+        for key in ("context", "arm", "encoder", "sampler"):
             if choice[key] != CHOICES[key][0]:
                 raise UserError(f"{key}={choice[key]} is of version=v2: leave version out")
     if choice["encoder"] != "auto" and stage != "instruction":
         raise UserError(
             f"encoder={choice['encoder']} is of stage=instruction: leave it out of stage={stage}"
         )
+    if choice["sampler"] != "auto" and stage not in ("dense", "instruction"):
+        raise UserError(f"sampler={choice['sampler']} is of stages dense and instruction alone")
     c = base.get_config()
     c.system, c.stage, c.size = "ferret", stage, size
     context = choice["context"] if version == "v2" else version
@@ -156,6 +160,9 @@ def get_config(arg: str = "") -> ConfigDict:
         full(c, version, context)
     if choice["encoder"] != "auto":
         encoders(c, choice["encoder"], model)
+    if choice["sampler"] == "fresh":
+        c.init_ignore = (*c.init_ignore, SAMPLER)
+        c.init_required = tuple(x for x in c.init_required if x != SAMPLER)
     return c.lock()
 
 

@@ -16,7 +16,7 @@ model learns on, which knows the questions already; what lies between them start
   fusion      how the high resolution gets into the tokens of the low one (table 5a)
   merging     how boxes and image meet (table 5b)
 of Ferret-v2, from stage=labels, whose encoders stay as they are but where one is said to be
-trained, and stage=caption:
+trained, and stage=caption; the sampler starts afresh in all arms, since they read other maps:
   upsampling  direct upsampling or any resolution, each with the encoder frozen or trained (3.2)
   referring   fixed resolution, any resolution for grounding, for referring too (table 5)
   tiles       CLIP sees the tiles, or an encoder of their own
@@ -74,6 +74,8 @@ NAMED = (
 )
 LOW = (*NAMED, "--config.model.fusion=none")
 FERRET = "configs/ferret.py:stage=instruction,size=tiny"
+# The start's sampler has learned to read one of the arms' maps, so all begin with a fresh one
+FRESH_FERRET = f"{FERRET},sampler=fresh"
 GROUNDING = "configs/tiny_grounding_gpt.py:stage={},llm=tiny"
 # from squares to 1x6, in tiles of 112 px
 SHAPES = (
@@ -112,7 +114,7 @@ _GROMA: Mapping[str, Any] = {
     "config": GROMA, "measured": _REGIONS, "data": "scenes:seed=700001", "steps": 400
 }  # fmt: skip
 _FERRET: Mapping[str, Any] = {
-    "config": FERRET,
+    "config": FRESH_FERRET,
     "measured": {
         "which_box": ("accuracy", "small"), "which_point": ("accuracy",),
         "reading": ("accuracy", "small"), "rec": ("acc@0.5",),
@@ -143,13 +145,13 @@ def _grounding(*without: str) -> Sequence[tuple[str, float]]:
 
 # run -> its stages, each with its share of the steps, where they are not the study's config alone
 STAGES: Mapping[str, Sequence[tuple[str, float]]] = {
-    **{name: ((f"{FERRET},arm={name}", 1.0),) for name in ("fixed", "ground", "clip")},
+    **{name: ((f"{FRESH_FERRET},arm={name}", 1.0),) for name in ("fixed", "ground", "clip")},
     **{
-        f"{name}-{encoder}": ((f"{FERRET},arm={name},encoder={encoder}", 1.0),)
+        f"{name}-{encoder}": ((f"{FRESH_FERRET},arm={name},encoder={encoder}", 1.0),)
         for name in ("direct", "any")
         for encoder in ("frozen", "trained")
     },
-    "dense": (("configs/ferret.py:stage=dense,size=tiny", 0.5), (FERRET, 0.5)),
+    "dense": (("configs/ferret.py:stage=dense,size=tiny,sampler=fresh", 0.5), (FERRET, 0.5)),
     "all-data": _grounding("", ""),
     "no-objects": _grounding("objects", "objects"),
     "no-dialogues": _grounding("", "dialogues"),

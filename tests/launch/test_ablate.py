@@ -125,14 +125,14 @@ def test_arms_of_ferret_build(study, config_of):
     labels = ferret.get_config("stage=labels,size=tiny")
     taught = plan.plan(labels, 3).state.params
     for run in ablate.STUDIES[study].arms.values():
-        cfg, p = built(config := config_of(study, run))
+        cfg, p = built(config := config_of(study, run, 0))
         ours = {**p.state.params, **p.frozen}
         differ = {"tile": cfg.tile is None, "grids": labels.model.grids != config.model.grids}
         other = [pattern for pattern, field in config.init_alike if differ[field]]
         read = taught.keys() - matching(taught, (*config.init_ignore, *other), "init_ignore")
         required = matching(ours, config.init_required, "init_required")
         assert read == {path for path in required if not path.startswith("lm/")}
-        taken = {"low", "projector", "sampler", *(TILES if cfg.tile else ())}
+        taken = {"low", "projector", *(TILES if cfg.tile else ())}  # no sampler: it knows one map
         assert {path.split("/")[0] for path in read} == taken
         assert all(taught[path].shape == ours[path].shape for path in read)
         tokens, parts, frozen = FERRETS[run]
@@ -209,7 +209,8 @@ def test_stages_of_a_run_follow_each_other(tmp_path):
     study = ablate.STUDIES["dense"]
     begin = "runs/labels,runs/caption"
     first, second = ablate.commands(tmp_path / "r", study, begin, 90, 2, "dense")
-    assert "configs/ferret.py:stage=dense,size=tiny" in first and ablate.FERRET in second
+    fresh = "configs/ferret.py:stage=dense,size=tiny,sampler=fresh"
+    assert fresh in first and ablate.FERRET in second  # whose sampler goes on
     assert (
         f"--workdir={tmp_path / 'r' / 'stage0'}" in first
         and f"--workdir={tmp_path / 'r'}" in second

@@ -177,6 +177,8 @@ def test_hyperparameters():
         ("encoder=trained,version=v1,stage=instruction", "encoder=trained is of version=v2"),
         ("stage=dense,encoder=frozen", "encoder=frozen is of stage=instruction: leave it out of"),
         ("encoder=trained", "encoder=trained is of stage=instruction"),
+        ("sampler=fresh", "sampler=fresh is of stages dense and instruction alone"),
+        ("sampler=fresh,version=v1,stage=instruction", "sampler=fresh is of version=v2"),
         ("stage=labels,size=7b", "the encoders of 7b are pretrained: take caption"),
         ("stage=labels,version=ui", "version=ui has the stage instruction alone"),
     ],
@@ -301,6 +303,19 @@ def test_clip_on_tiles_begins_with_the_whole_pictures_projector(tmp_path):
     found = initial_params(plan(config, 1), config, lambda line: None)
     for path in (*copied, "tile_places/table"):
         np.testing.assert_array_equal(found[path], mine[path])
+
+
+@pytest.mark.parametrize("arm", ["full", "fixed"])
+def test_a_fresh_sampler_leaves_that_of_the_start_behind(arm, tmp_path):
+    """Compared arms read other maps; its last kernel is zero then, so it begins as a mean."""
+    labels, taught = released(tmp_path / "labels", micro_config("labels"), 0)
+    first, _ = released(tmp_path / "a", micro_config("caption"), 1)
+    for fresh in (False, True):
+        arg = f"instruction,arm={arm}" + (",sampler=fresh" if fresh else "")
+        config = micro_config(arg, init_from=f"{labels},{first}")
+        found = initial_params(plan(config, 1), config, lambda line: None)
+        kept = np.array_equal(found["sampler/output/kernel"], taught["sampler/output/kernel"])
+        assert kept != fresh and bool(np.any(found["sampler/output/kernel"])) != fresh
 
 
 @pytest.mark.parametrize("version", ["v1", "ui"])
