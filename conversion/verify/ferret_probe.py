@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from mg_jax.data.regions import rasterise
+from conversion.verify.ferret_inputs import mask
 from mg_jax.disk import read_json
-from mg_jax.example import Region
 from mg_jax.models.ferret import Ferret
 
 PROBE = "orientation_probe/"
@@ -30,9 +29,8 @@ def made(folder: Path, cfg: Any, params: Any) -> dict[str, Any]:
     """The same by our masks and our model, which is given a map of row and column numbers."""
     asked = re.findall(r"\d+", read_json(folder / "orientation_probe.json")[ASKED])
     width, height, x0, x1, y0, y1 = map(int, asked)
-    box = x0 / width, y0 / height, x1 / width, y1 / height
-    mask = rasterise(Region("box", box), width, height).whole()
-    point = (np.argwhere(mask)[0] / mask.shape).astype(np.float32)
+    held = mask({"kind": "box", "box": [x0, y0, x1, y1]}, width, height)
+    point = (np.argwhere(held)[0] / held.shape).astype(np.float32)
     row, column = read(cfg, params, point)
     upright = read(dataclasses.replace(cfg, transpose_sampling=False), params, point)
     return {
