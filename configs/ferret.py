@@ -45,7 +45,7 @@ up to four tiles of half that side by the same encoder; arm=ground reads regions
 picture alone; arm=clip lets CLIP see the tiles. Arms may start from a release of another one: parts
 that they lack stay behind, and so does a projector of tiles that another encoder saw.
 encoder=frozen keeps the encoders as they are in the last stage, encoder=trained does not; by
-default they are trained as published, and of size=tiny frozen.
+default they are trained as published, and of size=tiny frozen. sampler=fresh begins with a new one.
 """
 
 import dataclasses

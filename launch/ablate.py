@@ -261,6 +261,16 @@ def commands(
     return out
 
 
+def trained_by(study: Study, run: str) -> list[str]:
+    """What tells the training of a run from another: its configs and flags."""
+    return [config for config, _ in STAGES.get(run, ((study.config, 1.0),))] + [*RUNS[run]]
+
+
+def measures(study: Study) -> list[str]:
+    """The columns of a study."""
+    return [f"{task} {metric}" for task, metrics in study.measured.items() for metric in metrics]
+
+
 def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
     """The metrics of a study on reserved scenes."""
     from mg_jax.evals import tasks
@@ -283,10 +293,10 @@ def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
 def compared(row: dict[str, Any], asked: Mapping[str, Any], file: Path) -> dict[str, Any]:
     """The row of a finished run. Raises UserError when it is not of what is asked for."""
     for key, value in asked.items():
-        if row.get(key, value) != value:
+        if row.get(key) != value:
             raise UserError(
-                f"{file}: its run has --{key} {row[key]}, not {value}, and would not compare; name "
-                "another --workdir"
+                f"{file}: its run has {key} {row.get(key)}, not {value}, and would not compare; "
+                "name another --workdir"
             )
     return row
 
@@ -294,8 +304,7 @@ def compared(row: dict[str, Any], asked: Mapping[str, Any], file: Path) -> dict[
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], studies: Sequence[str]) -> str:
     """Mean and (lowest to highest) of every metric, one line an arm, of studies that measure the
     same; rows: by run."""
-    measured = STUDIES[studies[0]].measured
-    names = [f"{task} {metric}" for task, metrics in measured.items() for metric in metrics]
+    names = measures(STUDIES[studies[0]])
     lines = [f"| ablation | arm | runs | {' | '.join(names)} | CPU minutes a run |"]
     lines.append("|---" * (len(names) + 4) + "|")
     for ablation in studies:
@@ -344,7 +353,8 @@ def main(argv: list[str] | None = None) -> None:
                 folder = args.workdir / f"{run}-{seed}"
                 asked = {
                     "run": run, "seed": seed, "steps": steps, "start": args.start,
-                    "questions": args.questions,
+                    "questions": args.questions, "trained": trained_by(study, run),
+                    "measured": measures(study),
                 }  # fmt: skip
                 done = folder / "ablation.json"
                 if not done.is_file():

@@ -143,8 +143,13 @@ def check(args: argparse.Namespace) -> None:
     if not args.temperature >= 0:
         raise UserError(f"--temperature {args.temperature:g}: give 0 or more")
     if args.out:
-        read = (args.image, args.video, *(args.boxes or "").split(","), *args.mask)
-        cli.check_picture(args.out, inputs=[file for file in read if file])
+        cli.check_picture(args.out, inputs=read_files(args))
+
+
+def read_files(args: argparse.Namespace) -> list[str]:
+    """The files that are read, which a picture must not replace."""
+    read = (args.image, args.video, *(args.boxes or "").split(","), *args.mask)
+    return [file for file in read if file]
 
 
 def ask() -> str:

@@ -78,10 +78,10 @@ def main(argv: list[str] | None = None) -> None:
     args = arguments().parse_args(argv)
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: give at least 1")
-    cli.check_picture(args.out, inputs=[args.image])
+    args.video = None
+    cli.check_picture(args.out, inputs=chat.read_files(args))
     from mg_jax.vision.preprocess import load_image
 
-    args.video = None
     picture = load_image(args.image)
     given = chat.regions(args, picture.shape[1], picture.shape[0])
     found = chat.detections(args)

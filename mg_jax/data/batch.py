@@ -85,13 +85,12 @@ class _Batches:
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
             try:
                 example = data[self.plan.instead(source, record, tried, room)]
-                if room is not None:  # of this batch alone, and sources may keep their examples
-                    example = replace(example, meta={**example.meta, "room": room})
-                example.meta.setdefault("head", data.head)
-                example.meta.update(
-                    tasks=data.tasks, frequency=data.frequency, filtered=row.filtered
-                )
-                made = self.make_record(example, rng)
+                meta = {
+                    "head": data.head, **example.meta, "tasks": data.tasks,
+                    "frequency": data.frequency, "filtered": row.filtered,
+                } | ({} if room is None else {"room": room})  # fmt: skip
+                # a copy: sources may keep their examples
+                made = self.make_record(replace(example, meta=meta), rng)
             except BadRecord as e:
                 row.bad.append(str(e))
                 continue

@@ -13,6 +13,7 @@ import jax
 
 from mg_jax.data import batch as batching
 from mg_jax.data import samples
+from mg_jax.data.detections import LIMIT
 from mg_jax.data.order import Groups
 from mg_jax.data.samples.base import Conversations, Samples
 from mg_jax.data.sources import Source, open_source
@@ -167,11 +168,12 @@ def tokenizer_folder(config: Any) -> Path | None:
 
 
 def release_fields(config: Any, cfg: Any) -> dict[str, Any]:
-    """What a release's config.json says of pictures and text: `preprocess`, `codec`, and
-    `detector` where there is one."""
+    """What a release's config.json says of pictures and text: `preprocess`, `codec`, `detector`
+    where there is one, and `box_limit` where it is not the usual one."""
     options = samples.get(config.system).codec_options(config, cfg)
     detector = {"detector": config.detector} if config.detector else {}
-    return {"preprocess": config.preprocess, "codec": options, **detector}
+    limit = {"box_limit": config.box_limit} if config.box_limit != LIMIT else {}
+    return {"preprocess": config.preprocess, "codec": options, **detector, **limit}
 
 
 def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:

@@ -255,7 +255,7 @@ def test_runs_are_shared_and_those_of_other_settings_refused(tmp_path, monkeypat
     ablate.main([*lm, "a", "--steps", "9"])
     assert len(trained) == 2 and "| lm | frozen | 1 | 0.500" in capsys.readouterr().out
     for other in (["a", "--steps", "8"], ["b", "--steps", "9"]):
-        with pytest.raises(UserError, match=r"ablation\.json: its run has --\w+ .*, not "):
+        with pytest.raises(UserError, match=r"ablation\.json: its run has \w+ .*, not "):
             ablate.main([*lm, *other])
     ablate.main([*argv, "fusion", "--start", "a"])
     ablate.main([*argv, "merging", "--start", "a"])

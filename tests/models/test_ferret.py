@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -81,24 +80,6 @@ def compiled(cfg, method=None):
 def run(system, params, batch):
     """(logits, aux), of one program for each config and shape."""
     return compiled(system.cfg)(params, batch)
-
-
-@pytest.mark.shared
-@pytest.mark.parametrize("transposed", [True, False])
-def test_points_are_read_where_the_probe_says(shared, transposed):
-    """On a map of 24 x 24 that holds its own rows and columns: mirrored, as upstream, or right."""
-    probe = json.loads((shared / "golden/ferret/A_v1/orientation_probe.json").read_text())
-    system = build("ferret", {**V1, "low_size": 48, "transpose_sampling": transposed})
-    rows, columns = np.divmod(np.arange(24 * 24, dtype=np.float32), 24)
-    low = np.pad(np.stack([rows, columns], 1), ((0, 0), (0, CLIP["width"] - 2)))[None]
-    points = np.full((1, 1, P, 2), probe["first_point_xy_norm"], np.float32)
-    batch = {"points": points, "point_count": np.full((1, 1), P, np.int32)}
-    read = functools.partial(Ferret(system.cfg).init_with_output, method="describe")
-    found = jax.jit(read)(jax.random.key(0), {"low_features": low}, batch)[0]
-    found = found["point_features"][0, 0, 0, :2]
-    names = ("{}_row_{}", "{}_col_{}")
-    kind = ("feature", "read") if transposed else ("expected", "if_correct")
-    np.testing.assert_allclose(found, [probe[name.format(*kind)] for name in names], rtol=1e-6)
 
 
 ROWS = [(3, 2), (1, 1), (None, 0), (0, 3)]

@@ -207,7 +207,7 @@ class Language(Conversations, _Pictures):
 
     def collate(self, records: list[Record]) -> dict[str, np.ndarray]:
         slots = self.tile_slots(records)
-        size = self.buckets[-1] if self.fixed else self.size(records, slots)
+        size = self.size(records, slots) if self.alone else self.sizes(records)[-1]
         names = [r["name"] for r in records]
         out: dict[str, np.ndarray] = self.codec.collate(records, [size], names)
         batching.refuse_empty_loss(out)

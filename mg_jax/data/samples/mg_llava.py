@@ -251,7 +251,7 @@ def batch(text: dict[str, np.ndarray], records: Sequence[Any], cfg: Any) -> dict
     if cfg.video_pool > 1 and 1 in counts and len(counts - {0}) > 1:
         raise UserError(
             f"a picture and a video in one batch: video_pool={cfg.video_pool} makes their tokens "
-            "differ in number: keep them apart (config.single_source=True)"
+            "differ in number: give them as data sets of their own, with config.single_source=True"
         )
     rows, frames, size = len(records), max(1, *counts), cfg.high_size
     high = np.zeros((rows, frames, size, size, 3), np.uint8)

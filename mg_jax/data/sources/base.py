@@ -168,6 +168,8 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises UserError naming the file and what is wrong."""
     try:
         return json.loads(path.read_bytes())
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from None
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: no valid JSON: {e}") from None
 

@@ -1,5 +1,6 @@
 """Parts of any source, told by the names of its picture files or by medium."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
@@ -82,4 +83,9 @@ def by_medium(source: Source, texts: bool = True) -> list[Source]:
     held = np.unique(media)
     if len(held) < 2:
         return [source]
-    return [Subset(source, np.flatnonzero(media == m), f"{source.name}, {MEDIA[m]}") for m in held]
+    made: list[Source] = [
+        Subset(source, np.flatnonzero(media == m), f"{source.name}, {MEDIA[m]}") for m in held
+    ]
+    for part in made[1:]:  # what was left out is told once
+        part.counts, part.bad, part.problems = Counter(), 0, []
+    return made
