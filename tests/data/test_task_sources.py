@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mg_jax.config import build
 from mg_jax.data import pipeline
 from mg_jax.data.sources import open_source
 from mg_jax.data.write import write_coco, write_jsonl, write_voc
-from mg_jax.errors import UserError
+from mg_jax.errors import Unfit, UserError
 from mg_jax.models.groma import GromaConfig, example_batch
 from mg_jax.text import markup
 from tests.train.micro import micro_config
@@ -152,17 +153,20 @@ def test_what_does_not_fit_is_cut_by_rounds_or_refused(scenes, folder):
     assert len(example.objects) > 4
     assert len(make(example, np.random.default_rng(0))["refer_boxes"]) == 2
     config.tasks = "dense_referring"  # one question with too many regions
-    make = pipeline.open_samples(config, cfg).make
-    assert make(example, np.random.default_rng(0)) is None
+    with pytest.raises(Unfit, match=r"refer regions, but there are 2 slots"):
+        pipeline.open_samples(config, cfg).make(example, np.random.default_rng(0))
+
+    def made(seed):
+        with suppress(Unfit):
+            return pipeline.open_samples(config, cfg).make(example, np.random.default_rng(seed))
+
     config.tasks = "dense_referring*100+presence"  # another one is drawn instead
-    make = pipeline.open_samples(config, cfg).make
-    made = [make(example, np.random.default_rng(k)) is not None for k in range(30)]
-    assert not all(made)
+    assert not all(made(k) for k in range(30))
     config.tasks = "dense_referring+presence"
-    make = pipeline.open_samples(config, cfg).make
-    assert sum(make(example, np.random.default_rng(k)) is not None for k in range(30)) > 24
+    assert sum(made(k) is not None for k in range(30)) > 24
     config.tasks = "vqa"
-    assert pipeline.open_samples(config, cfg).make(example, np.random.default_rng(0)) is None
+    with pytest.raises(Unfit, match="none of vqa fits its annotations"):
+        pipeline.open_samples(config, cfg).make(example, np.random.default_rng(0))
 
 
 def test_wrong_settings_are_named(folder):
