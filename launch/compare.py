@@ -57,10 +57,11 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from mg_jax import flops
+    from mg_jax import flops, models
     from mg_jax.generate import Sampling
 
-    model, params, key = assistant.system.module, assistant.params, jax.random.key(0)
+    system, params, key = assistant.system, assistant.params, jax.random.key(0)
+    plain = models.build(system.name, flops.counted(system.cfg)).module
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     times: list[float] = []
     tokens: list[int] = []
@@ -68,7 +69,7 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
     lengths: list[int] = []
     counted: dict[Any, tuple[float, float]] = {}  # operations of the prompt, of a token, by shapes
 
-    def prefill(p, batch):
+    def prefill(p, batch, model=system.module):
         def read(m):
             cache = m.lm.empty_cache(1, batch["tokens"].shape[1] + 1)
             logits, cache, aux = m.prefill(batch, cache)
@@ -77,7 +78,10 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
         return model.apply({"params": p}, method=read)
 
     def decode(p, ids, cache):
-        return model.apply({"params": p}, ids, cache, method="decode")
+        return plain.apply({"params": p}, ids, cache, method="decode")
+
+    def counted_prefill(p, batch):
+        return prefill(p, batch, plain)
 
     run = jax.jit(prefill)
     for query in [queries[0], *queries]:  # the first warms up
@@ -88,11 +92,12 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
         given = {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batch.items()}
         size = tuple(sorted((k, v.shape) for k, v in given.items()))
         if size not in counted:
-            cache = jax.eval_shape(prefill, shapes, given)[1]
+            cache = jax.eval_shape(counted_prefill, shapes, given)[1]
             one = jax.ShapeDtypeStruct((1, 1), np.int32)
             counted[size] = (
-                flops.count(prefill, shapes, given), flops.count(decode, shapes, one, cache)
-            )  # fmt: skip
+                flops.count(counted_prefill, shapes, given),
+                flops.count(decode, shapes, one, cache),
+            )
         read, each = counted[size]
         work.append(read + each * (lengths[-1] - 1))
         aux = jax.device_get(run(params, batch)[2])

@@ -62,7 +62,7 @@ class ParamFile:
         along which `abstract` has more entries; the mean of those stored fills the last ones.
         """
         wanted, grow = abstract or self.shapes, grow or {}
-        smaller = {p: unsplit(wanted[p], a, self.shapes[p].shape) for p, a in grow.items()}
+        smaller = {p: whole_along(wanted[p], a, self.shapes[p].shape) for p, a in grow.items()}
         found = self._read({**wanted, **smaller})
         return found | {p: grown(found[p], wanted[p], a) for p, a in grow.items()}
 
@@ -135,7 +135,7 @@ def place(x: np.ndarray, like: jax.ShapeDtypeStruct) -> Any:
     return jax.make_array_from_callback(x.shape, like.sharding, lambda index: x[index])
 
 
-def unsplit(like: Any, axis: int, shape: tuple[int, ...]) -> Any:
+def whole_along(like: Any, axis: int, shape: tuple[int, ...]) -> Any:
     """`like` of another `shape`, not split along `axis`: its size there may not divide."""
     spec = [*like.sharding.spec]
     spec[axis : axis + 1] = [None] * len(spec[axis : axis + 1])

@@ -266,6 +266,8 @@ def initial_params(p: Plan, config: Any, say: Callable[[str], None] = print) -> 
         )
     found: Flat = {}
     rows = dict(config.init_grown)
+    if unknown := sorted(rows.keys() - target.keys()):
+        raise UserError(f"config.init_grown: the model has no {unknown[0]}")
     for folder in filter(None, config.init_from.split(",")):
         origin, files = source(folder)
         if origin.get("system") not in (config.system, PARTS):

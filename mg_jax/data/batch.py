@@ -33,8 +33,8 @@ class _Row:
     """What became of the records that were tried for a row of a batch.
 
     refused: how many make_record did not take, unfit: those that have a reason, by it; bad: words
-    about malformed ones. dropped: things left out of the row for want of room; filtered: what
-    filters left out, of all that were tried, by reason.
+    about malformed ones. dropped: things left out of the row, for want of room or because they lie
+    outside of the picture; filtered: what filters left out, of all that were tried, by reason.
     """
 
     source: int
@@ -115,7 +115,8 @@ class BatchIterator:
     state: batches delivered so far, all there is to save. restore(state) goes there. skipped:
     records that make_record refused and the next one replaced, since construction; unfit: those of
     them that have a reason, by it; bad: those that were malformed or had no readable picture.
-    dropped: what the records of the batches left out (their "dropped"), for want of slots;
+    dropped: what the records of the batches left out (their "dropped"), for want of slots or as
+    no part of the picture;
     filtered: how often filters left something out of what is asked, by reason. problems: words
     about bad records, for who reads them first: take them out.
     """

@@ -166,9 +166,9 @@ class Conversations(Samples):
             if self.skip:
                 raise
             raise UserError(str(e)) from None
-        room = example.meta.get("room", self.buckets[-1] if self.skip else None)
-        if room is not None:
-            check_size(len(record["tokens"]), room, name)
+        room = example.meta.get("room")
+        if self.skip or room is not None:
+            check_size(len(record["tokens"]), self.buckets[-1], name, room)
         return record
 
 

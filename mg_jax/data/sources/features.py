@@ -81,6 +81,9 @@ class FeatureSource(Source):
     def file_name(self, i: int) -> str:
         return self.source.file_name(i)
 
+    def measures(self) -> np.ndarray | None:
+        return self.source.measures()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_states": None}  # each process opens the file itself
 

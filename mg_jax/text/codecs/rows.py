@@ -23,10 +23,15 @@ def check_length(count: int, limit: int, where: str, asking: bool = False) -> No
     raise Unfit("long text", f"{where}: {count} tokens of text, but {fact}: {mend}")
 
 
-def check_size(count: int, longest: int, where: str) -> None:
-    """Raises Unfit when a sequence has more tokens than the longest bucket."""
+def check_size(count: int, longest: int, where: str, planned: int | None = None) -> None:
+    """Raises Unfit when a sequence has more tokens than the longest bucket, or than were planned
+    for its batch."""
     if count > longest:
         raise Unfit("long text", f"{where}: {count} tokens, but the longest bucket is {longest}")
+    if planned is not None and count > planned:
+        raise Unfit(
+            "longer than planned", f"{where}: {count} tokens, but its batch has room for {planned}"
+        )
 
 
 def check_slots(kind: str, count: int, slots: int, where: str) -> None:

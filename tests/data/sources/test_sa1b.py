@@ -143,5 +143,5 @@ def test_a_malformed_json_is_a_bad_record(tmp_path, change, message):
     with pytest.raises(BadRecord, match=r"sa_1\.json: no valid JSON"):
         source[0]
     path.unlink()
-    with pytest.raises(BadRecord, match=r"sa_1\.json: No such file"):
+    with pytest.raises(BadRecord, match=r"sa_1\.json: cannot be read \(No such file"):
         source[0]
