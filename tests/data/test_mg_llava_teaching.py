@@ -1,5 +1,7 @@
 """Named boxes and looks: what a tiny MG-LLaVA is taught in place of pretraining."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,10 @@ def test_the_second_head_looks_at_the_last_frame():
     e.meta["detections"]["frames"][2]["boxes"] = [[45, 10, 90, 40]]
     row = rows.make(e, np.random.default_rng(0))
     assert row["gaze"].tolist()[2] == [start, boxes[2], 1, 0]
+    assert len(row["gaze"]) == 4  # beside it the image token of the last frame
+    still = replace(e, objects=(RED, THING), meta={**e.meta, "ends": [BLUE.box, THING.box]})
+    row = rows.make(still, np.random.default_rng(0))
+    assert row["gaze"].tolist()[4:] == [[boxes[2], boxes[0], 0, -1]]  # THING has no box
+    for ends in ([None, None], [THING.box, None]):
+        gone = replace(e, objects=(RED, THING), meta={**e.meta, "ends": ends})
+        assert len(rows.make(gone, np.random.default_rng(0))["gaze"]) == 4

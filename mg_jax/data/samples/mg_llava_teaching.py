@@ -15,6 +15,7 @@ from mg_jax.data.samples.teaching import (
     as_gaze,
     before_answer,
     by_head,
+    looks_at,
     middle,
 )
 from mg_jax.data.transforms import LABEL_WORDS, label_ids
@@ -80,13 +81,24 @@ def looks(
     Before an answer begins the model looks at what its turn is `about`: of each thing at the token
     of its box, the best of those that have tokens if one has found it, and at the image token over
     its middle, which alone tells where it is; at the first token where it is about nothing. What
-    the others are placed by has a head of its own, which looks at the last picture. boxes: [n,4] of
-    each picture, in canvas units; size: (width, height) of one.
+    the others are placed by has a head of its own, which looks at the last picture. One layer
+    before all that the box token of a thing in the last frame looks at its own in the first, where
+    the example has its meta["ends"], boxes of `objects` in the last frame: what moves can then be
+    told. boxes: [n,4] of each picture, in canvas units; size: (width, height) of one.
     """
     tokens, mask = record["tokens"], record["loss_mask"]
     images = np.flatnonzero(tokens == codec.image_id)
     side = math.isqrt(len(images) // max(len(boxes), 1))
     slots = np.flatnonzero(tokens == codec.box_id)
+    firsts = np.cumsum([0, *map(len, boxes)])  # the number in slots of each picture's first box
+
+    def slot_of(place: np.ndarray, frame: int) -> int | None:
+        """The position of the box token of a picture that is nearest to a box."""
+        if not len(boxes[frame]):
+            return None
+        overlap = iou(place[None], boxes[frame])[0]
+        return int(slots[firsts[frame] + overlap.argmax()]) if overlap.max() >= SAME else None
+
     rows: list[Look] = []
     for begin, turn in zip(answer_starts(mask), example.turns, strict=True):
         if turn.about is None or not boxes or begin < images[0]:  # not shown as yet
@@ -94,13 +106,17 @@ def looks(
         at: tuple[list[int], list[int]] = ([], [])  # by head
         for own, things, frame in zip(at, by_head(turn), (0, len(boxes) - 1), strict=True):
             found = [example.regions[k].box for k in things]
-            there, before = boxes[frame], sum(map(len, boxes[:frame]))
             for place in to_canvas(found, *size, canvas):
-                overlap = iou(place[None], there)[0] if len(there) else np.zeros(1)
-                if overlap.max() >= SAME:
-                    own.append(int(slots[before + overlap.argmax()]))
+                if (slot := slot_of(place, frame)) is not None:
+                    own.append(slot)
                 at_middle = np.array(middle(place)) * (side / canvas)
                 x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
                 own.append(int(images[(frame * side + y) * side + x]))
         rows += before_answer(begin, *at)
+    for thing, end in zip(example.objects, example.meta.get("ends", ()), strict=False):
+        if end is not None and len(boxes) > 1:
+            start, now = to_canvas([thing.box, end], *size, canvas)
+            first, last = slot_of(start, 0), slot_of(now, len(boxes) - 1)
+            if first is not None and last is not None:
+                rows += looks_at([last], [first], layer=-1)
     return as_gaze(rows)

@@ -105,7 +105,7 @@ def scene_example(
     object = the thing it is about, refers = regions in the question, and more by task); the
     record of the first turn is repeated at the top; "detections" (`detect.detections`; of a video
     {"frames": [one for each frame]}); of a video "moves", the direction of every thing, "" of one
-    that stays.
+    that stays, and "ends", its box in the last frame, None where it is out of sight there.
     Raises UserError where no scene of this number affords any of the tasks.
     """
     for attempt in range(600):  # in a small picture few words can be read
@@ -134,6 +134,8 @@ def scene_example(
     rng = random.Random(f"{seed}:{number}:detections")
     if film:
         meta["moves"] = [film.moves.get(i, "") for i in range(len(world.things))]
+        ends = {thing.key: thing.box for thing in film.worlds[-1].things}
+        meta["ends"] = [ends.get(thing.key) for thing in world.things]
         meta["detections"] = {"frames": [detections(at, rng) for at in film.worlds]}
     else:
         meta["detections"] = detections(world, rng)
