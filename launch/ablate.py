@@ -278,13 +278,8 @@ def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
     assistant = cli.load(release)
     found: dict[str, float] = {}
     for name, metrics in study.measured.items():
-        task = tasks.get(name)
-
-        def predict(queries, length=task.max_new_tokens):
-            return assistant.answer(queries, max_new_tokens=length, batch_size=16)
-
         data = f"{study.data_of.get(name, study.data)},n={questions}"
-        result = tasks.evaluate(task, data, predict, assistant.propose)
+        result = tasks.measure(assistant, tasks.get(name), data)
         known = {metric: result.metrics.get(metric, float("nan")) for metric in metrics}
         found |= {f"{name} {metric}": float(value) for metric, value in known.items()}
     return found

@@ -130,13 +130,8 @@ def scores(dtype: str, quantize: str) -> dict[str, float]:
 
     assistant, found = cli.load("groma-tiny", dtype=dtype, quantize=quantize), {}
     for name, metric in TASKS.items():
-        task = tasks.get(name)
-
-        def predict(queries, length=task.max_new_tokens):
-            return assistant.answer(queries, max_new_tokens=length, batch_size=16)
-
         data = f"scenes:seed=700003,n={QUESTIONS}"
-        result = tasks.evaluate(task, data, predict, assistant.propose)
+        result = tasks.measure(assistant, tasks.get(name), data)
         found[f"{name} {metric}"] = round(result.metrics[metric], 3)
     return found
 

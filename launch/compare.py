@@ -132,14 +132,7 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
             continue
         row = {"task": name, **about}
         if name:
-            task = tasks.get(name)
-
-            def predict(queries, length=task.max_new_tokens):
-                return assistant.answer(queries, max_new_tokens=length, batch_size=16)
-
-            result = tasks.evaluate(
-                task, data, predict, assistant.propose, system=assistant.system.name
-            )
+            result = tasks.measure(assistant, tasks.get(name), data)
             row |= report.as_dict(result, source)
         else:
             items = tasks.questions(tasks.get("presence"), data, TIMED)

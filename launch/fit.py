@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
     changes = overrides(rest)
     from launch import fit_report, fitting, train
     from mg_jax import models
-    from mg_jax.data import inspect
+    from mg_jax.data import inspect, text_report
     from mg_jax.data.sources import KINDS, open_source
 
     if args.data.partition(":")[0] not in KINDS and (like := fitting.hint(args.data)):
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
     texts = {}
     for stage in (s for s in stages if s != fitting.DETECTION):
         cfg = models.build(args.system, configs[stage].model.to_dict()).cfg
-        texts[stage] = inspect.text_report(source, configs[stage], cfg)
+        texts[stage] = text_report.text_report(source, configs[stage], cfg)
         print("\n".join([f"stage {stage}", *texts[stage].lines()]), flush=True)
     fit_report.save_inspection(workdir, findings, source, texts)
     print(f"wrote {workdir / 'inspection.json'} and {workdir / 'sample_sheet.png'}")

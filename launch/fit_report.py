@@ -116,11 +116,7 @@ def evaluate(folder: Path, spec: str, kept: Path, drawn: Path) -> list[dict[str,
         items = questions(task, spec, config["system"])
         if not items or not task.count(items):
             continue
-
-        def predict(queries, length=task.max_new_tokens):
-            return assistant.answer(queries, max_new_tokens=length, batch_size=16)
-
-        result = tasks.evaluate(task, spec, predict, assistant.propose, items=items)
+        result = tasks.measure(assistant, task, spec, items=items)
         rows.append(report.as_dict(result, folder.name))
         with disk_errors(drawn):
             draw(result, drawn / f"{name}.png")

@@ -129,14 +129,7 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
             if any((r["task"], r["data"], r["blind"]) == (name, data, blind) for r in rows):
                 continue
             assistant = assistant or cli.load(release)
-            task = tasks.get(name)
-
-            def predict(queries, assistant=assistant, length=task.max_new_tokens):
-                return assistant.answer(queries, max_new_tokens=length, batch_size=16)
-
-            result = tasks.evaluate(
-                task, data, predict, assistant.propose, system=assistant.system.name, blind=blind
-            )
+            result = tasks.measure(assistant, tasks.get(name), data, blind=blind)
             rows.append(report.as_dict(result, release.name) | {"made": made})
             print(json.dumps(rows[-1]), flush=True)
             with open(kept, "a", encoding="utf-8") as file:

@@ -8,7 +8,8 @@ import numpy as np
 from mg_jax.boxes import check_boxes
 from mg_jax.disk import read_json
 from mg_jax.errors import UserError
-from mg_jax.example import Region, rle_runs
+from mg_jax.example import Region
+from mg_jax.rle import rle_runs
 from mg_jax.vision.preprocess import load_image
 
 KINDS = (

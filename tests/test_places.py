@@ -8,7 +8,8 @@ from PIL import Image
 
 from mg_jax import places
 from mg_jax.errors import UserError
-from mg_jax.example import Region, encode_rle
+from mg_jax.example import Region
+from mg_jax.rle import encode_rle
 
 
 def test_kinds_in_pixels_of_the_picture(tmp_path):

@@ -4,7 +4,6 @@ import dataclasses
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,13 +130,13 @@ class Findings:
         if self.boxes:
             out += [
                 f"  boxes    {self.boxes} of {len(self.classes)} classes, {self.crowd} crowds",
-                f"  boxes per picture   {_spread(self.boxes_per_picture)}",
-                f"  box side, px        {_spread(self.box_side)}",
-                f"  box side, share     {_spread(self.box_share, 3)}",
+                f"  boxes per picture   {spread(self.boxes_per_picture)}",
+                f"  box side, px        {spread(self.box_side)}",
+                f"  box side, share     {spread(self.box_share, 3)}",
             ]
         if self.width:
-            out.append(f"  picture width, px   {_spread(self.width)}")
-            out.append(f"  picture height, px  {_spread(self.height)}")
+            out.append(f"  picture width, px   {spread(self.width)}")
+            out.append(f"  picture height, px  {spread(self.height)}")
         said = ", ".join(f"{kind} {n}" for kind, n in self.text.items() if n)
         out.append(f"  examples with text  {said or 'none'}")
         frequent = sorted(self.classes, key=lambda name: -self.classes[name])
@@ -155,8 +154,8 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
     Nothing is raised for what is malformed: it is counted, and named.
     """
     total = len(source)
-    chosen = _even(total, most)
-    decoded = set(_even(len(chosen), pictures))
+    chosen = even(total, most)
+    decoded = set(even(len(chosen), pictures))
     problems: list[str] = []
     unreadable: list[str] = []
     classes, pictures_of, text = Counter[str](), Counter[str](), Counter[str]()
@@ -213,11 +212,11 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
         unlabelled=count["unlabelled"],
         classes=dict(classes),
         pictures_of=dict(pictures_of),
-        boxes_per_picture=_percentiles(per_picture),
-        box_side=_percentiles(np.sqrt((shares * every[:, 4:]).prod(1))),
-        box_share=_percentiles(np.sqrt(shares.prod(1))),
-        width=_percentiles(whole[:, 0]),
-        height=_percentiles(whole[:, 1]),
+        boxes_per_picture=percentiles(per_picture),
+        box_side=percentiles(np.sqrt((shares * every[:, 4:]).prod(1))),
+        box_share=percentiles(np.sqrt(shares.prod(1))),
+        width=percentiles(whole[:, 0]),
+        height=percentiles(whole[:, 1]),
         empty=count["empty"],
         tiny=int((shares < _TINY).any(1).sum()),
         duplicated=count["duplicated"],
@@ -248,7 +247,7 @@ def spellings(labels: Iterable[str]) -> list[list[str]]:
 def sample_sheet(source: Source, count: int = _SHOWN) -> Image.Image | None:
     """A grid of `count` pictures with their boxes and labels, None when none can be read."""
     cells: list[Image.Image] = []
-    for i in _even(len(source), 3 * count):
+    for i in even(len(source), 3 * count):
         if len(cells) < count:
             try:
                 cells.append(drawn(source[i]))
@@ -270,122 +269,13 @@ def drawn(example: Example) -> Image.Image:
     return draw_boxes(picture, boxes, labels, numbers, example.width, example.height)
 
 
-# -- text --------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class TextReport:
-    """Conversations of a stage as the model reads them, of `examined` examples.
-
-    refused: examples that afford no conversation. tokens: percentiles of the text's length, slots
-    of picture and regions not counted; limit: the longest that is trained on; too_long: how many
-    conversations pass it. trained: share of the text's tokens that are targets. untrained:
-    conversations without any. example: one conversation, what is trained on in « ».
-    """
-
-    examined: int
-    refused: int
-    tokens: Mapping[str, float]
-    limit: int
-    too_long: int
-    trained: float
-    untrained: int
-    example: str
-    problems: Sequence[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON takes it."""
-        return dataclasses.asdict(self)
-
-    def lines(self) -> list[str]:
-        """The report for people."""
-        if not self.tokens:
-            none = f"text: none of {self.examined} examples affords a conversation"
-            return [none, *self.problems]
-        out = [
-            f"text of {self.examined} examples: tokens {_spread(self.tokens)}; limit {self.limit}",
-            f"  trained on: {self.trained:.0%} of the tokens; marked « » below",
-        ]
-        for n, what in (
-            (self.too_long, "conversations are longer than the limit and cut or left out"),
-            (self.refused, "examples afford no conversation and are left out"),
-            (self.untrained, "conversations have no token to train on"),
-        ):
-            out += [f"  warning: {n} {what}"] if n else []
-        return [*out, f"  example: {self.example}", *(f"  warning: {p}" for p in self.problems)]
-
-
-def text_report(source: Source, config: Any, cfg: Any, sample: int = 200) -> TextReport:
-    """Encode conversations about an even sample as the stage of `config` does, without pictures.
-
-    cfg: the system's model config. Raises UserError when the config has no tokenizer.
-    """
-    from mg_jax.data.pipeline import make_codec
-    from mg_jax.data.samples.base import object_tasks
-    from mg_jax.data.tasks import converse, parse_tasks
-    from mg_jax.text import instructions
-
-    codec = make_codec(config, cfg)
-    limit, codec.text_tokens = codec.text_tokens, 10**9
-    slots = codec.image_tokens + 2 * codec.max_regions
-    tasks = source.tasks or parse_tasks(config.tasks, "config")
-    wording, objects = instructions.get(config.instructions or config.system), object_tasks(config)
-    chosen = _even(len(source), sample)
-    lengths, trained, example, problems = [], [], "", []
-    refused = 0
-    for i in chosen:
-        rng = np.random.default_rng(i)
-        try:
-            asked: Example | None = source[i]
-            if asked is not None and not asked.turns:
-                asked = converse(asked, rng, tasks, wording, config.turns, objects.tasks)
-            record = codec.encode(asked, rng) if asked else None
-        except ValueError as e:  # of the reader, or of a turn without answer
-            problems.append(str(e))
-            continue
-        if record is None:
-            refused += 1
-            continue
-        lengths.append(len(record["tokens"]) - slots)
-        trained.append(int(record["loss_mask"].sum()))
-        example = example or rendered(codec, record["tokens"], record["loss_mask"])
-    return TextReport(
-        examined=len(chosen),
-        refused=refused,
-        tokens=_percentiles(lengths),
-        limit=limit,
-        too_long=sum(n > limit for n in lengths),
-        trained=sum(trained) / max(1, sum(lengths)),
-        untrained=sum(not n for n in trained),
-        example=example,
-        problems=some(problems, 3),
-    )
-
-
-def rendered(codec: Any, tokens: np.ndarray, mask: np.ndarray) -> str:
-    """The conversation as text, what is trained on in « »; of the picture's and the regions' slots
-    the first stands for all."""
-    image, region = codec.ids["<image>"], codec.ids["<region>"]
-    slot = (tokens == image) | (tokens == region)
-    slot |= np.append(tokens[1:] == region, False)  # the proxy before each region
-    keep = ~slot
-    for name in (image, region):
-        keep[np.flatnonzero(tokens == name)[:1]] = True
-    tokens, mask = tokens[keep], mask[keep]
-    edges = [0, *(np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist(), len(tokens)]
-    out = []
-    for a, b in pairwise(edges):
-        text = codec.tokenizer.decode(tokens[a:b].tolist(), skip_special=False).strip()
-        out.append(f"«{text}»" if mask[a] else text)
-    return " ".join(out)
-
-
-def _even(total: int, count: int) -> list[int]:
+def even(total: int, count: int) -> list[int]:
     """`count` numbers below `total` at even distances, all of them where there are no more."""
     return [total * n // min(total, count) for n in range(min(total, count))]
 
 
-def _percentiles(values: Any) -> dict[str, float]:
+def percentiles(values: Any) -> dict[str, float]:
+    """Five of them by name, {} of no values."""
     if not len(values):
         return {}
     names = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
@@ -393,7 +283,8 @@ def _percentiles(values: Any) -> dict[str, float]:
     return {name: round(float(v), 4) for name, v in zip(names, found, strict=True)}
 
 
-def _spread(values: Mapping[str, float], digits: int = 0) -> str:
+def spread(values: Mapping[str, float], digits: int = 0) -> str:
+    """Percentiles for people."""
     return ", ".join(f"{name} {v:.{digits}f}" for name, v in values.items())
 
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from mg_jax.data.sources.outlines import outline
 from mg_jax.errors import UserError
-from mg_jax.example import Region, decode_rle
+from mg_jax.example import Region
+from mg_jax.rle import decode_rle
 from mg_jax.text.codecs.ferret_places import coordinates
 
 POINTS = 512

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mg_jax.data.inspect import inspect, rendered, sample_sheet, spellings, text_report
+from mg_jax.data.inspect import inspect, sample_sheet, spellings
 from mg_jax.data.sources import open_source
 from mg_jax.data.sources.split import parts
 from mg_jax.data.sources.voc import split_of
+from mg_jax.data.text_report import rendered, text_report
 from mg_jax.data.write import write_coco, write_jsonl, write_voc, write_yolo
 from mg_jax.errors import UserError
 from mg_jax.example import Region

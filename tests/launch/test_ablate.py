@@ -153,12 +153,13 @@ def test_small_words_are_asked_about_by_their_regions(monkeypatch):
     assert len(boxes) == len(small) and np.max(boxes[:, 2:] - boxes[:, :2]) <= 38
     asked = {}
 
-    def evaluate(task, data, predict, propose):
+    def measure(assistant, task, data):
+        assert assistant == "loaded release"
         asked[task.name] = data
         return SimpleNamespace(metrics={name: 0.5 for name in study.measured[task.name][:1]})
 
-    monkeypatch.setattr(tasks, "evaluate", evaluate)
-    monkeypatch.setattr(mg_jax, "load", lambda release: SimpleNamespace(propose=None))
+    monkeypatch.setattr(tasks, "measure", measure)
+    monkeypatch.setattr(mg_jax, "load", lambda release: f"loaded {release}")
     found = ablate.measure(study, "release", 7)
     assert asked["reading"] == f"{study.data_of['reading']},n=7"
     assert asked["rec"] == f"{study.data},n=7"

@@ -20,18 +20,16 @@ def test_fewer_bits_differ_more():
 def test_the_tiny_model_is_compared_with_itself_in_bfloat16(monkeypatch):
     reached = {("float32", "none"): 0.9, ("bfloat16", "none"): 0.8, ("bfloat16", "int8"): 0.75,
                ("bfloat16", "int4"): 0.5}  # fmt: skip
-    now = []
 
     def load(source, dtype, quantize):
         assert source == "groma-tiny"
-        now[:] = [reached[dtype, quantize]]
-        return SimpleNamespace(propose=None)
+        return reached[dtype, quantize]
 
-    def evaluate(task, data, predict, propose):
-        return SimpleNamespace(metrics={task.headline: now[0]})
+    def measure(assistant, task, data):
+        return SimpleNamespace(metrics={task.headline: assistant})
 
     monkeypatch.setattr(mg_jax, "load", load, raising=False)
-    monkeypatch.setattr(tasks, "evaluate", evaluate)
+    monkeypatch.setattr(tasks, "measure", measure)
     monkeypatch.setattr(bench_quant, "logits", lambda params: {})
     rows = {row["form"]: row for row in bench_quant.cases("tiny")}
     assert list(rows) == ["float32", "bfloat16", "int8", "int4"]

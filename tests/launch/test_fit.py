@@ -78,6 +78,8 @@ class Trainer:
 class Speaker:
     """Proposes the whole picture, answers that nothing is there."""
 
+    system = SimpleNamespace(name="groma")
+
     def __init__(self, codec=None):
         self.codec = codec
 
@@ -134,7 +136,7 @@ def test_boxes_give_a_detector_its_numbers_and_a_page(voc, tmp_path, loads, caps
 def test_labels_and_a_language_model_give_both_stages(voc, tmp_path, loads, monkeypatch, capsys):
     start = speaking(image_size=224, label_words=9, pointing_weight=0.25)
     monkeypatch.setattr(fitting, "open_start", lambda name, workdir, system: start)
-    monkeypatch.setattr("mg_jax.data.inspect.text_report", lambda *_: TEXT)
+    monkeypatch.setattr("mg_jax.data.text_report.text_report", lambda *_: TEXT)
     trainer, out = Trainer(), tmp_path / "out"
     assert fit.main(["--data", voc, "--workdir", str(out), "--yes"], trainer) == 0
     detection, instruction = (config for config, _ in trainer.ran)

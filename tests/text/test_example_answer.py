@@ -10,7 +10,8 @@ from PIL import Image
 from mg_jax.answer import Answer, Phrase
 from mg_jax.draw import SMALLEST_SIDE
 from mg_jax.errors import UserError
-from mg_jax.example import POINT_SIDE, Example, Region, decode_rle, encode_rle
+from mg_jax.example import POINT_SIDE, Example, Region
+from mg_jax.rle import decode_rle, encode_rle
 
 
 def test_kinds_have_their_tightest_box():

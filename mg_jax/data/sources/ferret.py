@@ -24,7 +24,8 @@ from mg_jax.data.sources.free_text import to_markup
 from mg_jax.data.sources.grounded import GroundedSource, Places
 from mg_jax.data.sources.json_rows import JsonRows
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Example, Region, Turn, rle_runs
+from mg_jax.example import Example, Region, Turn
+from mg_jax.rle import rle_runs
 from mg_jax.text.instructions import GROUNDING
 
 _LOCATION = re.compile(r"<bbox_location(\d+)>")

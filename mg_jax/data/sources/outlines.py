@@ -10,7 +10,7 @@ import numpy as np
 
 from mg_jax.data.sources.base import real
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import rle_runs
+from mg_jax.rle import rle_runs
 
 _SCALE = 5.0  # steps a pixel in which COCO follows an edge
 _FAR = 1e5  # pixels; an edge takes memory by its length

@@ -28,7 +28,8 @@ from mg_jax.data.sources.base import (
 )
 from mg_jax.data.sources.measures import PICTURE
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Example, Region, rle_runs
+from mg_jax.example import Example, Region
+from mg_jax.rle import rle_runs
 
 BOXES = ("mask", "bbox")
 

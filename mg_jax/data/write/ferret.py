@@ -7,7 +7,8 @@ from typing import Any
 from mg_jax.data.sources.free_text import from_markup
 from mg_jax.data.write.base import pixel_box, save_picture, write_json
 from mg_jax.data.write.sa1b import compress
-from mg_jax.example import Example, Region, encode_rle
+from mg_jax.example import Example, Region
+from mg_jax.rle import encode_rle
 from mg_jax.text import markup
 
 

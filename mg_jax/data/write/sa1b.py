@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mg_jax.data.write.base import pixel_box, save_picture, write_json
-from mg_jax.example import Example, Region, encode_rle
+from mg_jax.example import Example, Region
+from mg_jax.rle import encode_rle
 
 
 def write_sa1b(examples: Iterable[Example], folder: str | Path, suffix: str = "jpg") -> Path:

@@ -11,7 +11,8 @@ from mg_jax.data.sources import open_source
 from mg_jax.data.sources.outlines import outline
 from mg_jax.data.write import write_coco
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Example, Region, decode_rle, encode_rle
+from mg_jax.example import Example, Region
+from mg_jax.rle import decode_rle, encode_rle
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SQUARE = [2, 3, 8, 3, 8, 9, 2, 9]

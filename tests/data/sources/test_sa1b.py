@@ -11,7 +11,8 @@ from mg_jax.data.sources.sa1b import mask_box
 from mg_jax.data.write import write_sa1b
 from mg_jax.data.write.sa1b import compress
 from mg_jax.errors import BadRecord, UserError
-from mg_jax.example import Region, decode_rle, encode_rle
+from mg_jax.example import Region
+from mg_jax.rle import decode_rle, encode_rle
 from tests.data.sources.boxed_scenes import all_of, scenes
 
 
