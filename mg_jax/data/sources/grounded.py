@@ -17,7 +17,7 @@ import numpy as np
 
 from mg_jax.data.sources.base import MAX_BAD, Folder, Source, existing, real
 from mg_jax.data.sources.free_text import to_markup
-from mg_jax.data.sources.measures import PICTURE
+from mg_jax.data.sources.measures import PICTURE, measure
 from mg_jax.data.sources.spaces import refuse_misfits
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Expression, Region
@@ -184,6 +184,7 @@ class GroundedSource(Source):
         self._folder: Folder | None = Folder(self.root)  # while the records are gone through
         self._sample: Sample | None = Sample()
         self._missing, self._found = "", False
+        self._tokens = array("i")  # as of `measures`, of what is kept
         self.records = 0  # those that a reader has gone through before it calls `fill`
 
     def fill(self, rows: Rows) -> None:
@@ -201,6 +202,7 @@ class GroundedSource(Source):
                 continue
             if example is not None:
                 rows.keep()
+                self._tokens.append(measure(example)[1])
         self.filled(rows, total + self.records)
 
     def filled(self, rows: Any, total: int) -> None:
@@ -272,6 +274,11 @@ class GroundedSource(Source):
             meta=meta,
             **annotations,
         )
+
+    def measures(self) -> np.ndarray | None:
+        if len(self._tokens) != len(self):
+            return super().measures()
+        return np.stack([np.full(len(self), PICTURE, np.int32), np.asarray(self._tokens)], 1)
 
     def __len__(self) -> int:
         return len(self._rows)

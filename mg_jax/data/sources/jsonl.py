@@ -27,6 +27,7 @@ numbers count from 0 in `regions`. Empty lines are skipped.
 
 import contextlib
 import math
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,17 +76,21 @@ class JsonlSource(Source):
         super().__init__(name or self.path.stem, head, max_bad)
         self.root = existing(images, "pictures", True) if images else self.path.parent
         self._rows: list[tuple[str, dict[str, Any]]] = []
+        self._tokens = array("i")  # as of `measures`
         for where, row in read_lines(self.path):
             try:
-                self._check(row)
-                self._rows.append((where, row))
+                turns = self._check(row)
             except BadRecord as e:
                 self.problem(where, str(e))
+            else:
+                self._rows.append((where, row))
+                self._tokens.append(tokens_about(turns) if turns else UNKNOWN)
         self.opened(len(self._rows) + self.bad)
         if not self._rows:
             raise UserError(f"{self.path}: holds no line")
 
-    def _check(self, row: Any) -> None:
+    def _check(self, row: Any) -> tuple[Turn, ...]:
+        """The turns of a line. Raises BadRecord."""
         fields(row, {})
         if not isinstance(row.get("image"), str):
             raise BadRecord('expected "image": a file name')
@@ -114,14 +119,13 @@ class JsonlSource(Source):
         named += [k for turn in example["turns"] for k in turn.about or ()]
         if any(not isinstance(k, int) or not 0 <= k < count for k in named):
             raise BadRecord(f"region {named} of {count} regions: they count from 0")
+        return tuple(example["turns"])
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def measures(self) -> np.ndarray:
-        said = [_texts(row)["turns"] for _, row in self._rows]
-        found = [(PICTURE, tokens_about(turns) if turns else UNKNOWN) for turns in said]
-        return np.array(found, np.int32)
+        return np.stack([np.full(len(self), PICTURE, np.int32), np.asarray(self._tokens)], 1)
 
     def file_name(self, i: int) -> str:
         row = self._rows[i][1]

@@ -7,6 +7,7 @@ import pytest
 
 from conversion.verify.mg_llava_data import Characters
 from mg_jax.data.sources import open_source
+from mg_jax.data.sources.measures import measure
 from mg_jax.data.write import write_ferret_grit
 from mg_jax.errors import UserError
 from mg_jax.example import Turn
@@ -22,6 +23,7 @@ def test_written_dialogues_are_read_back(masks, tmp_path):
     file, images = write_ferret_grit(rows, tmp_path)
     assert (b'"masks"' in file.read_bytes()) == masks
     source = open_source(f"ferret_grit:{file},{images}")
+    assert source.measures().tolist() == [list(measure(e)) for e in source]
     assert not source.counts and source.bad == 0
     for e, row in zip(all_of(source), rows, strict=True):
         assert e.turns == (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mg_jax.data.sources import open_source
+from mg_jax.data.sources.measures import measure
 from mg_jax.data.write import write_groma, write_groma_instruct, write_lvis_ground
 from mg_jax.errors import UserError
 from mg_jax.example import Turn
@@ -178,6 +179,7 @@ def test_odd_lvis_ground(tmp_path):
 def test_written_instructions_are_read_back(tmp_path):
     rows = scenes()
     source = open_source("groma_instruct:{},{}".format(*write_groma_instruct(rows, tmp_path)))
+    assert source.measures().tolist() == [list(measure(e)) for e in source]
     assert not source.counts and len(source) == len(rows)
     for e, row in zip(all_of(source), rows, strict=True):
         assert e.turns == tuple(Turn(GROUNDING + t.user, t.assistant) for t in row.turns)
