@@ -154,7 +154,7 @@ class Turn:
     about: the regions that the answer rests on, named in it or not; () when that is nothing in
     the picture ("there is no dog"); None where the data do not say.
     landmarks: those of them which the others are placed by ("left of the dog", "nearest to it"),
-    or, of a video, where the others are in its last frame.
+    or, of a video, where things are in its last frame.
     """
 
     user: str

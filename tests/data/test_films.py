@@ -155,6 +155,7 @@ def test_questions_about_movement():
         assert all(f"the {name}" in e.turns[0].assistant.lower() for name in movers)
         assert bool(movers) != (e.turns[0].assistant == "Nothing moves.")
         assert {e.regions[k].label for k in e.turns[0].landmarks} <= set(movers)
+        assert e.turns[0].about == e.turns[0].landmarks  # where it is in the end tells what moved
         for thing, way, end in zip(e.objects, e.meta["moves"], e.meta["ends"], strict=True):
             assert end is None or way or np.allclose(thing.box, end, atol=0.1)
             assert not way or end is None or not np.allclose(thing.box, end, atol=0.1)

@@ -112,6 +112,11 @@ def test_the_second_head_looks_at_the_last_frame():
     row = rows.make(e, np.random.default_rng(0))
     assert row["gaze"].tolist()[2] == [start, boxes[2], 1, 0]
     assert len(row["gaze"]) == 4  # beside it the image token of the last frame
+    ends = replace(e, turns=(replace(turns[0], about=(1,)),))  # found by that alone
+    row = rows.make(ends, np.random.default_rng(0))
+    assert [look[1:] for look in row["gaze"].tolist()] == [
+        [boxes[2], 0, 0], [images[8 + 3], 0, 0], [boxes[2], 1, 0], [images[8 + 3], 1, 0],
+    ]  # fmt: skip
     still = replace(e, objects=(RED, THING), meta={**e.meta, "ends": [BLUE.box, THING.box]})
     row = rows.make(still, np.random.default_rng(0))
     assert row["gaze"].tolist()[4:] == [[boxes[2], boxes[0], 0, -1]]  # THING has no box

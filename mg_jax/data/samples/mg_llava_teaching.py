@@ -81,10 +81,10 @@ def looks(
     Before an answer begins the model looks at what its turn is `about`: of each thing at the token
     of its box, the best of those that have tokens if one has found it, and at the image token over
     its middle, which alone tells where it is; at the first token where it is about nothing. What
-    the others are placed by has a head of its own, which looks at the last picture. One layer
-    before all that the box token of a thing in the last frame looks at its own in the first, where
-    the example has its meta["ends"], boxes of `objects` in the last frame: what moves can then be
-    told. boxes: [n,4] of each picture, in canvas units; size: (width, height) of one.
+    the others are placed by has a head of its own; landmarks are seen in the last picture. One
+    layer before all that the box token of a thing in the last frame looks at its own in the first,
+    where the example has its meta["ends"], boxes of `objects` in the last frame: what moves can
+    then be told. boxes: [n,4] of each picture, in canvas units; size: (width, height) of one.
     """
     tokens, mask = record["tokens"], record["loss_mask"]
     images = np.flatnonzero(tokens == codec.image_id)
@@ -104,9 +104,10 @@ def looks(
         if turn.about is None or not boxes or begin < images[0]:  # not shown as yet
             continue
         at: tuple[list[int], list[int]] = ([], [])  # by head
-        for own, things, frame in zip(at, by_head(turn), (0, len(boxes) - 1), strict=True):
+        for own, things in zip(at, by_head(turn), strict=True):
             found = [example.regions[k].box for k in things]
-            for place in to_canvas(found, *size, canvas):
+            for k, place in zip(things, to_canvas(found, *size, canvas), strict=True):
+                frame = len(boxes) - 1 if k in turn.landmarks else 0
                 if (slot := slot_of(place, frame)) is not None:
                     own.append(slot)
                 at_middle = np.array(middle(place)) * (side / canvas)

@@ -106,16 +106,25 @@ class FilmTalk(Talk):
         return [(i, "the " + query.noun(self.rng)) for i, query in queries if query is not None]
 
     def ask(
-        self, task: str, user: str, assistant: str, answer: str, things: list[int], **record: Any
+        self,
+        task: str,
+        user: str,
+        assistant: str,
+        answer: str,
+        things: list[int],
+        found: bool = False,
+        **record: Any,
     ) -> bool:
-        """As `say`, about things; the answer rests on where they are in the last frame too."""
+        """As `say`, about things; the answer rests on where they are in the last frame too, or, if
+        they have to be found by what they do until then, on that alone."""
         if not self.say(task, user, assistant, answer, things, **record):
             return False
         keys = [self.things[i].key for i in things]
         ends = [thing for thing in self.film.worlds[-1].things if thing.key in keys]
         there = tuple(self.add(Region.from_box(t.box, label=t.name)) for t in ends)  # still seen
         turn = self.turns[-1]
-        self.turns[-1] = replace(turn, about=(*(turn.about or ()), *there), landmarks=there)
+        about = there if found and there else (*(turn.about or ()), *there)
+        self.turns[-1] = replace(turn, about=about, landmarks=there)
         return True
 
 
@@ -138,7 +147,7 @@ def moved(talk: FilmTalk) -> bool:
     user = talk.rng.choice(_MOVED)
     answer = "; ".join(names)
     said = f"{text[0].upper()}{text[1:]} {verb}."
-    return talk.ask("moved", user, said, answer, found, absent=not names)
+    return talk.ask("moved", user, said, answer, found, found=True, absent=not names)
 
 
 def direction(talk: FilmTalk) -> bool:
