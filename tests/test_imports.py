@@ -17,7 +17,8 @@ PACKAGES = ("mg_jax", "conversion", "configs", "launch")
 
 # Anyone may import these; they import each other alone.
 BASE = {
-    "errors", "config", "boxes", "chips", "disk", "pickles", "rle", "vision.preprocess", "vision.anyres"
+    "errors", "config", "boxes", "chips", "disk", "pickles", "rle", "vision.preprocess",
+    "vision.anyres",
 }  # fmt: skip
 # Host side: annotation files, text and answers. Knows no model.
 HOST = {"example", "draw", "answer", "places", "text", "data", "evals"}
