@@ -13,7 +13,8 @@ that of groma-tiny (left out, it begins with nothing):
         --workdir runs/labels
     python -m launch.language groma-tiny --out runs/language
 
-These towers hardly read printed words; training/README.md has the run behind it that teaches them.
+These towers hardly read printed words; the card of mg-llava-tiny has the run behind it that taught
+its towers.
 
 llm=phi3|vicuna7b|vicuna13b|llama3|yi34b has the published shape and hyper-parameters of that
 language model (spec 8; 8 devices of 80 GB, more for 13B and 34B) and needs --config.data=...,
