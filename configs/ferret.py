@@ -357,7 +357,7 @@ def tiny(c: ConfigDict, version: str, model: FerretConfig) -> None:
         start(c, model)
     else:  # nothing teaches these beforehand
         c.trainable = (".*",)
-        c.init_required, c.init_stages = (), ("instruction",)
+        c.init_required, c.init_stages, c.init_grown = (), ("instruction",), ()
     if c.stage == "caption":
         c.data = scenes(6, f"{WHOLE},turns=3,named=1", 2)  # in others it sees too little
     elif c.stage == "dense":

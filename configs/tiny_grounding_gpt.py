@@ -184,8 +184,8 @@ SCENES = {
     "global": "all+rec*8",
 }  # fmt: skip
 # Of scenes: conversations without object images, and one question with several a picture
-PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns=3,size=224"
-MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns=3,size=224"
+PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns={turns},size=224"
+MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns={turns},size=224"
 CHOICE = (
     "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation,turns=1,"
     "min_objects=4,size=224"
@@ -216,9 +216,10 @@ def tiny(c: ConfigDict, without: str) -> None:
         return
     c.codec.tokenizer = "tokenizer-tiny"
     c.codec.template = "vicuna"  # the tiny tokenizer has no token of Qwen's template
-    # descriptions have many boxes, of some 26 tokens each
-    c.codec.text_tokens = 320 if c.stage == "global" else 208
-    c.codec.buckets = (352, 440) if c.stage == "global" else (352,)
+    # of descriptions and many turns: a box has some 26 tokens
+    turns = 5 if c.stage in MORE else 3
+    c.codec.text_tokens = 320 if c.stage in MORE else 208
+    c.codec.buckets = (352, 440) if c.stage in MORE else (352,)
     c.codec.object_slots = 5  # four options, and what they are asked about
     c.single_source = True  # batches without object images look at none
     # a language model of this size has read of scenes alone, if anything
@@ -226,11 +227,11 @@ def tiny(c: ConfigDict, without: str) -> None:
     c.tasks = "auto"
     c.model.pointing_weight = 1.0  # what a pretrained language model would bring along
     seed = 6 + STAGES.index(c.stage)
-    mixture = [PLAIN.format(seed=seed, tasks=SCENES[c.stage])]
+    mixture = [PLAIN.format(seed=seed, tasks=SCENES[c.stage], turns=turns)]
     if c.stage in MORE and without != "objects":
         share = 1.0 if c.stage == "local" else 0.6
         mixture += [
-            f"{MATCH.format(seed=seed)} * {share / 2:g}",
+            f"{MATCH.format(seed=seed, turns=turns)} * {share / 2:g}",
             f"{CHOICE.format(seed=seed)} * {1.5 * share:g}",  # one answer a picture, of a letter
         ]
     if c.stage == "global" and without != "dialogues":

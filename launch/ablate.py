@@ -44,7 +44,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import cli
+from launch import cli, measuring
 from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 
@@ -279,7 +279,7 @@ def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, metrics in study.measured.items():
         data = f"{study.data_of.get(name, study.data)},n={questions}"
-        result = tasks.measure(assistant, tasks.get(name), data)
+        result = measuring.measure(assistant, tasks.get(name), data)
         known = {metric: result.metrics.get(metric, float("nan")) for metric in metrics}
         found |= {f"{name} {metric}": float(value) for metric, value in known.items()}
     return found

@@ -13,7 +13,7 @@ bfloat16 arithmetic, of these two the difference from bfloat16 too ("... - bfloa
 from collections.abc import Iterator
 from typing import Any
 
-from launch import cli
+from launch import cli, measuring
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {},  # Vicuna-7B
@@ -131,7 +131,7 @@ def scores(dtype: str, quantize: str) -> dict[str, float]:
     assistant, found = cli.load("groma-tiny", dtype=dtype, quantize=quantize), {}
     for name, metric in TASKS.items():
         data = f"scenes:seed=700003,n={QUESTIONS}"
-        result = tasks.measure(assistant, tasks.get(name), data)
+        result = measuring.measure(assistant, tasks.get(name), data)
         found[f"{name} {metric}"] = round(result.metrics[metric], 3)
     return found
 

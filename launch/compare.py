@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import cli
+from launch import cli, measuring
 from launch.ship import SHOWN, training
 from mg_jax.errors import UserError
 
@@ -132,7 +132,7 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
             continue
         row = {"task": name, **about}
         if name:
-            result = tasks.measure(assistant, tasks.get(name), data)
+            result = measuring.measure(assistant, tasks.get(name), data)
             row |= report.as_dict(result, source)
         else:
             items = tasks.questions(tasks.get("presence"), data, TIMED)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from launch import cli
+from launch import cli, measuring
 from launch.fitting import DETECTION
 from mg_jax.data.inspect import Findings
 from mg_jax.disk import disk_errors, replace
@@ -116,7 +116,7 @@ def evaluate(folder: Path, spec: str, kept: Path, drawn: Path) -> list[dict[str,
         items = questions(task, spec, config["system"])
         if not items or not task.count(items):
             continue
-        result = tasks.measure(assistant, task, spec, items=items)
+        result = measuring.measure(assistant, task, spec, items=items)
         rows.append(report.as_dict(result, folder.name))
         with disk_errors(drawn):
             draw(result, drawn / f"{name}.png")

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import cli
+from launch import cli, measuring
 from launch.language import language_of
 from mg_jax.disk import read_json, replace
 from mg_jax.errors import UserError
@@ -129,7 +129,7 @@ def measured(release: Path, tasks_on: Wanted, kept: Path) -> list[dict[str, Any]
             if any((r["task"], r["data"], r["blind"]) == (name, data, blind) for r in rows):
                 continue
             assistant = assistant or cli.load(release)
-            result = tasks.measure(assistant, tasks.get(name), data, blind=blind)
+            result = measuring.measure(assistant, tasks.get(name), data, blind=blind)
             rows.append(report.as_dict(result, release.name) | {"made": made})
             print(json.dumps(rows[-1]), flush=True)
             with open(kept, "a", encoding="utf-8") as file:

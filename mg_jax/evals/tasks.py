@@ -126,19 +126,6 @@ def evaluate(
     )
 
 
-def measure(assistant: Any, task: Task, data: str, **options: Any) -> Result:
-    """What an assistant reaches: `evaluate` with its answers, its proposals and its own words.
-
-    options: of `evaluate`.
-    """
-
-    def predict(queries: Any) -> Any:
-        return assistant.answer(queries, max_new_tokens=task.max_new_tokens, batch_size=16)
-
-    system = assistant.system.name
-    return evaluate(task, data, predict, assistant.propose, system=system, **options)
-
-
 def _bar(chunks: list[list[Item]], total: int, name: str, show: bool) -> Iterable[list[Item]]:
     """The chunks, with a progress bar on stderr while they are worked through."""
     if not show:

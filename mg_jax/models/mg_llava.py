@@ -56,7 +56,8 @@ class MGLLaVAConfig:
     `label_words`: size of a vocabulary of label words that stage "labels" has; there both towers
     learn to name boxes linearly, which stands in for pretraining where there is none.
     `pointing_weight`: share of a loss that teaches the first heads of layer `pointing_layer` of the
-    language model to look at what an answer is about, as a pretrained one would.
+    language model to look at what an answer is about, as a pretrained one would; of videos also,
+    one layer before, from what is in the last frame at the same in the first.
     """
 
     low: ViTConfig = CLIP_L

@@ -25,7 +25,7 @@ def looking_loss(
     kept: Any, layer: int, batch: Mapping[str, jax.Array]
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(loss, metrics) of heads that read what `gaze` of a batch says: [B,P,4] of position, position
-    read, head, and layer counted from `layer`, the last one at most.
+    read, head, and layer counted from `layer`, the first one at least and the last one at most.
 
     kept: the language model's mutable collections after a forward pass with "intermediates".
     """

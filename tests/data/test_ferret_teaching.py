@@ -28,7 +28,8 @@ def made():
 
 
 def looks(rows, *turns, points=0.0):
-    """(tokens, starts of the answers, {position: {position looked at: weight}})."""
+    """(tokens, starts of the answers, {position: {position looked at: weight}}); what the second
+    head looks at has "landmark" behind it, what it looks at one layer later too "edge"."""
     example = Example(WIDE, 84, 28, REGIONS, turns)
     rows.points = points
     record = rows.make(example, np.random.default_rng(0))
@@ -37,16 +38,22 @@ def looks(rows, *turns, points=0.0):
     for (position, target, head, layer), weight in zip(
         record["gaze"].tolist(), record["gaze_weight"], strict=True
     ):
-        assert target <= position and 0 < weight <= 1 and layer == 0
-        found.setdefault(position, {})[(target, "landmark") if head else target] = float(weight)
+        assert target <= position and 0 < weight <= 1 and 0 <= layer <= head
+        seen = found.setdefault(position, {})
+        if layer:  # as one layer before
+            assert seen.pop((target, "landmark")) == weight
+        seen[(target, "edge" if layer else "landmark") if head else target] = float(weight)
     mask = record["loss_mask"]
     return record["tokens"], np.flatnonzero(mask[1:] & ~mask[:-1]).tolist(), found
 
 
 def over(rows, tokens, box):
     """Positions of the tokens over a middle: of the whole picture, of its tile."""
+    return at_point(rows, tokens, (box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+
+
+def at_point(rows, tokens, x, y):
     first = int(np.flatnonzero(tokens == rows.codec.image_id)[0])
-    x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return first + int(y * 2) * 2 + int(x * 2), first + 4 + int(y * 2) * 6 + int(x * 6)
 
 
@@ -55,7 +62,7 @@ def texts(rows, tokens):
     return [rows.codec.tokenizer.decode([t]) if t < size else "" for t in tokens.tolist()]
 
 
-def test_digits_and_the_words_before_a_box_look_at_its_middle(made):
+def test_digits_look_at_middle_and_edge_and_the_words_before_at_the_middle(made):
     answer = "<p>A cup</p><r:1> and <p>a dog</p><r:0>."
     tokens, (begin,), found = looks(made, Turn("What is <p>there</p>?", answer))
     one, two = over(made, tokens, ONE), over(made, tokens, TWO)
@@ -64,11 +71,19 @@ def test_digits_and_the_words_before_a_box_look_at_its_middle(made):
     opens = [p for p, text in enumerate(said) if text == "["]
     closes = [p for p, text in enumerate(said) if text == "]"]
     assert len(opens) == len(closes) == 2
-    for start, end, (_, tile) in zip(opens, closes, (two, one), strict=True):
+    for start, end, box in zip(opens, closes, (TWO, ONE), strict=True):
         digits = [p for p in range(start, end) if said[p + 1].isdigit()]
         assert len(digits) >= 8
         inside = {p: set(found[p]) for p in range(start, end) if p in found}
-        assert inside == {p: {tile} for p in digits}
+        x0, y0, x1, y1 = box
+        x, y, e = (x0 + x1) / 2, (y0 + y1) / 2, 0.01
+        points = [(x0 + e, y), (x, y0 + e), (x1 - e, y), (x, y1 - e)]
+        number = {p: sum(text == "," for text in said[start : p + 1]) for p in digits}
+        assert set(number.values()) == {0, 1, 2, 3}
+        tile = over(made, tokens, box)[1]
+        ends = {p: at_point(made, tokens, *points[number[p]])[1] for p in digits}
+        assert inside == {p: {tile, (ends[p], "edge")} for p in digits}
+        assert sum(found[p][ends[p], "edge"] for p in digits) == pytest.approx(1)
     words = range(closes[0] + 1, opens[1])
     assert len(words) > 2 and all(set(found[p]) == {one[1]} for p in words)
 

@@ -12,6 +12,7 @@ from mg_jax.data.transforms import LABEL_WORDS
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.models import build
+from mg_jax.text.codecs.rows import GAZE
 from tests.mg_llava_micro import micro_config, noise
 
 WORDS = ("red", "blue", "star", "STOP")
@@ -79,7 +80,7 @@ def test_answers_look_at_the_box_of_a_thing_and_where_it_is():
     assert row["gaze"].tolist() == [[*map(int, look), 0] for look in looks]
     assert row["gaze_weight"].tolist() == [0.5, 0.5, 0.5, 0.5, 1, 0.5, 0.5, 1]
     batch = rows.finish(rows.collate([row, row]))
-    assert batch["gaze"].shape == (2, 64, 4) and batch["gaze_weight"].sum() == 10
+    assert batch["gaze"].shape == (2, GAZE, 4) and batch["gaze_weight"].sum() == 10
     _, _, rows = opened("pretrain", model__pointing_weight=1.0, model__objects="b2f")
     row = rows.make(e, np.random.default_rng(0))  # where boxes are no tokens
     assert row["gaze"][0, 1] == np.flatnonzero(row["tokens"] == cfg.id("image"))[0]

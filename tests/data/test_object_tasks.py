@@ -11,39 +11,14 @@ from mg_jax.data.sources import open_source
 from mg_jax.data.tasks import OBJECT_TASKS, converse
 from mg_jax.data.tasks.asking import side
 from mg_jax.data.tasks.objects import OPPOSITE
-from mg_jax.text import instructions, markup
+from mg_jax.text import markup
+from tests.data.object_talks import LETTERS, WORDING, made, options, share, shown
 from tests.data.photos import annotated, photo, pointed
-
-WORDING = instructions.get("tiny_grounding_gpt")
-LETTERS = "ABCD"
 
 
 @pytest.fixture(scope="module")
 def pictures():
     return [photo(), *map(annotated, range(12))]
-
-
-def made(task, example, count=12, tasks=OBJECT_TASKS):
-    found = [tasks[task](example, np.random.default_rng(k), WORDING) for k in range(count)]
-    return [e for e in found if e is not None]
-
-
-def options(e, turn=0):
-    """(question without options, what each letter stands for) of a choice."""
-    lines = e.turns[turn].user.split("\n")
-    listed = [line for line in lines if re.match(r"[A-Z]\. ", line)]
-    assert [line[0] for line in listed] == list(LETTERS[: len(listed)])
-    return lines[0], [line[3:] for line in listed]
-
-
-def shown(e, text):
-    """The regions that a text shows as images."""
-    return [e.regions[s.regions[0]] for s in markup.parse(text) if s.kind == "object"]
-
-
-def share(region):
-    x0, y0, x1, y1 = region.box
-    return (x1 - x0) * (y1 - y0)
 
 
 @pytest.mark.parametrize("task", OBJECT_TASKS)

@@ -33,7 +33,8 @@ def codec():
 
 def looks(codec, *turns, regions=REGIONS):
     """(record, {position: [(column, row) of the picture's token, or the token's position]}); what
-    the second head looks at has "landmark" before it, what a later layer does "later"."""
+    the second head looks at has "landmark" before it, what a later layer does "later", and "edge"
+    what both look at."""
     example = Example(WIDE, 60, 30, regions, turns)
     record = codec.encode(example)
     gaze = Gaze(codec)(record, example)
@@ -46,8 +47,11 @@ def looks(codec, *turns, regions=REGIONS):
         assert target <= position and 0 < weight <= 1
         place = divmod(images.index(target), SIDE)[::-1] if target in images else target
         assert (layer < 0) == (position in shown and not head)
-        kind = "landmark" if head else "later" if layer > 0 else ""
-        found.setdefault(position, []).append((kind, place) if kind else place)
+        seen = found.setdefault(position, [])
+        if head and layer:  # as one layer before
+            seen.remove(("landmark", place))
+        kind = "edge" if head and layer else "landmark" if head else "later" if layer > 0 else ""
+        seen.append((kind, place) if kind else place)
     return record, found
 
 
@@ -56,7 +60,7 @@ def cell(x, y):
     return int(x * SIDE), int((y * 30 + 15) / 60 * SIDE)
 
 
-def test_numbers_look_at_the_middle_of_their_box(codec):
+def test_numbers_look_at_the_middle_of_their_box_and_at_their_edge(codec):
     record, found = looks(codec, Turn("Where is <p>the cup</p>?", "It is here: <r:1><r:0>."))
     targets = np.flatnonzero(record["loss_mask"])
     begin = int(targets[0]) - 1
@@ -69,7 +73,14 @@ def test_numbers_look_at_the_middle_of_their_box(codec):
         end = next(p for p in range(start, len(texts)) if "]" in texts[p])
         middle = cell((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         points = [p for p in range(start, end) if texts[p] == "."]
-        expected = {p + k: [middle] for p in points for k in range(3)}
+        x0, y0, x1, y1 = box
+        x, y, e = (x0 + x1) / 2, (y0 + y1) / 2, 0.01
+        ends = [cell(x0 + e, y), cell(x, y0 + e), cell(x1 - e, y), cell(x, y1 - e)]
+        expected = {
+            p + k: [middle, ("edge", end)]
+            for p, end in zip(points, ends, strict=True)
+            for k in range(3)
+        }
         assert len(points) == 4
         assert {p: found[p] for p in range(start, end) if p in found} == expected
 

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 import mg_jax
 from configs import ferret, mg_llava
-from launch import ablate
+from launch import ablate, measuring
 from mg_jax import models, plan, sharding
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
@@ -158,7 +158,7 @@ def test_small_words_are_asked_about_by_their_regions(monkeypatch):
         asked[task.name] = data
         return SimpleNamespace(metrics={name: 0.5 for name in study.measured[task.name][:1]})
 
-    monkeypatch.setattr(tasks, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     monkeypatch.setattr(mg_jax, "load", lambda release: f"loaded {release}")
     found = ablate.measure(study, "release", 7)
     assert asked["reading"] == f"{study.data_of['reading']},n=7"

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 import mg_jax
-from launch import bench_quant
-from mg_jax.evals import tasks
+from launch import bench_quant, measuring
 
 
 def test_fewer_bits_differ_more():
@@ -29,7 +28,7 @@ def test_the_tiny_model_is_compared_with_itself_in_bfloat16(monkeypatch):
         return SimpleNamespace(metrics={task.headline: assistant})
 
     monkeypatch.setattr(mg_jax, "load", load, raising=False)
-    monkeypatch.setattr(tasks, "measure", measure)
+    monkeypatch.setattr(measuring, "measure", measure)
     monkeypatch.setattr(bench_quant, "logits", lambda params: {})
     rows = {row["form"]: row for row in bench_quant.cases("tiny")}
     assert list(rows) == ["float32", "bfloat16", "int8", "int4"]

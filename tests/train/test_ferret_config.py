@@ -356,6 +356,16 @@ def test_a_plain_language_model_gets_a_row_for_regions(version, tmp_path):
         initial_params(plan(config, 1), config, said.append)
 
 
+@pytest.mark.parametrize("version", ["v1", "ui"])
+def test_tiny_ones_begin_with_nothing(version):
+    config = ferret.get_config(f"stage=instruction,size=tiny,version={version}")
+    p = plan(config, 1)
+    assert set(initial_params(p, config, print)) == {*p.state.params, *p.frozen}
+    config.init_grown = (("lm/nowhere", 0),)
+    with pytest.raises(UserError, match=r"config\.init_grown: the model has no lm/nowhere"):
+        initial_params(p, config, print)
+
+
 def test_stages_in_a_row(tmp_path, capsys):
     with pytest.raises(UserError, match="stage=caption starts from a checkpoint of stage labels"):
         run(micro_config("caption"), str(tmp_path / "x"))

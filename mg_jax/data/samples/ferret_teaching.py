@@ -13,6 +13,7 @@ from mg_jax.data.samples.teaching import (
     as_gaze,
     before_answer,
     by_head,
+    edges,
     looks_at,
     middle,
     plain,
@@ -29,7 +30,7 @@ class Gaze:
     at the first token where there is nothing. So it is with all things that an answer rests on
     (`Turn.about`, else its regions, else the question's) before it begins, with the words before a
     box in it, and with the names in a list of what several regions are. Digits of a box look at its
-    middle too, whose token knows its place. What others are placed by has a head of its own.
+    middle and at its edges (`Texts.written`). What others are placed by has a head of its own.
     """
 
     def __init__(self, codec: Any):
@@ -68,8 +69,9 @@ class Gaze:
             for k in markup.regions_of(turn.assistant or "")
         )
         for box, (words, digits) in zip(written, self.texts.boxes(tokens, mask), strict=False):
-            for positions in (words, digits):
-                rows += looks_at(positions, [over(box)])
+            rows += looks_at(words, [over(box)])
+            at = [int(images[picture.cell(*point)]) for point in edges(box)]
+            rows += self.texts.written(tokens, digits, over(box), at)
         return as_gaze(rows)
 
     def _vectors(self, tokens: np.ndarray, found: Sequence[Region]) -> list[tuple[int, Region]]:

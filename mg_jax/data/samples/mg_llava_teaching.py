@@ -114,8 +114,9 @@ def looks(
                 x, y = np.clip(at_middle.astype(int), 0, side - 1).tolist()
                 own.append(int(images[(frame * side + y) * side + x]))
         rows += before_answer(begin, *at)
-    for thing, end in zip(example.objects, example.meta.get("ends", ()), strict=False):
-        if end is not None and len(boxes) > 1:
+    ends = example.meta.get("ends") if len(boxes) > 1 else None
+    for thing, end in zip(example.objects, ends, strict=True) if ends else ():
+        if end is not None:
             start, now = to_canvas([thing.box, end], *size, canvas)
             first, last = slot_of(start, 0), slot_of(now, len(boxes) - 1)
             if first is not None and last is not None:

@@ -9,6 +9,8 @@ from mg_jax.data.samples.base import Record
 from mg_jax.example import Box, Turn
 from mg_jax.text import markup
 
+_INSIDE = 0.05  # of a box's side: so far from its edge a token lies that still sees the thing
+
 
 class Look(NamedTuple):
     """A position, the position that a head of it looks at, and the look's weight.
@@ -86,6 +88,14 @@ def middle(box: Box | Sequence[float]) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
+def edges(box: Box | Sequence[float]) -> list[tuple[float, float]]:
+    """(x, y) just inside of the middles of a box's left, upper, right and lower edge, in the order
+    of its coordinates."""
+    (x0, y0, x1, y1), (x, y) = box, middle(box)
+    dx, dy = _INSIDE * (x1 - x0), _INSIDE * (y1 - y0)
+    return [(x0 + dx, y), (x, y0 + dy), (x1 - dx, y), (x, y1 - dy)]
+
+
 class Texts:
     """The text of each token of a codec's vocabulary, by itself."""
 
@@ -99,6 +109,30 @@ class Texts:
             known = token < self.codec.tokenizer.size
             self._known[token] = self.codec.tokenizer.decode([token]) if known else ""
         return self._known[token]
+
+    def coordinates(self, tokens: np.ndarray, digits: Sequence[int]) -> list[list[int]]:
+        """Positions that the digits of a box are predicted from, by coordinate."""
+        found: list[list[int]] = []
+        for position in digits:
+            if not found or not self(int(tokens[position]))[-1:].isdigit():
+                found.append([])
+            found[-1].append(position)
+        return found
+
+    def written(
+        self, tokens: np.ndarray, digits: Sequence[int], middle: int, edges: Sequence[int]
+    ) -> list[Look]:
+        """The looks while a box is written: every digit's at the token of its middle, which knows
+        its place roughly, and, with the second head, there and in the next layer at the token of
+        the edge that it is a digit of, which knows that better."""
+        rows = looks_at(digits, [middle])
+        parts = self.coordinates(tokens, digits)
+        if len(parts) == len(edges):
+            for layer in (0, 1):
+                for positions, at in zip(parts, edges, strict=True):
+                    found = looks_at(positions, [at], 1, layer)
+                    rows += [look._replace(weight=look.weight / len(edges)) for look in found]
+        return rows
 
     def boxes(self, tokens: np.ndarray, mask: np.ndarray) -> list[tuple[list[int], list[int]]]:
         """Of each box that answers write: (the positions of the answer's words before it, since the

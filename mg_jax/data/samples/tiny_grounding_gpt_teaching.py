@@ -14,6 +14,7 @@ from mg_jax.data.samples.teaching import (
     as_gaze,
     before_answer,
     by_head,
+    edges,
     looks_at,
     middle,
 )
@@ -33,8 +34,8 @@ class Gaze:
     rests on nothing. Where a thing is placed by another, object images of the two are looked at
     rather than their middles, and the other has a head of its own; so have options, which the
     answer looks at one layer later, when they know how they lie to it. While the model writes
-    coordinates it looks at the middle of what they are of, whose token knows its place. The middle
-    of an object image looks, one layer before all that, at where it was cut from.
+    coordinates it looks at the middle and the edges of what they are of (`Texts.written`). The
+    middle of an object image looks, one layer before all that, at where it was cut from.
     """
 
     def __init__(self, codec: Any):
@@ -83,7 +84,8 @@ class Gaze:
                 for k in markup.regions_of(turn.assistant or "")
             )
             for box, places in zip(written, self._digits(tokens, mask), strict=False):
-                rows += looks_at(places, [cell(*middle(box))])
+                at = [cell(*point) for point in edges(box)]
+                rows += self.texts.written(tokens, places, cell(*middle(box)), at)
         return as_gaze(rows)
 
     def _middles(self, tokens: np.ndarray) -> list[int]:

@@ -112,18 +112,19 @@ class FilmTalk(Talk):
         assistant: str,
         answer: str,
         things: list[int],
-        found: bool = False,
+        at_end: bool = False,
         **record: Any,
     ) -> bool:
         """As `say`, about things; the answer rests on where they are in the last frame too, or, if
-        they have to be found by what they do until then, on that alone."""
+        they have to be found by what they do until then (at_end), on that alone."""
         if not self.say(task, user, assistant, answer, things, **record):
             return False
         keys = [self.things[i].key for i in things]
         ends = [thing for thing in self.film.worlds[-1].things if thing.key in keys]
         there = tuple(self.add(Region.from_box(t.box, label=t.name)) for t in ends)  # still seen
         turn = self.turns[-1]
-        about = there if found and there else (*(turn.about or ()), *there)
+        alone = at_end and len(there) == len(things)
+        about = there if alone else (*(turn.about or ()), *there)
         self.turns[-1] = replace(turn, about=about, landmarks=there)
         return True
 
@@ -147,7 +148,7 @@ def moved(talk: FilmTalk) -> bool:
     user = talk.rng.choice(_MOVED)
     answer = "; ".join(names)
     said = f"{text[0].upper()}{text[1:]} {verb}."
-    return talk.ask("moved", user, said, answer, found, found=True, absent=not names)
+    return talk.ask("moved", user, said, answer, found, at_end=True, absent=not names)
 
 
 def direction(talk: FilmTalk) -> bool:

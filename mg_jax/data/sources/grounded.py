@@ -202,7 +202,8 @@ class GroundedSource(Source):
                 continue
             if example is not None:
                 rows.keep()
-                self._tokens.append(measure(example)[1])
+                if example.turns:  # a reader has them in every record, or in none
+                    self._tokens.append(measure(example)[1])
         self.filled(rows, total + self.records)
 
     def filled(self, rows: Any, total: int) -> None:
@@ -276,7 +277,7 @@ class GroundedSource(Source):
         )
 
     def measures(self) -> np.ndarray | None:
-        if len(self._tokens) != len(self):
+        if not self._tokens:
             return super().measures()
         return np.stack([np.full(len(self), PICTURE, np.int32), np.asarray(self._tokens)], 1)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mg_jax.errors import Unfit
 
-GAZE = 64  # looks of a sample in a batch; what it has beyond is left out
+GAZE = 192  # looks of a sample in a batch; what it has beyond is left out
 
 
 def check_length(count: int, limit: int, where: str, asking: bool = False) -> None:

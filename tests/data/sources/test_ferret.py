@@ -96,6 +96,7 @@ def test_odd_records(tmp_path):
     file.write_text(json.dumps(rows))
     source = open_source(f"ferret_grit:{file},{tmp_path / 'images'},max_bad=0.9")
     assert len(source) == 6 and source.bad == 14
+    assert source.measures().tolist() == [list(measure(e)) for e in source]
     assert source.counts == {
         "pictures without a file": 1, "boxes without area": 1, "empty masks": 2
     }  # fmt: skip

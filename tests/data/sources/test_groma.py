@@ -214,6 +214,7 @@ def test_odd_instructions(tmp_path):
     path.write_text(json.dumps(rows))
     source = open_source(f"groma_instruct:{path},{tmp_path / 'images'},max_bad=0.8")
     assert source.bad == 8 and len(source) == 2
+    assert source.measures().tolist() == [list(measure(e)) for e in source]
     wanted = ("points at boxes[1], which has no area", "box_inds has 2", "fewer boxes",
               "more boxes", "conversation[1]: 'int' object", "value is None", "has 1 messages",
               "boxes[0] box")  # fmt: skip
