@@ -83,7 +83,8 @@ def test_tiny_is_small_enough_to_ship(stage):
     assert sizes["tokens"] <= config.model.lm.max_positions
     pipeline.open_mixture(config.data)  # each of its tasks is known
     rows = pipeline.open_samples(config, system.cfg)
-    assert rows.buckets[-1] == sizes["tokens"] and len(rows.buckets) == 2 + (stage in tiny_grounding_gpt.MORE)
+    assert rows.buckets[-1] == sizes["tokens"]
+    assert len(rows.buckets) == 2 + (stage in tiny_grounding_gpt.MORE)
 
 
 def test_ablations_leave_out_what_the_paper_leaves_out():
