@@ -256,6 +256,6 @@ def tiny(c: ConfigDict, video: bool) -> None:
     else:
         pictures = f"scenes:seed=12,n=1000000,tasks={THEN},turns=4"
         c.optim.lr, c.train.steps = 1e-3, 2500
-        c.optim.muon = base.BLOCKS  # the runs of the stages before that are kept were without
+        c.optim.muon = base.BLOCKS  # as of mg-llava-tiny, whose pretrain was without
     films = f"scenes:seed=13,n=1000000,tasks={FILMS},turns=4,frames=8"
     c.data = f"{pictures} + {films} * 0.4" if video else pictures
