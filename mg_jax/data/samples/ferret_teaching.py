@@ -17,6 +17,7 @@ from mg_jax.data.samples.teaching import (
     looks_at,
     middle,
     plain,
+    while_written,
 )
 from mg_jax.example import Box, Example, Region, Turn
 from mg_jax.text import markup
@@ -30,7 +31,7 @@ class Gaze:
     at the first token where there is nothing. So it is with all things that an answer rests on
     (`Turn.about`, else its regions, else the question's) before it begins, with the words before a
     box in it, and with the names in a list of what several regions are. Digits of a box look at its
-    middle and at its edges (`Texts.written`). What others are placed by has a head of its own.
+    middle and at its edges (`while_written`). What others are placed by has a head of its own.
     """
 
     def __init__(self, codec: Any):
@@ -71,7 +72,7 @@ class Gaze:
         for box, (words, digits) in zip(written, self.texts.boxes(tokens, mask), strict=False):
             rows += looks_at(words, [over(box)])
             at = [int(images[picture.cell(*point)]) for point in edges(box)]
-            rows += self.texts.written(tokens, digits, over(box), at)
+            rows += while_written(self.texts.coordinates(tokens, digits), over(box), at)
         return as_gaze(rows)
 
     def _vectors(self, tokens: np.ndarray, found: Sequence[Region]) -> list[tuple[int, Region]]:

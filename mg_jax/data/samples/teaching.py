@@ -96,6 +96,21 @@ def edges(box: Box | Sequence[float]) -> list[tuple[float, float]]:
     return [(x0 + dx, y), (x, y0 + dy), (x1 - dx, y), (x, y1 - dy)]
 
 
+def while_written(
+    coordinates: Sequence[Sequence[int]], middle: int, edges: Sequence[int]
+) -> list[Look]:
+    """The looks while a box is written, of `Texts.coordinates`: every digit's at the token of its
+    middle, which knows its place roughly, and, with the second head, there and in the next layer at
+    the token of the edge that it is a digit of, which knows that better."""
+    rows = looks_at([position for part in coordinates for position in part], [middle])
+    if len(coordinates) == len(edges):
+        for layer in (0, 1):
+            for positions, at in zip(coordinates, edges, strict=True):
+                found = looks_at(positions, [at], 1, layer)
+                rows += [look._replace(weight=look.weight / len(edges)) for look in found]
+    return rows
+
+
 class Texts:
     """The text of each token of a codec's vocabulary, by itself."""
 
@@ -118,21 +133,6 @@ class Texts:
                 found.append([])
             found[-1].append(position)
         return found
-
-    def written(
-        self, tokens: np.ndarray, digits: Sequence[int], middle: int, edges: Sequence[int]
-    ) -> list[Look]:
-        """The looks while a box is written: every digit's at the token of its middle, which knows
-        its place roughly, and, with the second head, there and in the next layer at the token of
-        the edge that it is a digit of, which knows that better."""
-        rows = looks_at(digits, [middle])
-        parts = self.coordinates(tokens, digits)
-        if len(parts) == len(edges):
-            for layer in (0, 1):
-                for positions, at in zip(parts, edges, strict=True):
-                    found = looks_at(positions, [at], 1, layer)
-                    rows += [look._replace(weight=look.weight / len(edges)) for look in found]
-        return rows
 
     def boxes(self, tokens: np.ndarray, mask: np.ndarray) -> list[tuple[list[int], list[int]]]:
         """Of each box that answers write: (the positions of the answer's words before it, since the

@@ -17,6 +17,7 @@ from mg_jax.data.samples.teaching import (
     edges,
     looks_at,
     middle,
+    while_written,
 )
 from mg_jax.example import Example, Turn
 from mg_jax.text import markup
@@ -34,7 +35,7 @@ class Gaze:
     rests on nothing. Where a thing is placed by another, object images of the two are looked at
     rather than their middles, and the other has a head of its own; so have options, which the
     answer looks at one layer later, when they know how they lie to it. While the model writes
-    coordinates it looks at the middle and the edges of what they are of (`Texts.written`). The
+    coordinates it looks at the middle and the edges of what they are of (`while_written`). The
     middle of an object image looks, one layer before all that, at where it was cut from.
     """
 
@@ -85,7 +86,9 @@ class Gaze:
             )
             for box, places in zip(written, self._digits(tokens, mask), strict=False):
                 at = [cell(*point) for point in edges(box)]
-                rows += self.texts.written(tokens, places, cell(*middle(box)), at)
+                rows += while_written(
+                    self.texts.coordinates(tokens, places), cell(*middle(box)), at
+                )
         return as_gaze(rows)
 
     def _middles(self, tokens: np.ndarray) -> list[int]:
