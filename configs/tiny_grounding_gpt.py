@@ -181,14 +181,14 @@ def tiny_model() -> TinyGroundingGPTConfig:
 # Tasks of scenes without object images, by stage
 SCENES = {
     "projector": "all+rec*8+region*4", "llm": "all+rec*8", "local": "all+rec*8+region*4",
-    "global": "all+rec*8",
+    "global": "all+rec*8+relation*16",
 }  # fmt: skip
 # Of scenes: conversations without object images, and one question with several a picture
 PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns={turns},size=224"
 MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns={turns},size=224"
 CHOICE = (
-    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation,turns=1,"
-    "min_objects=4,size=224"
+    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation*2,"
+    "turns=1,min_objects=4,size=224"
 )
 DIALOGUE = (
     "scenes:seed={seed}3,n=1000000,tasks=grounding_dialogue+grounded_description,turns=1,"
@@ -197,7 +197,7 @@ DIALOGUE = (
 # Peak learning rate and updates of llm=tiny
 UPDATES = {
     "labels": (1e-3, 4000), "projector": (1e-3, 3000), "llm": (1e-3, 1000), "local": (1e-3, 5000),
-    "global": (6e-4, 1500),
+    "global": (1e-3, 2000),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mg_jax.data import pipeline
 from mg_jax.data.crops import crop
-from mg_jax.data.samples.teaching import rests_on
+from mg_jax.data.samples.teaching import Texts, rests_on
 from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze, chosen
 from mg_jax.errors import UserError
 from mg_jax.example import Example, Region, Turn
@@ -21,6 +21,7 @@ from tests.tiny_grounding_micro import micro_config
 SIDE = 6  # tokens of the picture a side
 WIDE = np.zeros((30, 60, 3), np.uint8)  # padded by 15 rows above and below
 ONE, TWO = (0.1, 0.2, 0.3, 0.8), (0.5, 0.0, 1.0, 0.5)
+SIDES = "\n".join(("A. to the left of", "B. to the right of", "C. below"))
 REGIONS = (Region.from_box(ONE), Region.from_box(TWO))
 
 
@@ -108,12 +109,18 @@ def test_what_others_are_placed_by_has_a_head_of_its_own(codec):
     asked = "What is left of <object:1>?\nA. <object:0>\nB. <object:2>"
     regions = (*REGIONS, Region.from_box((0.0, 0.0, 0.1, 0.2)))
     record, found = looks(
-        codec, Turn("How is <object:0> to <r:1>?\nA. above\nB. below", "A", (0, 1), (1,)),
-        Turn(asked, "A", (0, 1), (1,)), regions=regions,
+        codec, Turn(f"How is <object:0> to <r:1>?\n{SIDES}", "B", (0, 1), (1,)),
+        Turn(asked, "A", (0, 1), (1,)),
+        Turn(f"How is <r:0> to <r:1>?\n{SIDES}", "C.", (0, 1), (1,)), regions=regions,
     )  # fmt: skip
     middles = np.flatnonzero(record["tokens"] == codec.object_id).reshape(-1, 9)[:, 4].tolist()
-    how, which = np.flatnonzero(record["loss_mask"][1:] & ~record["loss_mask"][:-1]).tolist()
-    assert found[how] == [middles[0], ("landmark", cell(0.75, 0.25))]
+    tokens, texts = record["tokens"], Texts(codec)
+    how, which, last = np.flatnonzero(record["loss_mask"][1:] & ~record["loss_mask"][:-1]).tolist()
+    # an option in words by that which tells it from others
+    said = [texts(int(token)).strip() for token in tokens]
+    right, below = said.index("right"), len(said) - 1 - said[::-1].index("below")
+    assert found[how] == [middles[0], ("landmark", cell(0.75, 0.25)), ("later", right)]
+    assert found[last] == [cell(0.2, 0.5), ("landmark", cell(0.75, 0.25)), ("later", below)]
     assert found[which] == [("later", middles[2]), ("landmark", middles[1])]
     one, two, three = cell(0.2, 0.5), cell(0.75, 0.25), cell(0.05, 0.1)
     assert [found[m][-1] for m in middles] == [one, two, one, three]

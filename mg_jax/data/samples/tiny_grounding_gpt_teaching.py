@@ -34,9 +34,10 @@ class Gaze:
     object images), or at the object image of the option that it names; at the first token where it
     rests on nothing. Where a thing is placed by another, object images of the two are looked at
     rather than their middles, and the other has a head of its own; so have options, which the
-    answer looks at one layer later, when they know how they lie to it. While the model writes
-    coordinates it looks at the middle and the edges of what they are of (`while_written`). The
-    middle of an object image looks, one layer before all that, at where it was cut from.
+    answer looks at one layer later, when they know how they lie to it; of options in words it looks
+    at the right one then. While the model writes coordinates it looks at the middle and the edges
+    of what they are of (`while_written`). The middle of an object image looks, one layer before all
+    that, at where it was cut from.
     """
 
     def __init__(self, codec: Any):
@@ -77,6 +78,8 @@ class Gaze:
                     things += own
                 later = int(bool(turn.landmarks) and option is not None)
                 rows += before_answer(begin, things, landmarks, later)
+                if turn.landmarks and option is None:
+                    rows += looks_at([begin], self._worded(tokens, begin, turn), layer=1)
             for position, box in zip(shown, record["object_boxes"].tolist(), strict=True):
                 rows += looks_at([position], [cell(*middle(box))], layer=-1)
             written = (
@@ -98,6 +101,23 @@ class Gaze:
         at = np.flatnonzero(tokens == self.codec.object_id).reshape(-1, count)
         return [int(position) for position in at[:, (side // 2) * side + side // 2]]
 
+    def _worded(self, tokens: np.ndarray, begin: int, turn: Turn) -> list[int]:
+        """The position of the longest word of the option that the answer, a letter, stands for, by
+        which it differs from others; none of another answer."""
+        line = _option(turn, ".+")
+        if line is None:
+            return []
+        said = [self.texts(token) for token in tokens[:begin].tolist()]
+        starts = [
+            k for k in range(begin - 2) if (said[k].strip(), said[k + 1]) == (line[0][0], ".")
+        ]
+        words: list[int] = []
+        for position in range(starts[-1] + 2, begin) if starts else ():
+            if len("".join(said[k] for k in words).strip()) >= len(line[1].strip()):
+                break
+            words.append(position)
+        return [max(words, key=lambda k: len(said[k].strip()))] if words else []
+
     def _digits(self, tokens: np.ndarray, mask: np.ndarray) -> list[list[int]]:
         """Of each box in the answers the positions that its digits behind the point are predicted
         from."""
@@ -110,13 +130,15 @@ class Gaze:
 
 def chosen(turn: Turn) -> int | None:
     """Which of the question's object images a letter names, None for another answer."""
-    found = _LETTER.fullmatch(turn.assistant or "")
-    if found is None:
-        return None
-    option = re.search(rf"^{found[1]}\. *<object:\d+>", turn.user, re.M)
-    if option is None:
-        return None
-    return len(_objects(turn.user[: option.start()]))
+    option = _option(turn, r"<object:\d+>")
+    return None if option is None else len(_objects(turn.user[: option.start()]))
+
+
+def _option(turn: Turn, what: str) -> re.Match[str] | None:
+    """The line of a question whose letter is the answer, and `what` it says; None of another
+    answer, or where it says something else."""
+    letter = _LETTER.fullmatch(turn.assistant or "")
+    return letter and re.search(rf"^{letter[1]}\. *({what})", turn.user, re.M)
 
 
 def _objects(text: str) -> list[int]:
