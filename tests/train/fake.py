@@ -20,6 +20,7 @@ from mg_jax import nn as mg
 from mg_jax import processes
 from mg_jax.data.batch import Plan, batches, stack
 from mg_jax.errors import UserError
+from mg_jax.train import train
 from tests.numbered import Numbered
 
 
@@ -126,6 +127,13 @@ def fake_config(**changes):
     return c
 
 
+def run(folder, config=None, data=None, **kwargs):
+    """`train` of the fake system in a folder."""
+    return train(
+        config or fake_config(), folder, system=FakeSystem(), data=data or FakeData(), **kwargs
+    )
+
+
 def main() -> int:
     p = argparse.ArgumentParser()
     p.add_argument("workdir")
@@ -144,8 +152,6 @@ def main() -> int:
         jax.config.update("jax_num_cpu_devices", args.devices)
     if args.processes:
         processes.start(args.coordinator, args.processes, args.process, args.heartbeat)
-    from mg_jax.train import train
-
     config = fake_config(
         train__steps=args.steps, train__save_steps=args.save, model__hidden=args.wide
     )  # fmt: skip
