@@ -181,15 +181,15 @@ def tiny_model() -> TinyGroundingGPTConfig:
 # Tasks of scenes without object images, by stage
 SCENES = {
     "projector": "all+rec*8+region*4", "llm": "all+rec*8", "local": "all+rec*8+region*4",
-    "global": "all+rec*8+relation*16",
+    "global": "all+rec*8+relation*4",
 }  # fmt: skip
 # Of scenes: conversations without object images, and one question with several a picture
 PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns={turns},size=224"
 MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns={turns},size=224"
 CHOICE = (
-    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice+object_relation*2,"
-    "turns=1,min_objects=4,size=224"
+    "scenes:seed={seed}2,n=1000000,tasks=place_choice+name_choice,turns=1,min_objects=4,size=224"
 )
+RELATION = "scenes:seed={seed}4,n=1000000,tasks=object_relation,turns=2,min_objects=4,size=224"
 DIALOGUE = (
     "scenes:seed={seed}3,n=1000000,tasks=grounding_dialogue+grounded_description,turns=1,"
     "max_objects=5,size=224"
@@ -197,7 +197,7 @@ DIALOGUE = (
 # Peak learning rate and updates of llm=tiny
 UPDATES = {
     "labels": (1e-3, 4000), "projector": (1e-3, 3000), "llm": (1e-3, 1000), "local": (1e-3, 5000),
-    "global": (1e-3, 2000),
+    "global": (1e-3, 4000),
 }  # fmt: skip
 
 
@@ -232,7 +232,8 @@ def tiny(c: ConfigDict, without: str) -> None:
         share = 1.0 if c.stage == "local" else 0.6
         mixture += [
             f"{MATCH.format(seed=seed, turns=turns)} * {share / 2:g}",
-            f"{CHOICE.format(seed=seed)} * {1.5 * share:g}",  # one answer a picture, of a letter
+            f"{CHOICE.format(seed=seed)} * {share / 2:g}",  # one answer a picture, of a letter
+            f"{RELATION.format(seed=seed)} * {1.5 * share:g}",  # of all this takes longest to learn
         ]
     if c.stage == "global" and without != "dialogues":
         mixture.append(f"{DIALOGUE.format(seed=seed)} * 0.3")
