@@ -30,7 +30,7 @@ of TinyGroundingGPT, from stage=llm, two thirds of the steps in local, the other
 All arms of an ablation get the same start (a release or workdir of that stage), the same steps,
 batches and seeds. Runs that are done are not repeated, one that was stopped goes on; an arm that
 two ablations have is run once. One JSON line a run, then a Markdown table; `seconds` is processor
-time of training, all cores added (of a run that was stopped, from where it went on).
+time of training, all cores added.
 """
 
 import argparse
@@ -96,7 +96,7 @@ class Study:
     config: str = MG_LLAVA
     measured: Mapping[str, Sequence[str]] = dataclasses.field(
         default_factory=lambda: {
-            "vqa": ("accuracy",), "presence": ("accuracy",), "reading": ("accuracy",)
+            "vqa": ("accuracy",), "presence": ("accuracy",), "reading": ("accuracy", "small")
         }
     )  # fmt: skip
     data: str = "scenes:seed=700001,named=1"
@@ -230,16 +230,23 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def train(folder: Path, study: Study, start: str, steps: int, seed: int, run: str) -> float:
-    """Train one run to its end; returns the processor seconds of this call."""
+    """Train one run to its end; returns its processor seconds, with those before it was stopped."""
+    spent = folder / "seconds.json"
+    total = float(read_json(spent)["seconds"]) if spent.is_file() else 0.0
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for command in commands(folder, study, start, steps, seed, run):
-        code = subprocess.run(command, check=False).returncode
-        if code == 130:
-            raise KeyboardInterrupt
-        if code:
-            raise UserError(f"{folder}: training ended with exit code {code}; see above")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    try:
+        for command in commands(folder, study, start, steps, seed, run):
+            code = subprocess.run(command, check=False).returncode
+            if code == 130:
+                raise KeyboardInterrupt
+            if code:
+                raise UserError(f"{folder}: training ended with exit code {code}; see above")
+    finally:
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        total += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        folder.mkdir(parents=True, exist_ok=True)
+        spent.write_text(json.dumps({"seconds": total}) + "\n", encoding="utf-8")
+    return total
 
 
 def commands(
@@ -271,17 +278,21 @@ def measures(study: Study) -> list[str]:
     return [f"{task} {metric}" for task, metrics in study.measured.items() for metric in metrics]
 
 
-def measure(study: Study, release: Path, questions: int) -> dict[str, float]:
-    """The metrics of a study on reserved scenes."""
+def measure(
+    study: Study, release: Path, questions: int, known: Mapping[str, Any]
+) -> dict[str, float]:
+    """The metrics of a study on reserved scenes, of the tasks whose metrics are not all known."""
     from mg_jax.evals import tasks
 
     assistant = cli.load(release)
     found: dict[str, float] = {}
     for name, metrics in study.measured.items():
+        if all(f"{name} {metric}" in known for metric in metrics):
+            continue
         data = f"{study.data_of.get(name, study.data)},n={questions}"
         result = measuring.measure(assistant, tasks.get(name), data)
-        known = {metric: result.metrics.get(metric, float("nan")) for metric in metrics}
-        found |= {f"{name} {metric}": float(value) for metric, value in known.items()}
+        values = {metric: result.metrics.get(metric, float("nan")) for metric in metrics}
+        found |= {f"{name} {metric}": float(value) for metric, value in values.items()}
     return found
 
 
@@ -294,6 +305,11 @@ def compared(row: dict[str, Any], asked: Mapping[str, Any], file: Path) -> dict[
                 "name another --workdir"
             )
     return row
+
+
+def note(file: Path, row: Mapping[str, Any]) -> None:
+    """Write the row of a run."""
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
 
 
 def table(rows: Mapping[str, Sequence[Mapping[str, Any]]], studies: Sequence[str]) -> str:
@@ -349,15 +365,16 @@ def main(argv: list[str] | None = None) -> None:
                 asked = {
                     "run": run, "seed": seed, "steps": steps, "start": args.start,
                     "questions": args.questions, "trained": trained_by(study, run),
-                    "measured": measures(study),
                 }  # fmt: skip
                 done = folder / "ablation.json"
                 if not done.is_file():
                     seconds = train(folder, study, args.start, steps, seed, run)
-                    row = asked | {"seconds": round(seconds)}
-                    row |= measure(study, folder / "release", args.questions)
-                    done.write_text(json.dumps(row) + "\n", encoding="utf-8")
-                rows.setdefault(run, []).append(compared(read_json(done), asked, done))
+                    note(done, asked | {"seconds": round(seconds)})
+                row = compared(read_json(done), asked, done)
+                if row.get("measured") != measures(study):
+                    row |= {"measured": measures(study)}
+                    note(done, row | measure(study, folder / "release", args.questions, row))
+                rows.setdefault(run, []).append(read_json(done))
                 print(json.dumps(rows[run][-1]), flush=True)
     print(table(rows, names))
 

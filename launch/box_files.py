@@ -133,8 +133,8 @@ def _listed(folder: Path, path: Path, video: bool) -> tuple[list[Work], int]:
 class Part:
     """What has been found so far, in OUT.part: a line of settings, then one a picture.
 
-    A torn last line is dropped. Raises UserError where the settings are others; `anew` drops what
-    is there.
+    A torn last line is dropped. Raises UserError where something was found under other settings;
+    `anew` drops what is there.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], anew: bool = False):
@@ -162,7 +162,8 @@ class Part:
             raise UserError(
                 f"{self.path}: is not what launch.boxes left: remove it, or --overwrite"
             ) from None
-        if not rows:
+        if not self._done:  # nothing is lost with its settings
+            os.truncate(self.path, 0)
             return False
         if before != settings:
             keys = [k for k in settings if not before or before.get(k) != settings[k]]

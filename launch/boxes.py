@@ -31,6 +31,7 @@ from launch.box_files import Part, Work, histogram, listing, write
 from launch.build_data import Counter as Progress
 from mg_jax.errors import BadRecord, UserError, some
 
+FRAMES = 8  # a video, as MG-LLaVA was trained
 MAX_BAD = 0.05  # share of unreadable pictures from which on the command fails
 
 
@@ -54,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--list", metavar="FILE",
                    help="only these: rows with image (or video) and id or question_id")  # fmt: skip
     p.add_argument("--video", action="store_true", help="PICTURES holds videos")
-    p.add_argument("--frames", type=int, default=8, metavar="N", help="a video (default 8)")
+    p.add_argument("--frames", type=int, metavar="N", help=f"a video (default {FRAMES})")
     p.add_argument("--threshold", type=float, default=0.2, metavar="T",
                    help="lowest score (default %(default)s)")  # fmt: skip
     p.add_argument("--batch-size", type=int, default=4, metavar="N", help="default %(default)s")
@@ -75,8 +76,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.pictures or not args.out or not args.model:
         raise UserError("give PICTURES, OUT and --model; --help tells more")
     for name in ("batch_size", "frames"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')}: give a number of at least 1")
+    if args.frames is not None and not args.video:
+        raise UserError("--frames is of videos: add --video, or leave it out")
+    args.frames = args.frames or FRAMES
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise UserError(f"{out}: is there already: --overwrite replaces it")
@@ -105,7 +109,10 @@ def main(argv: list[str] | None = None) -> int:
                         part.add(item, entry)
                     bar(1)
         if len(bad) > MAX_BAD * len(work):
-            raise UserError(f"{bad[0]} ({len(bad)} of {len(work)} cannot be read)")
+            raise UserError(
+                f"{bad[0]} ({len(bad)} of {len(work)} cannot be read): mend or remove them, and "
+                "run the command again"
+            )
         write(out, work, part)
     for line in [*some(notes, 20), *(f"left out: {line}" for line in some(bad, 20))]:
         print(line, file=sys.stderr)

@@ -137,10 +137,14 @@ class Plugin:
     def __call__(self, ids: Sequence[str], images: Sequence[np.ndarray]) -> list[list[str]]:
         if not self.names:
             found = self.function(list(images))
-            if len(found) != len(images) or any(isinstance(tags, str) for tags in found):
+            lists = isinstance(found, list | tuple) and all(
+                isinstance(tags, list | tuple | set) for tags in found
+            )
+            if not lists or len(found) != len(images):
+                kind = f"{len(found)} results" if lists else "no list of lists"
                 raise UserError(
-                    f"--tagger {self.spec}: gave {len(found)} results for {len(images)} pictures: "
-                    "return a list of tags for each"
+                    f"--tagger {self.spec}: gave {kind} for {len(images)} pictures: return a list "
+                    "of tags for each"
                 )
             return [words_of(map(str, tags)) for tags in found]
         logits = np.asarray(self.function(ram_pixels(images)))

@@ -21,6 +21,8 @@ from conversion.hf_config.sections import (
 from conversion.hf_config.vision import read_clip, write_clip
 from mg_jax.config import build, to_dict
 from mg_jax.errors import UserError
+from mg_jax.models.mg_llava import MGLLaVAConfig, check
+from mg_jax.text.templates import get_format
 
 PARTS = ("llm", "clip", "convnext")  # the models it is made of
 LAYER = Kind("a whole number, negative from the end", lambda x: type(x) is int and abs(x) < 1 << 31)
@@ -98,10 +100,14 @@ def read_mg_llava(raw: Mapping[str, Any], where: str = "config.json") -> dict[st
             f"{where}.aux_size: {side} gives a map of {side / STRIDE:g} cells a side for CLIP's "
             f"{patches} patches; the published fusion lays one on the other: {STRIDE * patches}"
         )
-    return {
+    if "template" in raw:
+        get_format(raw["template"], f"{where}.template")
+    out = {
         **values, "lm": lm, "low": low, "high": high | {"image_size": side},
         "fusion": "conv_gate", "objects": "append", "refer": False, "video_pool": 1,
     }  # fmt: skip
+    check(build(MGLLaVAConfig, out, where))
+    return out
 
 
 def write_mg_llava(cfg: Any, language: str = "llama") -> dict[str, Any]:

@@ -113,6 +113,8 @@ class MGLLaVAAdapter(Adapter):
                 raise UserError("detections without a picture or a video")
             return []
         if cfg.objects == "none":
+            if query.detections is not None:
+                notes.append("the boxes were not used: this model sees none (objects=none)")
             return [Prepared(NO_BOX, (), {})] * len(pictures)
         height, width = pictures[0].shape[:2]
         found = self._found(query, pictures, notes)

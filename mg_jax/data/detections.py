@@ -33,11 +33,13 @@ class Found:
     """What a detector found in one picture or frame.
 
     boxes [n, 4] float32, xyxy in pixels of the original; scores [n] float32; labels: n names.
+    where: the file and entry it is of, for messages.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     labels: tuple[str, ...]
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,9 +207,10 @@ def as_found(given: Any, where: str, frames: int = 1) -> tuple[Found, ...]:
     parts = given.get("frames", given) if isinstance(given, Mapping) else given
     parts = list(parts) if isinstance(parts, list | tuple) else [parts]
     if len(parts) != frames:
+        where = next((p.where for p in parts if isinstance(p, Found) and p.where), where)
         raise BadRecord(
             f"{where}: boxes of {len(parts)} pictures or frames, but {frames} are looked at: "
-            "launch.boxes --frames makes as many"
+            f"launch.boxes --video --frames {frames} makes as many"
         )
     return tuple(
         part
@@ -231,14 +234,16 @@ def checked(boxes: Any, scores: Any, labels: Sequence[Any], where: str) -> Found
     if corners.ndim != 2 or corners.shape[1] != 4 or points.shape != (len(corners),):
         raise BadRecord(f"{where}: give each box as four numbers x1,y1,x2,y2, and one score")
     if not np.isfinite(corners).all() or not np.isfinite(points).all():
-        raise BadRecord(f"{where}: a box or a score is no finite number")
+        bad = ~(np.isfinite(corners).all(1) & np.isfinite(points))
+        n = int(np.flatnonzero(bad)[0])
+        raise BadRecord(f"{where}: box {n} or its score is no finite number")
     reversed_ = np.flatnonzero((corners[:, 2:] < corners[:, :2]).any(1))
     if reversed_.size:
         n = int(reversed_[0])
         box = ", ".join(f"{v:g}" for v in corners[n])
         raise BadRecord(f"{where}: box {n} [{box}] is reversed; corners are x1, y1, x2, y2")
     return Found(
-        corners.astype(np.float32), points.astype(np.float32), tuple(str(x) for x in labels)
+        corners.astype(np.float32), points.astype(np.float32), tuple(str(x) for x in labels), where
     )
 
 

@@ -131,13 +131,23 @@ def _file(path: Path, count: int, notes: list[str]) -> tuple[list[np.ndarray], i
     """Frames of a video file; where packets and frames differ in number, frames count."""
     with _opened(path) as (container, stream):
         _check_size(path, stream.width, stream.height, count)
-        packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
+        packets, last = [], 0.0
+        for p in container.demux():
+            if p.pts is not None:
+                last = max(last, float((p.pts + (p.duration or 0)) * p.time_base))
+            if p.size and not p.is_discard and p.stream == stream:
+                packets.append(p)
+        stated = (container.duration or 0) / 1e6
         times = sorted(p.pts for p in packets if p.pts is not None)
         keys = sorted(p.pts for p in packets if p.pts is not None and p.is_keyframe)
     n = len(packets)
     del packets
     if not n:
         raise BadRecord(f"{path}: the video has no frames: it is of length zero")
+    if last < 0.9 * stated - 0.5:
+        notes.append(
+            f"{path}: ends after {last:.1f} of the {stated:.1f} s that it states: it may be cut off"
+        )
     numbers = frame_numbers(n, count)
     # Timestamps in the order of showing say where each frame is, if all have one of their own.
     if len(set(times)) == n:

@@ -283,6 +283,11 @@ def check(cfg: MGLLaVAConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {cfg.low.layers + 1} "
             "hidden states of the low-resolution tower"
         )
+    for name in ("max_boxes", "canvas", "frames"):
+        if getattr(cfg, name) < 1:
+            raise UserError(f"config.model.{name}: {getattr(cfg, name)} is not at least 1")
+    if not 0 <= cfg.drop_path < 1:
+        raise UserError(f"config.model.drop_path: {cfg.drop_path} is not in 0 <= share < 1")
     if cfg.drop_path and not cfg.high.scan:
         raise UserError(
             f"config.model.drop_path: {cfg.drop_path} needs high.scan=True: blocks that are not "

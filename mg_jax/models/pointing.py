@@ -52,7 +52,10 @@ def with_looks(
 
 
 def check_pointing(cfg: Any) -> None:
-    """Raises UserError for a `pointing_layer` or heads that the language model does not have."""
+    """Raises UserError for a `pointing_layer` or heads that the language model does not have, and
+    for a weight below 0."""
+    if cfg.pointing_weight < 0:
+        raise UserError(f"config.model.pointing_weight: {cfg.pointing_weight} is negative")
     if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
         raise UserError(
             f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "

@@ -90,10 +90,10 @@ FORMATS = {
 }
 
 
-def get_format(name: str) -> TurnFormat:
-    """The turn format of that name; UserError lists the known ones."""
+def get_format(name: str, where: str = "codec.template") -> TurnFormat:
+    """The turn format of that name. Raises UserError, beginning with `where`, for another one."""
     if name not in FORMATS:
-        raise UserError(f"unknown chat template {name!r}: choose {', '.join(FORMATS)}")
+        raise UserError(f"{where}: unknown chat template {name!r}: choose {', '.join(FORMATS)}")
     return FORMATS[name]
 
 

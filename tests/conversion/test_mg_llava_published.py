@@ -127,6 +127,8 @@ CHANGES = {
     "a part's field": ({"llm": {"model_type": "llama", "x": 1}}, r"llm\.x: unknown field of Llama"),
     "kind": ({"box_canvas": "768"}, "box_canvas: expected a whole number above 0, got '768'"),
     "layer": ({"visual_select_layer": 0.5}, "visual_select_layer: expected a whole number"),
+    "a layer that is not there": ({"visual_select_layer": -99}, "select_layer: -99 is not one of"),
+    "template": ({"template": "foo"}, r"config\.json\.template: unknown chat template 'foo'"),
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mg_jax.boxes import BoxSpace
-from mg_jax.data.detections import as_found, prepare, read_box_file, suppress, to_canvas
+from mg_jax.data.detections import as_found, checked, prepare, read_box_file, suppress, to_canvas
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.evals.metrics import iou_matrix
 from mg_jax.example import Example
@@ -171,6 +171,9 @@ def test_what_an_example_brings_is_read_as_an_entry_is(write):
         np.testing.assert_array_equal(found.boxes, first.boxes)
         assert found.labels == first.labels
     assert len(as_found({"frames": [ENTRY, first]}, "here", 2)) == 2
+    looked_up = [checked([], [], [], "file: entry 'v'")] * 2
+    with pytest.raises(BadRecord, match=r"^file: entry 'v': boxes of 2 .*--video --frames 8 makes"):
+        as_found(looked_up, "here", 8)
     with pytest.raises(BadRecord, match="^here: boxes of 2 pictures or frames, but 8 are"):
         as_found([ENTRY] * 2, "here", 8)
 

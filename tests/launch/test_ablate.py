@@ -14,6 +14,7 @@ from configs import ferret, mg_llava
 from launch import ablate, measuring
 from mg_jax import models, plan, sharding
 from mg_jax.data import pipeline
+from mg_jax.disk import read_json
 from mg_jax.errors import UserError
 from mg_jax.evals import tasks
 from mg_jax.optim import flatten, matching
@@ -160,9 +161,9 @@ def test_small_words_are_asked_about_by_their_regions(monkeypatch):
 
     monkeypatch.setattr(measuring, "measure", measure)
     monkeypatch.setattr(mg_jax, "load", lambda release: f"loaded {release}")
-    found = ablate.measure(study, "release", 7)
+    found = ablate.measure(study, "release", 7, {"which_point accuracy": 0.5})
     assert asked["reading"] == f"{study.data_of['reading']},n=7"
-    assert asked["rec"] == f"{study.data},n=7"
+    assert asked["rec"] == f"{study.data},n=7" and "which_point" not in asked
     assert found["reading accuracy"] == 0.5 and np.isnan(found["reading small"])
 
 
@@ -224,6 +225,16 @@ def test_stages_of_a_run_follow_each_other(tmp_path):
     assert alone[4] == ablate.GROMA and alone[-1] == ablate.RUNS["lm-frozen"][0]
 
 
+def test_the_time_of_a_run_that_was_stopped_counts(tmp_path, monkeypatch):
+    study, folder = ablate.STUDIES["lm"], tmp_path / "r"
+    monkeypatch.setattr(ablate, "commands", lambda *_: [[sys.executable, "-c", "exit(75)"]])
+    with pytest.raises(UserError, match="exit code 75"):
+        ablate.train(folder, study, "a", 9, 0, "lm-frozen")
+    before = read_json(folder / "seconds.json")["seconds"]
+    monkeypatch.setattr(ablate, "commands", lambda *_: [[sys.executable, "-c", ""]])
+    assert ablate.train(folder, study, "a", 9, 0, "lm-frozen") > before > 0
+
+
 def test_table():
     rows = {
         "lm-frozen": [
@@ -245,7 +256,7 @@ def test_runs_are_shared_and_those_of_other_settings_refused(tmp_path, monkeypat
         trained.append((run, seed, steps))
         return 60.0
 
-    def measure(study, release, questions):
+    def measure(study, release, questions, known):
         return {f"{task} {m}": 0.5 for task, names in study.measured.items() for m in names}
 
     monkeypatch.setattr(ablate, "train", train)
@@ -260,6 +271,13 @@ def test_runs_are_shared_and_those_of_other_settings_refused(tmp_path, monkeypat
             ablate.main([*lm, *other])
     ablate.main([*argv, "fusion", "--start", "a"])
     ablate.main([*argv, "merging", "--start", "a"])
+    file = tmp_path / "concat-0" / "ablation.json"  # measured less, as it once was
+    row = read_json(file)
+    less = {k: v for k, v in row.items() if "small" not in k}
+    ablate.note(file, less | {"measured": less["measured"][:-1]})
+    count = len(trained)
+    ablate.main([*argv, "fusion", "--start", "a"])
+    assert read_json(file) == row and len(trained) == count
     out = capsys.readouterr().out
     assert "| fusion | conv_gate | 1 | 0.500" in out and "| merging | append | 1 | 0.500" in out
     assert trained[2:].count(("published", 0, ablate.STUDIES["fusion"].steps)) == 1

@@ -141,6 +141,20 @@ def test_resumes_where_it_was_stopped(monkeypatch, capsys, tmp_path, model, pict
     assert code == 2 and "--overwrite" in err
 
 
+def test_a_part_without_entries_takes_other_options(monkeypatch, capsys, tmp_path, model, pictures):
+    out, empty = tmp_path / "o.json", tmp_path / "no-model"
+    empty.mkdir()
+    words = tmp_path / "words"
+    words.write_text("dog\n")
+    code, _, err = run(monkeypatch, capsys, pictures, out, "--model", empty, "--tags", words)
+    assert code == 2 and "no-model" in err and (tmp_path / "o.json.part").exists()
+    code, _, _ = run(monkeypatch, capsys, pictures, out, "--model", model, "--tags", words)
+    assert code == 0 and out.exists()
+    options = ("--model", model, "--tags", words, "--frames", 3, "--overwrite")
+    code, _, err = run(monkeypatch, capsys, pictures, out, *options)
+    assert code == 2 and "--frames is of videos: add --video" in err
+
+
 def test_a_changed_plug_in_does_not_go_on(monkeypatch, capsys, tmp_path, model, pictures):
     monkeypatch.chdir(tmp_path)
     plugin = tmp_path / "changing_tagger.py"

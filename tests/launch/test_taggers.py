@@ -85,6 +85,7 @@ def test_plugins(tmp_path, monkeypatch, rng):
         "    assert pixels.shape[1:] == (384, 384, 3) and pixels.dtype == np.float32\n"
         "    return np.asarray([[-9, 0.1, 9]] * len(pixels))\n"
         "def wrong(images): return 'dog'\n"
+        "def missing(images): pass\n"
         "nothing = 3\n"
     )
     module = "my_tagger_for_tests"
@@ -97,6 +98,8 @@ def test_plugins(tmp_path, monkeypatch, rng):
     assert with_limits("ab", images) == [["two", "three"]] * 2
     with pytest.raises(UserError, match="return a list of tags for each"):
         open_tagger(None, None, f"{module}:wrong", None)("ab", images)
+    with pytest.raises(UserError, match="gave no list of lists for 2 pictures"):
+        open_tagger(None, None, f"{module}:missing", None)("ab", images)
     with pytest.raises(UserError, match="is no function"):
         open_tagger(None, None, f"{module}:nothing", None)
     (tmp_path / "names.txt").write_text("one\ntwo\n")

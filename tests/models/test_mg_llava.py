@@ -303,6 +303,11 @@ def test_vectors_know_their_places():
     ({"video_pool": 3}, "video_pool: 3"),
     ({"select_layer": -5}, "select_layer: -5"),
     ({"drop_path": 0.1, "high": {**TINY["high"], "scan": False}}, "drop_path: 0.1 needs high.scan"),
+    ({"drop_path": 1.0}, "drop_path: 1.0 is not in 0 <= share < 1"),
+    ({"max_boxes": 0}, "max_boxes: 0 is not at least 1"),
+    ({"canvas": 0}, "canvas: 0 is not"),
+    ({"frames": 0}, "frames: 0 is not"),
+    ({"pointing_weight": -1.0}, "pointing_weight: -1.0 is negative"),
     ({"fusion": "gate"}, "fusion: 'gate'"),
     ({"objects": "prepend"}, "objects: 'prepend'"),
 ])  # fmt: skip

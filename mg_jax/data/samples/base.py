@@ -72,6 +72,9 @@ class Conversations(Samples):
                 f"config.codec.text_tokens: {codec.text_tokens} make sequences of {codec.length}, "
                 f"but config.model.lm.max_positions is {cfg.lm.max_positions}: lower the one"
             )
+        if rest.text_tokens < 1:
+            raise UserError(f"config.codec.text_tokens: {rest.text_tokens} leaves no text")
+        getattr(codec, "end_id", None)  # refuses a template whose end the tokenizer does not know
         self.codec = codec
         self.text_tokens = rest.text_tokens
         self.buckets = tuple(sorted({*self.lengths(rest), codec.length}))

@@ -91,6 +91,8 @@ class Labels(_Pictures):
 
     def __init__(self, config: Any, cfg: Any):
         super().__init__(config, cfg)
+        if config.target_slots < 1:
+            raise UserError(f"config.target_slots: {config.target_slots} is not at least 1")
         self.words, self.slots = label_words(config, cfg), config.target_slots
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
@@ -112,6 +114,8 @@ class Language(Conversations, _Pictures):
         _Pictures.__init__(self, config, cfg)
         self.frames = frames_of(config, cfg)
         self.refer_slots = config.codec.refer_slots
+        if config.box_limit < 0:
+            raise UserError(f"config.box_limit: {config.box_limit} is negative: 0 takes all")
         self.limit = config.box_limit or None
         self.without = config.boxes == NO_BOXES
         named = config.boxes and not self.without
@@ -134,7 +138,7 @@ class Language(Conversations, _Pictures):
             if self.frames == 1:
                 raise BadRecord(
                     f"example {example.id!r} of {example.source}: is a video: train with "
-                    "config.media=video, or leave its data set out"
+                    "config.media=video and config.model.frames=8, or leave its data set out"
                 )
             frames, count = example.frames(self.frames), self.frames
             size = frames.shape[2], frames.shape[1]
