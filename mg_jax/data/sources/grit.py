@@ -62,7 +62,7 @@ def grit_texts(row: Any, places: Places) -> dict[str, Any]:
                 score = float(item[6]) if len(item) > 6 else None
                 if not (start.is_integer() and end.is_integer() and np.isfinite(score or 0)):
                     raise ValueError
-            except (TypeError, ValueError, OverflowError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise BadRecord(
                     f"{key}[{k}] {str(item)[:60]} is not start, end, x0, y0, x1, y1, score with "
                     "whole numbers for places in the text"
