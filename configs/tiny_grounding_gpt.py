@@ -183,7 +183,7 @@ SCENES = {
     "projector": "all+rec*8+region*4", "llm": "all+rec*8", "local": "all+rec*8+region*4",
     "global": "all+rec*8+relation*4",
 }  # fmt: skip
-# Of scenes: conversations without object images, and one question with several a picture
+# Of scenes: conversations without object images, and questions with several of them
 PLAIN = "scenes:seed={seed},n=1000000,tasks={tasks},turns={turns},size=224"
 MATCH = "scenes:seed={seed}1,n=1000000,tasks=object_match,turns={turns},size=224"
 CHOICE = (

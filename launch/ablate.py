@@ -30,7 +30,7 @@ of TinyGroundingGPT, from stage=llm, two thirds of the steps in local, the other
 All arms of an ablation get the same start (a release or workdir of that stage), the same steps,
 batches and seeds. Runs that are done are not repeated, one that was stopped goes on; an arm that
 two ablations have is run once. One JSON line a run, then a Markdown table; `seconds` is processor
-time of training, all cores added.
+time of training, all cores added (without what a killed command had spent).
 """
 
 import argparse
@@ -373,8 +373,9 @@ def main(argv: list[str] | None = None) -> None:
                 row = compared(read_json(done), asked, done)
                 if row.get("measured") != measures(study):
                     row |= {"measured": measures(study)}
-                    note(done, row | measure(study, folder / "release", args.questions, row))
-                rows.setdefault(run, []).append(read_json(done))
+                    row |= measure(study, folder / "release", args.questions, row)
+                    note(done, row)
+                rows.setdefault(run, []).append(row)
                 print(json.dumps(rows[run][-1]), flush=True)
     print(table(rows, names))
 

@@ -29,9 +29,9 @@ import numpy as np
 from launch import cli
 from launch.box_files import Part, Work, histogram, listing, write
 from launch.build_data import Counter as Progress
+from mg_jax.data.video import COUNT
 from mg_jax.errors import BadRecord, UserError, some
 
-FRAMES = 8  # a video, as MG-LLaVA was trained
 MAX_BAD = 0.05  # share of unreadable pictures from which on the command fails
 
 
@@ -53,9 +53,9 @@ def arguments() -> argparse.ArgumentParser:
                    "RAM++'s logits")  # fmt: skip
     p.add_argument("--thresholds", metavar="FILE", help="of each tag, for --tagger (default 0.68)")
     p.add_argument("--list", metavar="FILE",
-                   help="only these: rows with image (or video) and id or question_id")  # fmt: skip
+                   help="only these: rows of image (or video) and an id")  # fmt: skip
     p.add_argument("--video", action="store_true", help="PICTURES holds videos")
-    p.add_argument("--frames", type=int, metavar="N", help=f"a video (default {FRAMES})")
+    p.add_argument("--frames", type=int, metavar="N", help=f"a video (default {COUNT})")
     p.add_argument("--threshold", type=float, default=0.2, metavar="T",
                    help="lowest score (default %(default)s)")  # fmt: skip
     p.add_argument("--batch-size", type=int, default=4, metavar="N", help="default %(default)s")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--{name.replace('_', '-')}: give a number of at least 1")
     if args.frames is not None and not args.video:
         raise UserError("--frames is of videos: add --video, or leave it out")
-    args.frames = args.frames or FRAMES
+    args.frames = args.frames or COUNT
     out = Path(args.out)
     if out.exists() and not args.overwrite:
         raise UserError(f"{out}: is there already: --overwrite replaces it")

@@ -35,7 +35,8 @@ def read_frames(
 ) -> tuple[np.ndarray, Size]:
     """(frames uint8 RGB [count, H, W, 3], (width, height)) of a video.
 
-    notes: gets a line when the video has fewer frames than `count`, or fewer than its file says.
+    notes: gets a line when the video has fewer frames than `count`, or fewer
+        than its file says, or ends well before the time that it states.
     Raises BadRecord for a missing, damaged or empty video, UserError for a count below 1 and where
     PyAV is needed and not installed.
     """
@@ -133,7 +134,7 @@ def _file(path: Path, count: int, notes: list[str]) -> tuple[list[np.ndarray], i
         _check_size(path, stream.width, stream.height, count)
         packets, last = [], 0.0
         for p in container.demux():
-            if p.pts is not None:
+            if p.pts is not None and p.time_base:  # sound too may tell where the file ends
                 last = max(last, float((p.pts + (p.duration or 0)) * p.time_base))
             if p.size and not p.is_discard and p.stream == stream:
                 packets.append(p)

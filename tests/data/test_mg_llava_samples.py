@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_left_out_or_named():
         ({"media": "film"}, "config argument 'media=film'"),
         ({"model__lm__vocab": 7}, "vocab is 7, but the tokenizer has 1314 ids"),
         ({"codec__template": "vikuna"}, "unknown chat template 'vikuna'"),
-        ({"codec__template": "phi3_chat"}, "phi3_chat"),
+        ({"codec__template": "phi3_chat"}, "template phi3_chat ends answers with"),
         ({"codec__text_tokens": 0}, "config.codec.text_tokens: 0 leaves no text"),
         ({"box_limit": -1}, "config.box_limit: -1 is negative"),
         ({"model__lm__max_positions": 99}, "config.model.lm.max_positions is 99: lower the one"),
