@@ -112,9 +112,7 @@ def get_config(arg: str = "") -> ConfigDict:
     choice = base.parse_arg(arg, CHOICES)
     stage, size, version = (choice[k] for k in ("stage", "size", "version"))
     if version != "v2" and stage != "instruction":
-        raise UserError(
-            f"version={version} has the stage instruction alone: write stage=instruction"
-        )
+        raise UserError(f"version={version} has one stage alone: write stage=instruction")
     if stage == "labels" and size != "tiny":
         raise UserError(
             f"stage=labels is for size=tiny: the encoders of {size} are pretrained: take caption"

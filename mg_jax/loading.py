@@ -98,7 +98,7 @@ def load(
     params = _placed(system, leaves, dtype, grid, quantize)
     codec = None
     if tokenizer is not None and "lm" in params:  # a detection release may carry a tokenizer
-        codec = codecs.get(config["system"])(load_tokenizer(tokenizer), **config["codec"])
+        codec = codecs.build(config["system"], load_tokenizer(tokenizer), config["codec"])
     if box_limit is not None:
         config = {**config, "box_limit": box_limit}
     detector = detector or config.get("detector") or None
@@ -189,7 +189,7 @@ class _Proposer:
         try:
             return load(self.source)
         except UserError as e:
-            raise UserError(f"the detector: {e}; give detections, or another detector") from e
+            raise UserError(f"the detector: {e}; give detections, or another --detector") from e
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         # A label each: proposals are suppressed already, whatever they are of.

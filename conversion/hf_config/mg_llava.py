@@ -13,6 +13,7 @@ from conversion.hf_config.language import read_llama, read_phi3, write_llama, wr
 from conversion.hf_config.sections import (
     GROUP,
     SIZE,
+    TEMPLATE,
     Kind,
     Section,
     read_section,
@@ -22,7 +23,6 @@ from conversion.hf_config.vision import read_clip, write_clip
 from mg_jax.config import build, to_dict
 from mg_jax.errors import UserError
 from mg_jax.models.mg_llava import MGLLaVAConfig, check
-from mg_jax.text.templates import get_format
 
 PARTS = ("llm", "clip", "convnext")  # the models it is made of
 LAYER = Kind("a whole number, negative from the end", lambda x: type(x) is int and abs(x) < 1 << 31)
@@ -43,8 +43,8 @@ MG_LLAVA = Section(
         "roi_sampling_ratio": (-1,),
         "roi_aligned": (False,),
     },
-    # llm_type tells the class of `llm`; the template is the codec's
-    inert=frozenset(["llm_type", "template"]),
+    inert=frozenset(["llm_type"]),  # the class of `llm`
+    elsewhere={"template": TEMPLATE},
 )
 LANGUAGES: dict[str, tuple[Callable, Callable]] = {
     "llama": (read_llama, write_llama),
@@ -77,7 +77,7 @@ def read_mg_llava(raw: Mapping[str, Any], where: str = "config.json") -> dict[st
     one. Raises UserError for an unsupported field, or sizes of the two towers that do not fit.
     """
     if "model_type" not in raw:
-        known = MG_LLAVA.read.keys() | MG_LLAVA.fixed.keys() | MG_LLAVA.inert
+        known = {*MG_LLAVA.read, *MG_LLAVA.fixed, *MG_LLAVA.inert, *MG_LLAVA.elsewhere}
         raw = {name: value for name, value in raw.items() if name in known}
     absent = [name for name in PARTS if name not in raw]
     if absent:
@@ -100,8 +100,6 @@ def read_mg_llava(raw: Mapping[str, Any], where: str = "config.json") -> dict[st
             f"{where}.aux_size: {side} gives a map of {side / STRIDE:g} cells a side for CLIP's "
             f"{patches} patches; the published fusion lays one on the other: {STRIDE * patches}"
         )
-    if "template" in raw:
-        get_format(raw["template"], f"{where}.template")
     out = {
         **values, "lm": lm, "low": low, "high": high | {"image_size": side},
         "fusion": "conv_gate", "objects": "append", "refer": False, "video_pool": 1,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mg_jax.errors import UserError, shown
+from mg_jax.text.templates import FORMATS
 
 # Written by every transformers config class; none reaches a forward pass of ours.
 COMMON_INERT = frozenset(
@@ -63,6 +64,9 @@ SIZES = Kind(
     "a list of whole numbers above 0",
     lambda x: isinstance(x, list | tuple) and len(x) > 0 and all(map(SIZE.fits, x)),
 )
+TEMPLATE = Kind(
+    f"a chat template ({', '.join(FORMATS)})", lambda x: isinstance(x, str) and x in FORMATS
+)
 LARGEST = 1e30  # of a number: an infinity or NaN is none
 # The kind of a field whose section states none, by its default
 KINDS: dict[type, Kind] = {int: SIZE, float: NUMBER, bool: SWITCH, str: TEXT, dict: GROUP}
@@ -72,12 +76,14 @@ KINDS: dict[type, Kind] = {int: SIZE, float: NUMBER, bool: SWITCH, str: TEXT, di
 class Section:
     """One config class: `read` {theirs: (ours, default)} or, where the default does not tell what
     a field may hold, (ours, default, kind); `fixed` {theirs: (default, allowed...)}; `inert` names
-    besides COMMON_INERT."""
+    besides COMMON_INERT; `elsewhere` {theirs: kind} what tells of other things than the model, such
+    as the text around a conversation."""
 
     name: str
     read: Mapping[str, tuple]
     fixed: Mapping[str, tuple[Any, ...]]
     inert: frozenset[str] = frozenset()
+    elsewhere: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
 
 
 _inert: contextvars.ContextVar[list[str] | None] = contextvars.ContextVar("inert", default=None)
@@ -111,6 +117,8 @@ def read_section(raw: Mapping[str, Any], section: Section, where: str) -> dict[s
         elif name in section.read:
             _, default, *kind = section.read[name]
             (kind[0] if kind else KINDS[type(default)]).check(value, f"{where}.{name}")
+        elif name in section.elsewhere:
+            section.elsewhere[name].check(value, f"{where}.{name}")
         elif name not in section.inert | COMMON_INERT:
             raise UserError(
                 f"{where}.{shown(name)}: unknown field of {section.name}; it may change the model, "

@@ -128,10 +128,11 @@ class Detections:
         """
         key = self._key(str(name))
         if key is None:
-            known = ", ".join(shown(n) for n in list(self._index)[:2]) or "none"
+            few = ", ".join(shown(n) for n in list(self._index)[:2])
+            known = f"its {len(self)} ids: {few}, ..." if few else "it is empty"
             raise BadRecord(
-                f"{self.path}: no entry for {shown(str(name))!r} (its {len(self)} ids: {known}, "
-                "...): make the boxes of this picture with launch.boxes"
+                f"{self.path}: no entry for {shown(str(name))!r} ({known}): make the boxes of this "
+                "picture with launch.boxes"
             )
         path, row = self._row(key)
         where = f"{path}: entry {shown(key)!r}"
@@ -195,6 +196,13 @@ def _found(entry: Any, where: str) -> Found:
     for key, values in (("scores", scores), ("labels", labels)):
         if len(values) != len(boxes):
             raise BadRecord(f"{where}: {len(boxes)} boxes but {len(values)} {key}")
+    for n, (box, score, label) in enumerate(zip(boxes, scores, labels, strict=True)):
+        row = box if isinstance(box, list | tuple) else []
+        if label is None or any(isinstance(x, bool) for x in (*row, score)):
+            raise BadRecord(
+                f"{where}: box {n} has {'no label' if label is None else 'true or false'} where a "
+                f"{'text' if label is None else 'number'} is due"
+            )
     return checked(boxes, scores, labels, where)
 
 

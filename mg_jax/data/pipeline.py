@@ -151,7 +151,7 @@ def make_codec(config: Any, cfg: Any) -> Any:
             f"{' or '.join(_TOKENIZERS)}: pass --config.codec.tokenizer=FOLDER"
         )
     options = samples.get(config.system).codec_options(config, cfg)
-    return codecs.get(config.system)(load_tokenizer(folder), **options)
+    return codecs.build(config.system, load_tokenizer(folder), options)
 
 
 def tokenizer_folder(config: Any) -> Path | None:

@@ -51,19 +51,19 @@ def with_looks(
     return loss + cfg.pointing_weight * look, {**metrics, **found, "language": loss}
 
 
-def check_pointing(cfg: Any) -> None:
-    """Raises UserError for a `pointing_layer` or heads that the language model does not have, and
-    for a weight below 0."""
+def check_pointing(cfg: Any, first: int = 0, heads: int = TAUGHT) -> None:
+    """Raises UserError for a `pointing_layer` before layer `first`, or heads, that the language
+    model does not have, and for a weight below 0."""
     if cfg.pointing_weight < 0:
         raise UserError(f"config.model.pointing_weight: {cfg.pointing_weight} is negative")
-    if cfg.pointing_weight and not 0 <= cfg.pointing_layer < cfg.lm.layers:
+    if cfg.pointing_weight and not first <= cfg.pointing_layer < cfg.lm.layers:
         raise UserError(
-            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the {cfg.lm.layers} "
-            "layers of the language model, 0 the first"
+            f"config.model.pointing_layer: {cfg.pointing_layer} is not one of the language model's "
+            f"layers {first} to {cfg.lm.layers - 1}"
         )
-    if cfg.pointing_weight and cfg.lm.heads < TAUGHT:
+    if cfg.pointing_weight and cfg.lm.heads < heads:
         raise UserError(
-            f"config.model.pointing_weight: {TAUGHT} heads are taught, but the language model has "
+            f"config.model.pointing_weight: {heads} heads are taught, but the language model has "
             f"lm.heads={cfg.lm.heads}: set it to 0, or give the model more"
         )
 

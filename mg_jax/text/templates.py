@@ -1,9 +1,13 @@
 """Chat templates as data: Groma's (its spec 4.1), those of language models (MG-LLaVA's 7), and
 Ferret's (its 6)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mg_jax.errors import UserError
+
+T = TypeVar("T")
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -40,9 +44,14 @@ TEMPLATES = {
 
 def get(name: str) -> ChatTemplate:
     """The template of that name; UserError lists the known ones."""
-    if name not in TEMPLATES:
-        raise UserError(f"unknown chat template {name!r}: choose {', '.join(TEMPLATES)}")
-    return TEMPLATES[name]
+    return _named(TEMPLATES, name)
+
+
+def _named(known: Mapping[str, T], name: str) -> T:
+    if not isinstance(name, str) or name not in known:
+        choices = ", ".join(known)
+        raise UserError(f"codec.template: unknown chat template {name!r}: choose {choices}")
+    return known[name]
 
 
 @dataclass(frozen=True)
@@ -90,11 +99,9 @@ FORMATS = {
 }
 
 
-def get_format(name: str, where: str = "codec.template") -> TurnFormat:
-    """The turn format of that name. Raises UserError, beginning with `where`, for another one."""
-    if name not in FORMATS:
-        raise UserError(f"{where}: unknown chat template {name!r}: choose {', '.join(FORMATS)}")
-    return FORMATS[name]
+def get_format(name: str) -> TurnFormat:
+    """The turn format of that name; UserError lists the known ones."""
+    return _named(FORMATS, name)
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,4 @@ DIALOGUES = {
 
 def get_dialogue(name: str) -> Dialogue:
     """The dialogue of that name; UserError lists the known ones."""
-    if name not in DIALOGUES:
-        raise UserError(f"unknown chat template {name!r}: choose {', '.join(DIALOGUES)}")
-    return DIALOGUES[name]
+    return _named(DIALOGUES, name)

@@ -128,7 +128,8 @@ CHANGES = {
     "kind": ({"box_canvas": "768"}, "box_canvas: expected a whole number above 0, got '768'"),
     "layer": ({"visual_select_layer": 0.5}, "visual_select_layer: expected a whole number"),
     "a layer that is not there": ({"visual_select_layer": -99}, "select_layer: -99 is not one of"),
-    "template": ({"template": "foo"}, r"config\.json\.template: unknown chat template 'foo'"),
+    "template": ({"template": "foo"}, r"json\.template: expected a chat template \(.*'foo'"),
+    "list as template": ({"template": ["vicuna"]}, r"json\.template: expected a chat template"),
 }  # fmt: skip
 
 

@@ -143,6 +143,9 @@ def test_missing_box_file(tmp_path):
     ("change", "message"),
     [
         ({"scores": None}, "has no list 'scores'"),
+        ({"labels": ["a", None]}, "box 1 has no label"),
+        ({"scores": [0.5, True]}, "box 1 has true or false where a number"),
+        ({"boxes": [[True, 5, 60, 44], [0, 0, 3, 200]]}, "box 0 has true or false where a number"),
         ({"labels": ["a"]}, "2 boxes but 1 labels"),
         ({"scores": [0.1]}, "2 boxes but 1 scores"),
         ({"boxes": [[10, 5, 60, 44], [9, 0, 3, 200]]}, r"box 1 \[9, 0, 3, 200\] is reversed"),

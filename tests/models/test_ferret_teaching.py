@@ -149,5 +149,5 @@ def test_heads_are_shown_where_to_look():
     np.testing.assert_allclose(loss, metrics["language"] + 0.5 * metrics["pointing"], rtol=1e-6)
     stated = system.example_batch("instruction", 2, gaze=2)
     assert stated["gaze"].shape == gaze.shape and stated["gaze_weight"].shape == weight.shape
-    with pytest.raises(UserError, match="pointing_layer: 2 is not one of the 1 layers"):
+    with pytest.raises(UserError, match="pointing_layer: 2 is not .* layers 0 to 0"):
         system_of(**changes, pointing_layer=2)

@@ -41,7 +41,7 @@ def test_heads_are_shown_where_to_look():
     np.testing.assert_allclose(loss, metrics["language"] + 0.5 * looks, rtol=1e-6)
     stated = system.example_batch("local", 2, gaze=3)
     assert stated["gaze"].shape == gaze.shape and stated["gaze_weight"].shape == weight.shape
-    with pytest.raises(UserError, match="pointing_layer: 2 is not one of the 2 layers"):
+    with pytest.raises(UserError, match="pointing_layer: 2 is not .* layers 0 to 1"):
         build("tiny_grounding_gpt", {**TINY, "pointing_weight": 0.5, "pointing_layer": 2})
 
 

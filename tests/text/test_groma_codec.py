@@ -159,6 +159,8 @@ def test_encode_errors(codec, tokenizer):
     with pytest.raises(UserError, match="unknown codec"):
         codecs.get("gorma")
     assert codecs.get("groma") is GromaCodec
+    with pytest.raises(UserError, match="codec of groma: .*unexpected.* 'tokens'.*text_tokens"):
+        codecs.build("groma", None, {"template": "llava", "tokens": 3})
 
 
 def test_collate(codec):

@@ -168,7 +168,7 @@ def test_hyperparameters():
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
-        ("stage=caption,size=7b,version=v1", "version=v1 has the stage instruction alone"),
+        ("stage=caption,size=7b,version=v1", "version=v1 has one stage alone"),
         ("stage=instruction,size=8b", "size=8b is Llama-3-8B, which only version=ui has"),
         ("size=2b", "size is one of tiny, 7b, 13b, 8b"),
         ("stage=dens", "did you mean dense"),
@@ -180,7 +180,7 @@ def test_hyperparameters():
         ("sampler=fresh", "sampler=fresh is of stages dense and instruction alone"),
         ("sampler=fresh,version=v1,stage=instruction", "sampler=fresh is of version=v2"),
         ("stage=labels,size=7b", "the encoders of 7b are pretrained: take caption"),
-        ("stage=labels,version=ui", "version=ui has the stage instruction alone"),
+        ("stage=labels,version=ui", "version=ui has one stage alone"),
     ],
 )
 def test_wrong_arguments_are_named(arg, message):

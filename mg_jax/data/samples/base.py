@@ -51,6 +51,13 @@ class Samples:
         return batch
 
 
+def target_slots(config: Any) -> int:
+    """Boxes of a picture that a stage trains on. Raises UserError for none."""
+    if config.target_slots < 1:
+        raise UserError(f"config.target_slots: {config.target_slots} is not at least 1")
+    return int(config.target_slots)
+
+
 class Conversations(Samples):
     """A stage that trains on answers.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from mg_jax.data import batch as batching
 from mg_jax.data import regions as places
-from mg_jax.data.samples.base import Conversations, Record, Samples, stacked
+from mg_jax.data.samples.base import Conversations, Record, Samples, stacked, target_slots
 from mg_jax.data.samples.ferret_teaching import Gaze
 from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.errors import BadRecord, UserError
@@ -143,7 +143,7 @@ class Labels(_Pictures):
 
     def __init__(self, config: Any, cfg: Any):
         super().__init__(config, cfg)
-        self.words, self.slots = label_words(config, cfg), config.target_slots
+        self.words, self.slots = label_words(config, cfg), target_slots(config)
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
         named = named_boxes(example, self.words, self.slots, None, rng)

@@ -6,7 +6,7 @@ import numpy as np
 
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
-from mg_jax.data.samples.base import Conversations, Record, Samples, stacked
+from mg_jax.data.samples.base import Conversations, Record, Samples, stacked, target_slots
 from mg_jax.data.transforms import Augment, detection_record, detection_targets
 from mg_jax.errors import UserError
 from mg_jax.example import Example
@@ -76,7 +76,7 @@ class Detection(_Pictures):
             )
         augment = configs.build(Augment, config.augment.to_dict(), "config.augment")
         self.augment = augment.scaled(config.image_size)
-        self.slots = config.target_slots
+        self.slots = target_slots(config)
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
         if "states" in example.meta:
@@ -98,7 +98,7 @@ class Language(Conversations, _Pictures):
         _Pictures.__init__(self, config)
         self.slots = {"refer": config.codec.refer_slots, "ground": config.codec.ground_slots}
         self.gaze = cfg.pointing_weight > 0
-        self.targets = config.target_slots if cfg.detection_weight else 0
+        self.targets = target_slots(config) if cfg.detection_weight else 0
 
     def encode(self, example: Example, rng: np.random.Generator, seen: Record) -> Record:
         where = f"example {example.id!r} of {example.source}"

@@ -20,7 +20,7 @@ from mg_jax.data.detections import (
     read_box_file,
     to_canvas,
 )
-from mg_jax.data.samples.base import Conversations, Record, Samples
+from mg_jax.data.samples.base import Conversations, Record, Samples, target_slots
 from mg_jax.data.samples.mg_llava_teaching import label_words, looks, named_boxes
 from mg_jax.data.sources.measures import PICTURE, TEXT, VIDEO
 from mg_jax.errors import BadRecord, UserError
@@ -91,9 +91,7 @@ class Labels(_Pictures):
 
     def __init__(self, config: Any, cfg: Any):
         super().__init__(config, cfg)
-        if config.target_slots < 1:
-            raise UserError(f"config.target_slots: {config.target_slots} is not at least 1")
-        self.words, self.slots = label_words(config, cfg), config.target_slots
+        self.words, self.slots = label_words(config, cfg), target_slots(config)
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
         named = named_boxes(example, self.words, self.slots, self.cfg.canvas, rng)

@@ -9,7 +9,7 @@ import numpy as np
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
 from mg_jax.data.crops import CropAugment, check_augment, crop
-from mg_jax.data.samples.base import Conversations, Record, Samples
+from mg_jax.data.samples.base import Conversations, Record, Samples, target_slots
 from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze
 from mg_jax.errors import BadRecord
@@ -76,7 +76,7 @@ class Labels(_Pictures):
 
     def __init__(self, config: Any, cfg: Any):
         super().__init__(config, cfg)
-        self.words, self.slots = label_words(config, cfg), config.target_slots
+        self.words, self.slots = label_words(config, cfg), target_slots(config)
         self.shown = config.codec.object_slots
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
