@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None, trainer=None) -> int:
         cfg = models.build(args.system, configs[stage].model.to_dict()).cfg
         texts[stage] = text_report.text_report(source, configs[stage], cfg)
         print("\n".join([f"stage {stage}", *texts[stage].lines()]), flush=True)
+        if refused := texts[stage].refusal():
+            raise UserError(f"data {findings.name}: stage {stage}: {refused}")
     fit_report.save_inspection(workdir, findings, source, texts)
     print(f"wrote {workdir / 'inspection.json'} and {workdir / 'sample_sheet.png'}")
     print("\n".join(plan_lines(configs, start)), flush=True)

@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from launch import cli, measuring
 from launch.fitting import DETECTION
 from mg_jax.data.inspect import Findings
 from mg_jax.disk import disk_errors, replace
-from mg_jax.errors import BadRecord, UserError
+from mg_jax.errors import BadRecord
 
 # task of evaluation -> its metrics in the results, the headline first
 SHOWN = {
@@ -26,7 +24,7 @@ SHOWN = {
     "detection": ("map50",),
 }
 QUESTIONS = 300  # of a task, at most
-_OWN = {"absent": QUESTIONS, "naming": QUESTIONS, "detection": 40}  # as launch.evaluate asks them
+MOST = {"detection": 40}  # fewer: a question of it is every class of a picture
 _DRAWN = 12
 
 
@@ -44,53 +42,15 @@ def release(workdir: Path, last: str) -> Path:
     return folder
 
 
-def questions(task: Any, spec: str, system: str, most: int = QUESTIONS) -> list[Any]:
-    """At most `most` questions of a task about the examples of a data text, [] where it has none.
-
-    Turns of the data that are such questions; where an example has none, what the task builder of
-    the same name asks about its annotations, the same in every run. Pictures that cannot be read
-    are left out.
-    """
-    from mg_jax.data.sources import open_source
-    from mg_jax.data.tasks import converse
+def questions(task: Any, spec: str) -> list[Any]:
+    """What launch.evaluate --limit asks about a data text, at most QUESTIONS; [] where it has
+    nothing for the task. Raises UserError for data that cannot be asked about."""
     from mg_jax.evals import tasks
-    from mg_jax.evals.questions import Item
-    from mg_jax.text import instructions
 
-    if task.name in _OWN:
-        try:
-            return tasks.questions(task, spec, min(most, _OWN[task.name]))
-        except UserError:  # nothing to ask; what is malformed was told when the data were inspected
-            return []
-    source, wording = open_source(spec), instructions.get(system)
-    items: list[Item] = []
-    for i in range(len(source)):
-        if len(items) >= most:
-            break
-        try:
-            example = source[i]
-            built = task.asks and not example.turns
-            if built:
-                asked = converse(example, np.random.default_rng(i), {task.name: 1.0}, wording)
-                if asked is None:
-                    continue
-                example = asked
-            turns = range(len(example.turns)) if task.asks else [None]
-            records = example.meta.get("turns") if built else None
-            found = [
-                Item(f"{example.id}/{i}/{n}", example, n, records[n] if records else {})
-                for n in turns
-            ]
-            if not built:
-                found = [item for item in found if task.accepts(item)]
-            elif task.name == "rec":
-                found = [item for item in found if item.absent or len(item.targets) == 1]
-            if found:
-                example.pixels()
-        except BadRecord:
-            continue
-        items += found
-    return items[:most]
+    try:
+        return tasks.questions(task, spec, MOST.get(task.name, QUESTIONS))
+    except tasks.NothingToAsk:
+        return []
 
 
 def evaluate(folder: Path, spec: str, kept: Path, drawn: Path) -> list[dict[str, Any]]:
@@ -113,8 +73,8 @@ def evaluate(folder: Path, spec: str, kept: Path, drawn: Path) -> list[dict[str,
         task = tasks.get(name)
         if name != "proposals" and assistant.codec is None:
             continue
-        items = questions(task, spec, config["system"])
-        if not items or not task.count(items):
+        items = questions(task, spec)
+        if not items:
             continue
         result = measuring.measure(assistant, task, spec, items=items)
         rows.append(report.as_dict(result, folder.name))

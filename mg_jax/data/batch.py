@@ -25,6 +25,7 @@ Finish = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 _ENDLESS = 1 << 40  # batches of a run without a stated number of epochs
 _FEW = 10  # malformed records of a source that are let pass whatever their share
+_CHANCE = 3  # standard deviations beyond their share that they may be: a sample is uneven
 _TRIES = 100  # records tried in place of one that make_record refuses
 
 
@@ -83,8 +84,9 @@ class _Batches:
         for tried in range(min(_TRIES, len(data))):
             key = [self.plan.seed, 4, epoch, offset, tried]
             rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+            number = self.plan.instead(source, record, tried, room)
             try:
-                example = data[self.plan.instead(source, record, tried, room)]
+                example = data[number]
                 meta = {
                     "head": data.head, **example.meta, "tasks": data.tasks,
                     "frequency": data.frequency, "filtered": row.filtered,
@@ -92,7 +94,8 @@ class _Batches:
                 # a copy: sources may keep their examples
                 made = self.make_record(replace(example, meta=meta), rng)
             except BadRecord as e:
-                row.bad.append(str(e))
+                place = data.where(number)
+                row.bad.append(str(e) if str(e).startswith(place) else f"{place}: {e}")
                 continue
             except Unfit as e:
                 row.unfit[e.reason] += 1
@@ -103,8 +106,8 @@ class _Batches:
             row.refused += 1
         why = next(iter(row.bad), why)
         raise UserError(
-            f"data {data.name}: none of {min(_TRIES, len(data))} examples from number {record} on "
-            + (f"can be used; for example: {why}" if why else
+            f"data {data.name}: none of {min(_TRIES, len(data))} examples tried, the first number "
+            f"{record}, " + (f"can be used; for example: {why}" if why else
                "can be used: check its boxes and the filters")
         )  # fmt: skip
 
@@ -113,7 +116,7 @@ class BatchIterator:
     """Iterates over the batches of one process; built by `batches`.
 
     state: batches delivered so far, all there is to save. restore(state) goes there. skipped:
-    records that make_record refused and the next one replaced, since construction; unfit: those of
+    records that make_record refused and others replaced, since construction; unfit: those of
     them that have a reason, by it; bad: those that were malformed or had no readable picture.
     dropped: what the records of the batches left out (their "dropped"), for want of slots or as
     no part of the picture;
@@ -203,7 +206,8 @@ class BatchIterator:
             self._read[row.source] += 1 + len(row.bad)
             self._broken[row.source] += len(row.bad)
             data, broken = self.sources[row.source], self._broken[row.source]
-            if row.bad and broken >= _FEW and broken > data.max_bad * self._read[row.source]:
+            due = data.max_bad * self._read[row.source]
+            if row.bad and broken >= _FEW and broken > due + _CHANCE * due**0.5:
                 self.close()
                 raise UserError(
                     f"data {data.name}: {broken} of {self._read[row.source]} records could not be "

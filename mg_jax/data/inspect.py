@@ -206,7 +206,7 @@ def inspect(source: Source, most: int = _MOST, pictures: int = _PICTURES) -> Fin
         left_out=dict(source.counts),
         malformed=source.bad + len(problems),
         misread=len(problems),
-        problems=tuple([*problems, *source.problems][:_SHOWN]),
+        problems=tuple([*problems, *source.problems]),
         boxes=len(every),
         crowd=count["crowd"],
         unlabelled=count["unlabelled"],

@@ -5,6 +5,7 @@ samplers do, each medium by itself is cut, in its shuffled order, into mega-batc
 batches; only within these are rows sorted by length; then the batches of all media are shuffled.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,19 +97,20 @@ class Plan:
         return self._lengths[source][used], used
 
     def instead(self, source: int, record: int, tries: int, room: int | None = None) -> int:
-        """The record to take when `record` and the `tries` - 1 after it were refused: the next in
-        the part of the source that is used; at first of those that are thought to fit `room`."""
+        """The record to take when `record` and `tries` - 1 others were refused: one of the part of
+        the source that is used, far from those in the file, since bad ones come in blocks; at
+        first of those that are thought to fit `room`. As many tries as records reach them all."""
         if not tries:
             return record
         if room is not None:
             lengths, records = self._by_length[source]
             fitting = int(np.searchsorted(lengths, room, "right"))
             count = fitting if tries < fitting else len(records)
-            return int(records[(record + tries) % count])
+            return int(records[_stride(record, tries, count)])
         if self.rounds[source]:
-            return (record + tries) % self.sizes[source]
+            return _stride(record, tries, self.sizes[source])
         pool = self.pools[source]
-        return int(pool[(np.searchsorted(pool, record) + tries) % len(pool)])
+        return int(pool[_stride(int(np.searchsorted(pool, record)), tries, len(pool))])
 
     def _shuffled(self, source: int, cycle: int) -> np.ndarray:
         """All records of a source, with repeats of rounds, in the order of one pass."""
@@ -193,3 +195,12 @@ class Plan:
         epoch, offset = divmod(place, self.epoch_size)
         source, record = self.order(epoch)[offset]
         return int(source), int(record), epoch, offset
+
+
+def _stride(start: int, tries: int, count: int) -> int:
+    """The place after `tries` equal steps around a circle of `count`, which reach every place and,
+    the golden ratio of it long, spread evenly however few they are."""
+    step = max(round(0.618 * count), 1)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return (start + tries * step) % count

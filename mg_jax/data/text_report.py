@@ -54,6 +54,13 @@ class TextReport:
             out += [f"  warning: {n} {what}"] if n else []
         return [*out, f"  example: {self.example}", *(f"  warning: {p}" for p in self.problems)]
 
+    def refusal(self) -> str:
+        """Why there is nothing to train on in the text, "" where there is something."""
+        why = f"; the first: {self.problems[0]}" if self.problems else ""
+        if not self.tokens:
+            return f"none of {self.examined} examples affords a conversation{why}"
+        return "" if self.trained else f"no token of {self.examined} conversations is trained on"
+
 
 def text_report(source: Source, config: Any, cfg: Any, sample: int = 200) -> TextReport:
     """Encode conversations about an even sample as the stage of `config` does, without pictures.

@@ -24,6 +24,12 @@ _ALL = (
     WhichFree, ObjectMatch, ObjectChoice, ObjectRelation, Pope, Vqa, Reading, Moved, Direction,
     Naming, Detection,
 )  # fmt: skip
+
+
+class NothingToAsk(UserError):
+    """Data that hold nothing for a task."""
+
+
 TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 
 
@@ -67,7 +73,7 @@ def questions(
         raise UserError(f"data {data!r}: task {task.name} is for annotated pictures, not scenes")
     items = task.items(data, limit, problems)
     if not items or not task.count(items):
-        raise UserError(f"data {data!r} has nothing to ask for task {task.name}")
+        raise NothingToAsk(f"data {data!r} has nothing to ask for task {task.name}")
     seen: set[str] = set()
     for item in items:
         if item.key in seen:

@@ -182,16 +182,13 @@ def test_random_numbers_belong_to_the_place():
     assert len(set(drawn.tolist())) == len(drawn)
 
 
-def test_refused_records_are_replaced_by_the_next_and_counted():
+def test_refused_records_are_replaced_and_counted():
     whole = ids(read(epochs=1, batch_size=1))
     it = batches(SOURCES, None, odd_only, collate, 1, 5, epochs=1)
     found = ids(list(it))
-    size = {ord(s.name): len(s) for s in SOURCES}
     for (s, n), (s2, n2) in zip(whole, found, strict=True):
-        assert s == s2 and n2 % 2
-        assert n2 == (n if n % 2 else (n + 1) % size[s] if (n + 1) % size[s] else 1)
-    # Number 22 of 23 goes on to 0 and then 1: two in its place.
-    assert it.skipped == sum(1 + (n == 22 and s == ord("a")) for s, n in whole if n % 2 == 0)
+        assert s == s2 and n2 % 2 and (n2 == n or not n % 2)
+    assert it.skipped >= sum(n % 2 == 0 for _, n in whole)
     never = batches([Numbered("a", 4)], None, lambda e, r: None, stack, 1, 0)
     with pytest.raises(UserError, match="none of 4 examples"):
         next(never)
@@ -201,10 +198,13 @@ def test_refused_records_are_replaced_by_the_next_and_counted():
 def test_refused_records_are_counted_by_their_reason(workers):
     it = batches([Numbered("a", 20)], None, small_only, collate, 5, 0, epochs=1, workers=workers)
     assert max(n for _, n in ids(list(it))) == 9
-    assert it.skipped == 55 and it.unfit == {"too large": 55}  # 10 to 19 go on to 0: 10 + ... + 1
-    assert it.filtered == {"odd": 35} and it.bad == 0
+    tries = [next(k for k in range(20) if (n + 13 * k) % 20 < 10) for n in range(20)]
+    assert it.skipped == sum(tries) and it.unfit == {"too large": it.skipped}
+    odd = sum((n + 13 * k) % 2 for n in range(20) for k in range(tries[n] + 1))
+    assert it.filtered == {"odd": odd} and it.bad == 0
     assert it.counts == {
-        "skipped": 55, "malformed": 0, "skipped/too_large": 55, "filtered/odd": 35,
+        "skipped": sum(tries), "malformed": 0, "skipped/too_large": sum(tries),
+        "filtered/odd": it.filtered["odd"],
     }  # fmt: skip
     never = batches([Numbered("a", 4)], None, too_large, stack, 1, 0)
     with pytest.raises(UserError, match=r"none of 4 .* used; for example: \d: too large$"):
@@ -238,6 +238,31 @@ def test_malformed_records_are_replaced_counted_and_named():
     assert len(found) == 100 and all(n % 10 for _, n in found)
     assert it.bad == 10 and it.skipped == 0
     assert sorted(it.problems) == [f"{n}.jpg: is empty" for n in range(0, 100, 10)]
+
+
+def test_a_block_of_malformed_records_is_its_share():
+    """As a broken archive leaves them: 4 % of the records, one behind the other."""
+
+    def make(example, rng):
+        if 1000 <= example.meta["number"] < 1160:
+            raise BadRecord(f"{example.meta['number']}.jpg: is empty")
+        return record(example, rng)
+
+    it = batches([Numbered("a", 4000)], None, make, collate, 16, 0, epochs=1)
+    assert len(ids(list(it))) == 4000
+    assert 160 <= it.bad <= 180  # few replacements are bad themselves
+
+
+def test_a_malformed_record_is_named_by_its_place():
+    class Placed(Numbered):
+        def where(self, i):
+            return f"rows.jsonl:{i + 1}"
+
+    source = Placed("a", 100)
+    source.max_bad = 0.2
+    it = batches([source], None, unreadable(10), collate, 5, 0, epochs=1)
+    list(it)
+    assert "rows.jsonl:11: 10.jpg: is empty" in it.problems
 
 
 @pytest.mark.parametrize("workers", [0, 1])

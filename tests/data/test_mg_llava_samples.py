@@ -219,6 +219,16 @@ def test_wrong_settings_are_named(changes, message):
         samples(**changes)
 
 
+def test_a_record_that_cannot_be_encoded_is_malformed():
+    for turns in ((Turn("What?", None),), (Turn("<image>", "A."), Turn("<image>", "B."))):
+        with pytest.raises(BadRecord, match="no answer to train on|2 <image> marks"):
+            samples().make(example(turns=turns, meta={"detections": FOUND}), rng())
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
 def test_pictures_without_conversation_are_asked_about_their_annotations():
     dog = Region.from_box((0.1, 0.1, 0.5, 0.5), label="dog")
     e = example(turns=(), objects=(dog,), absent=("cat",), meta={"detections": FOUND})

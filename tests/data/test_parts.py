@@ -85,3 +85,15 @@ def test_videos_that_are_no_files_are_not_put_into_shards(tmp_path):
     source.__class__ = type("Moving", (type(source),), {"__getitem__": lambda self, i: example})
     with pytest.raises(UserError, match="data moving: its videos are no files"):
         build.run(job, source)
+
+
+def test_editions_of_coco_hold_out_the_same_photos():
+    class Named(list):
+        name = "named"
+
+        def file_name(self, i):
+            return self[i]
+
+    numbers = [f"{n:012d}" for n in range(60)]
+    names = [Named(f"{start}{n}.jpg" for n in numbers) for start in ("", "COCO_train2014_")]
+    assert list(parts(names[0])) == list(parts(names[1]))

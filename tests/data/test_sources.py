@@ -295,3 +295,14 @@ def test_real_photos(shared):
     mini = shared / "data/coco_mini"
     photos = open_source(f"coco:{mini / 'instances.json'},{mini / 'images'}")
     assert len(photos) > 100 and photos[0].pixels().ndim == 3
+
+
+def test_a_jsonl_line_whose_id_is_there_already_is_malformed(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
+    row = {"image": "1.png", "turns": [{"user": "What?", "assistant": "Grey."}]}
+    lines = [json.dumps(row | {"id": n}) for n in (1, 2, 1)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    source = open_source(f"jsonl:{tmp_path / 'a.jsonl'},max_bad=0.5")
+    assert len(source) == 2 and source.bad == 1
+    assert "a.jsonl:3: id 1 is there already" in source.problems[0]
+    assert source.where(1).endswith("a.jsonl:2")

@@ -118,14 +118,14 @@ def test_labels_and_a_language_model_give_both_stages(voc, tmp_path, loads, monk
     assert detection.init_from == "somewhere"
     assert instruction.init_from == f"somewhere,{out / 'detection'}"
     page, said = (out / "results.md").read_text(), capsys.readouterr().out
-    for task in ("proposals", "rec", "all_instances", "presence", "absent", "naming", "detection"):
+    for task in ("proposals", "all_instances", "presence", "absent", "naming", "detection"):
         assert f"| {task} | " in page
     assert "launch.chat --checkpoint" in said and "the text report" in said
     assert json.loads((out / "release" / "config.json").read_text())["stage"] == "instruction"
     assert json.loads((out / "inspection.json").read_text())["text_reports"]["instruction"] == {}
 
 
-TEXT = SimpleNamespace(lines=lambda: ["the text report"], as_dict=dict)
+TEXT = SimpleNamespace(lines=lambda: ["the text report"], as_dict=dict, refusal=str)
 
 
 def test_an_interrupted_stage_ends_the_command_with_its_code(voc, tmp_path, loads):
@@ -140,6 +140,19 @@ def test_inspect_only_trains_nothing(voc, tmp_path, capsys):
     assert fit.main(argv, trainer) == 0 and not trainer.ran
     assert (tmp_path / "o" / "sample_sheet.png").is_file()
     assert "detection: 4000 updates of 16 pictures at 224 px" in capsys.readouterr().out
+
+
+def test_text_without_answers_is_refused(tmp_path, voc, capsys):
+    folder = next((tmp_path / "shapes" / "JPEGImages").iterdir()).parent
+    rows = [
+        {"image": f"JPEGImages/{p.name}", "turns": [{"user": "What is it?"}]}
+        for p in sorted(folder.iterdir())
+    ]
+    file = folder.parent / "asked.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--data", f"jsonl:{file}", "--start", "groma-tiny", "--workdir", str(tmp_path / "o")]
+    with pytest.raises(UserError, match="stage instruction: none of .* has no answer to train on"):
+        fit.main([*argv, "--inspect-only"])
 
 
 def test_the_end_of_the_input_is_a_no(monkeypatch):
@@ -242,22 +255,23 @@ def test_a_full_disk_is_told_before_training(voc, tmp_path, monkeypatch):
     fitting.need_room(configs, tmp_path / "out", 16)  # that stage has its room already
 
 
-def test_questions_are_asked_about_annotations_and_turns(tmp_path, voc):
-    rec = tasks.get("rec")
-    built = fit_report.questions(rec, voc, "groma")
-    assert built and all(item.absent or len(item.targets) == 1 for item in built)
-    assert len({item.key for item in built}) == len(built)
-    assert [i.key for i in built] == [i.key for i in fit_report.questions(rec, voc, "groma")]
-    assert len(fit_report.questions(rec, voc, "groma", most=2)) == 2
+def test_questions_are_those_of_launch_evaluate(tmp_path, voc):
+    for name in ("all_instances", "presence", "detection"):
+        task = tasks.get(name)
+        asked = [item.key for item in fit_report.questions(task, voc)]
+        most = 40 if name == "detection" else 300
+        assert asked and asked == [item.key for item in tasks.questions(task, voc, most)]
+    assert not fit_report.questions(tasks.get("rec"), voc)  # boxes of classes: no expressions
     file = write_jsonl(scenes(8, tasks="rec"), tmp_path / "j")
-    said = fit_report.questions(rec, f"jsonl:{file}", "groma")
+    said = fit_report.questions(tasks.get("rec"), f"jsonl:{file}")
     assert {item.example.turns[item.turn].user for item in said} <= {
         turn.user for e in scenes(8, tasks="rec") for turn in e.turns
     }
     broken = tmp_path / "shapes" / "JPEGImages"
     for picture in broken.iterdir():
         picture.write_bytes(b"no picture")
-    assert not fit_report.questions(tasks.get("proposals"), voc, "groma")
+    with pytest.raises(UserError, match="20 of 20 examples of shapes cannot be used"):
+        fit_report.questions(tasks.get("proposals"), voc)
 
 
 # -- end to end ------------------------------------------------------------------------------------
@@ -279,7 +293,7 @@ def test_micro_groma_end_to_end(voc, tmp_path, monkeypatch, capsys):
     argv = ["--data", voc, "--start", "none", "--stages", ",".join(STAGES), "--yes"]
     assert fit.main([*argv, "--workdir", str(first)]) == 0
     page = (first / "results.md").read_text()
-    assert "| proposals | ar@100 | " in page and "| rec | acc@0.5 | " in page
+    assert "| proposals | ar@100 | " in page and "| all_instances | as_many_ar | " in page
     assert mg_jax.load(first / "release").codec is not None
     assert "finished at step 4" not in capsys.readouterr().err
     assert fit.main([*argv, "--workdir", str(first)]) == 0  # nothing left to do

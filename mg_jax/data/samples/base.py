@@ -20,7 +20,7 @@ from mg_jax.data import batch as batching
 from mg_jax.data.sources import Source
 from mg_jax.data.sources.measures import TEXT
 from mg_jax.data.tasks import Filters, ObjectTasks, converse, parse_tasks
-from mg_jax.errors import Unfit, UserError
+from mg_jax.errors import BadRecord, Unfit, UserError
 from mg_jax.example import Example
 from mg_jax.text import instructions
 from mg_jax.text.codecs.rows import check_size
@@ -176,6 +176,8 @@ class Conversations(Samples):
             if self.skip:
                 raise
             raise UserError(str(e)) from None
+        except UserError as e:  # a turn without answer, two <image> marks: the record's own fault
+            raise BadRecord(str(e)) from e
         room = example.meta.get("room")
         if self.skip or room is not None:
             check_size(len(record["tokens"]), self.buckets[-1], name, room)

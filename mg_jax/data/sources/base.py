@@ -63,6 +63,10 @@ class Source:
         path = example.image if isinstance(example.image, str) else ""
         return str(example.meta.get("file_name") or path or example.id)
 
+    def where(self, i: int) -> str:
+        """File and line of an example, for words about it; "" where it is not told."""
+        return ""
+
     def measures(self) -> np.ndarray | None:
         """int32 [len(self), 2], without reading examples: the medium of each and about how many
         tokens of text it has, rather too many (`measures.tokens_about`), UNKNOWN where its

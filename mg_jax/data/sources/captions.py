@@ -54,6 +54,8 @@ class CocoCaptionSource(CaptionSource):
         for n, row in enumerate(pictures):
             try:
                 fields(row, {"id": (int, str), "file_name": str})
+                if row["id"] in numbers:
+                    raise BadRecord(f"id {row['id']!r} is there a second time")
                 numbers[row["id"]] = self.picture(row["id"], row["file_name"])
             except BadRecord as e:
                 self.problem(f"{path}: images[{n}]", str(e))

@@ -98,8 +98,9 @@ class CocoSource(BoxedSource):
             try:
                 fields(row, {"id": (int, str), "name": str})
             except BadRecord as e:
-                raise UserError(f"{self.path}: categories[{n}]: {e}") from None
-            yield n, row
+                self.problem(f"{self.path}: categories[{n}]", str(e))
+            else:
+                yield n, row
 
     def _image(self, n: int, row: Any) -> int:
         try:

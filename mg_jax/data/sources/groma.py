@@ -79,10 +79,10 @@ class _CocoForm(PackedSource):
 
     def _category(self, row: Any) -> None:
         try:
-            fields(row, {"id": int, "name": str})
+            fields(row, {"id": (int, str), "name": str})
             self._names[row["id"]] = row["name"]
         except BadRecord as e:
-            raise UserError(f"{self.path}: categories: {e}") from None
+            self.problem(f"{self.path}: categories", str(e))
 
     def _image(self, n: int, row: Any) -> None:
         try:

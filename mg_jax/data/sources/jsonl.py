@@ -77,9 +77,12 @@ class JsonlSource(Source):
         self.root = existing(images, "pictures", True) if images else self.path.parent
         self._rows: list[tuple[str, dict[str, Any]]] = []
         self._tokens = array("i")  # as of `measures`
+        seen: dict[str, str] = {}
         for where, row in read_lines(self.path):
             try:
                 turns = self._check(row)
+                if "id" in row and (first := seen.setdefault(str(row["id"]), where)) != where:
+                    raise BadRecord(f"id {row['id']!r} is there already ({first})")
             except BadRecord as e:
                 self.problem(where, str(e))
             else:
@@ -130,6 +133,9 @@ class JsonlSource(Source):
     def file_name(self, i: int) -> str:
         row = self._rows[i][1]
         return str((row.get("meta") or {}).get("file_name") or row["image"])
+
+    def where(self, i: int) -> str:
+        return self._rows[i][0]
 
     def raw_boxes(self, i: int) -> tuple[list[list[float]], tuple[int, int]]:
         """The boxes of a line as they stand there, not cut at the border, and its picture's size.

@@ -1,5 +1,6 @@
 """Parts of any source, told by the names of its picture files or by medium."""
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -13,6 +14,7 @@ from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 
 PARTS = ("train", "heldout")
+_COCO = re.compile(r"^COCO_(train|val|test)20\d\d_")  # later editions name the same photo without
 
 
 def parts(source: Source) -> Iterator[str]:
@@ -23,7 +25,7 @@ def parts(source: Source) -> Iterator[str]:
             name = source.file_name(i)
         except BadRecord:
             name = f"{source.name}-{i}"
-        yield split_of(PurePosixPath(name.replace("\\", "/")).stem)
+        yield split_of(_COCO.sub("", PurePosixPath(name.replace("\\", "/")).stem))
 
 
 class Subset(Source):
@@ -41,6 +43,9 @@ class Subset(Source):
 
     def file_name(self, i: int) -> str:
         return self.source.file_name(int(self.rows[i]))
+
+    def where(self, i: int) -> str:
+        return self.source.where(int(self.rows[i]))
 
     def measures(self) -> np.ndarray | None:
         found = self.source.measures()

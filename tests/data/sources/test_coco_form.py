@@ -243,3 +243,12 @@ def test_lists_in_any_order_and_in_pieces(tmp_path, monkeypatch):
     path.write_text("[1]")
     with pytest.raises(UserError, match="expected an object"):
         open_source(f"coco:{path},{images}")
+
+
+def test_a_malformed_category_is_counted(tmp_path):
+    rows = ({"id": 1, "name": "cat"}, {"id": 2, "name": None})
+    picture(tmp_path / "pics" / "1.png")
+    text = coco(tmp_path, [row(1, "1.png")], [box(1, 1, 1, 5, 5)], rows)
+    source = open_source(text + ",max_bad=0.9")
+    assert source.bad == 1 and "categories[1]: name is None" in source.problems[0]
+    assert [r.label for r in source[0].objects] == ["cat"]
