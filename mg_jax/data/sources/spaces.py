@@ -70,6 +70,12 @@ def refuse_misfits(name: str, boxes: Any, sizes: Any, form: str, lost: int, tota
         return
     guess = looks_like(boxes, sizes, form)
     if not guess and (lost < total if total < _FEW else 2 * lost <= total):
+        out = _beyond(np.asarray(boxes, np.float64), np.asarray(sizes, np.float64))
+        if total >= _FEW and out > 0.5:
+            raise UserError(
+                f"data {name}: {out:.0%} of its boxes reach beyond their picture: they look like "
+                "those of a picture of another size; scale them to the files that are there"
+            )
         return
     reach = np.nanmax(np.where(np.isfinite(boxes), boxes, np.nan), 0, initial=-np.inf)
     unit = "pixels" if (np.asarray(sizes) > 1).any() else "shares of 1"
@@ -83,9 +89,20 @@ def refuse_misfits(name: str, boxes: Any, sizes: Any, form: str, lost: int, tota
 
 def _fit(boxes: np.ndarray, sizes: np.ndarray) -> float:
     """Share of boxes that are boxes and lie in their picture, a pixel or a hundredth forgiven."""
-    slack = np.where(sizes > 1, np.maximum(1, 0.01 * sizes), 0.01)
+    slack = _slack(sizes)
     inside = (boxes[:, :2] >= -slack) & (boxes[:, 2:] <= sizes + slack)
     return float((inside & (boxes[:, 2:] > boxes[:, :2])).all(1).mean())
+
+
+def _slack(sizes: np.ndarray) -> np.ndarray:
+    return np.where(sizes > 1, np.maximum(1, 0.01 * sizes), 0.01)
+
+
+def _beyond(boxes: np.ndarray, sizes: np.ndarray) -> float:
+    """Share of boxes that reach out of their picture, by more than `_fit` forgives."""
+    slack = _slack(sizes)
+    out = (boxes[:, :2] < -slack) | (boxes[:, 2:] > sizes + slack)
+    return float(out.any(1).mean()) if len(boxes) else 0.0
 
 
 def _mostly(flags: np.ndarray) -> bool:

@@ -119,3 +119,5 @@ def test_a_reader_says_which_space(tmp_path):
     with pytest.raises(UserError, match="12 of its 21 boxes have no area"):
         open_source(coco(tmp_path, beyond + some))
     assert open_source(coco(tmp_path, beyond[:8] + some)).counts["boxes without area"] == 8
+    with pytest.raises(UserError, match="% of its boxes reach beyond .* picture of another size"):
+        open_source(coco(tmp_path, (1.4 * written(boxes, "xywh")).tolist()))
