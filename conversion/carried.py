@@ -121,7 +121,9 @@ def mg_llava_settings(cfg: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
             "template": raw.get("template", known),
             "image_tokens": tokens,
             "frame_tokens": cfg.image_tokens(cfg.frames),
-            "text_tokens": min(MG_LLAVA_CONTEXT, cfg.lm.max_positions) - tokens,
+            "text_tokens": raw.get(
+                "text_tokens", min(MG_LLAVA_CONTEXT, cfg.lm.max_positions) - tokens
+            ),
             "vocab": cfg.lm.vocab,
             "max_boxes": cfg.max_boxes,
         },
@@ -157,8 +159,8 @@ def tiny_grounding_gpt_settings(cfg: Any, raw: Mapping[str, Any]) -> dict[str, A
             "template": raw.get("template", "qwen_chat"),
             "image_tokens": cfg.image_tokens,
             "object_tokens": cfg.object_tokens,
-            "object_slots": OBJECT_SLOTS if slots < room // 2 else 0,
-            "text_tokens": max(1, min(GROUNDING_TEXT, room // 2)),
+            "object_slots": raw.get("object_slots", OBJECT_SLOTS if slots < room // 2 else 0),
+            "text_tokens": raw.get("text_tokens", max(1, min(GROUNDING_TEXT, room // 2))),
             "vocab": cfg.lm.vocab,
         },
     }
@@ -213,3 +215,17 @@ def gib(count: float) -> str:
         if count >= size:
             return f"{count / size:,.2f} {unit}"
     return f"{math.ceil(count)} B"
+
+
+def codec_fields(system: str, cfg: Any, codec: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config.json of a system that has none of its own says of a release's `codec`: the
+    template, and sizes that its settings would not be by themselves."""
+    settings = {"mg_llava": mg_llava_settings, "tiny_grounding_gpt": tiny_grounding_gpt_settings}
+    if system not in settings:
+        return {}
+    usual = settings[system](cfg, {})["codec"]
+    return {
+        name: codec[name]
+        for name in ("template", "text_tokens", "object_slots")
+        if name in codec and (name == "template" or codec[name] != usual[name])
+    }

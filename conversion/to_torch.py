@@ -80,9 +80,8 @@ class ToTorch(Job):
             )
         ids = release.config.get("token_ids", {})
         self.raw = carried.with_token_ids(entry.write_config(self.cfg), ids)
-        template = release.config.get("codec", {}).get("template")
-        if entry.system in ("mg_llava", "tiny_grounding_gpt") and template is not None:
-            self.raw["template"] = template
+        codec = release.config.get("codec", {})
+        self.raw |= carried.codec_fields(entry.system, self.cfg, codec)
         # the pair holds the whole of what is trained, whatever the stage
         self.stage = "sft" if format == "split" else release.config.get("stage", "")
         self.plan = expand(entry.table(self.cfg), str(self.leaves.path))

@@ -44,7 +44,7 @@ MG_LLAVA = Section(
         "roi_aligned": (False,),
     },
     inert=frozenset(["llm_type"]),  # the class of `llm`
-    elsewhere={"template": TEMPLATE},
+    elsewhere={"template": TEMPLATE, "text_tokens": SIZE},
 )
 LANGUAGES: dict[str, tuple[Callable, Callable]] = {
     "llama": (read_llama, write_llama),

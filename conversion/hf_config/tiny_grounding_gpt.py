@@ -8,7 +8,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from conversion.hf_config.language import read_qwen2, write_qwen2
-from conversion.hf_config.sections import TEMPLATE, Kind, Section, read_section, write_section
+from conversion.hf_config.sections import (
+    COUNT,
+    SIZE,
+    TEMPLATE,
+    Kind,
+    Section,
+    read_section,
+    write_section,
+)
 from conversion.hf_config.vision import read_clip, read_dinov2, write_clip, write_dinov2
 from mg_jax.config import to_dict
 from mg_jax.errors import UserError
@@ -28,7 +36,7 @@ TINY_GROUNDING_GPT = Section(
         "unit_vectors": ("unit_vectors", False),
     },
     fixed={},
-    elsewhere={"template": TEMPLATE},
+    elsewhere={"template": TEMPLATE, "text_tokens": SIZE, "object_slots": COUNT},
 )
 
 

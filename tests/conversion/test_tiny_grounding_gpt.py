@@ -85,6 +85,18 @@ def test_there_and_back(tmp_path, whole):
     assert ENTRY.read(json.loads((back / "config.json").read_text()), "c") == CFG
 
 
+def test_what_the_codec_says_comes_back(tmp_path):
+    write_folder(tmp_path / "a", NAME)
+    said = {"template": "vicuna", "text_tokens": 33, "object_slots": 1}
+    set_config(tmp_path / "a", **said)
+    release = conversion.convert(tmp_path / "a", tmp_path / "b")
+    back = conversion.convert(release, tmp_path / "c")
+    raw = json.loads((back / "config.json").read_text())
+    assert {name: raw[name] for name in said} == said
+    config, _ = read_release(conversion.convert(back, tmp_path / "d"))
+    assert {name: config["codec"][name] for name in said} == said
+
+
 @pytest.mark.parametrize(("part", "prefix", "named"), [
     ("llm", "", "Qwen2ForCausalLM"), ("clip", "clip.", "CLIPVisionModel"),
     ("dinov2", "dinov2.", "Dinov2Model"),
