@@ -274,6 +274,10 @@ def test_jsonl_regions_of_every_kind(tmp_path):
             "a.jsonl:1: regions[0]: score holds 'x', expected a number",
         ),
         ('{"image": "a.png", "crowd": [{"box": [5, 5, 6, 6], "score": NaN}]}', "score is nan"),
+        (
+            '{"image": "a.png", "objects": [{"mask": {"size": [2, 2], "counts": [0, 4]}}]}',
+            "a.jsonl:1: objects[0]: mask has the size [2, 2], its picture [20, 40]",
+        ),
         ('{"image": "b.png", "regions": []}', "a.jsonl:1: .*b.png: no such file"),
         ("", "holds no line"),
     ],

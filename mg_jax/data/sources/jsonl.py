@@ -277,7 +277,11 @@ def read_region(row: Any, width: int, height: int, where: str) -> Region:
         if score is not None and not math.isfinite(score := real(score, "score")):
             raise UserError(f"score is {score}: expected a number")
         if kind == "mask":
-            return Region.from_mask(value, label=label, score=score)
+            region = Region.from_mask(value, label=label, score=score)
+            size = list((region.mask or {}).get("size", ()))
+            if size != [height, width]:
+                raise UserError(f"mask has the size {size}, its picture {[height, width]}")
+            return region
         if kind == "box":
             return Region.from_box(value, label, score, clip=True, size=(width, height))
         points = [value] if kind == "point" else value
