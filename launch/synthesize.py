@@ -43,9 +43,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.out:
         raise UserError("OUT is missing: python -m launch.synthesize OUT --pictures DIR ...")
     out, stop = Path(args.out), threading.Event()
+    anew = [flag for flag in ("redo", "overwrite") if getattr(args, flag)]
+    again = "the same command" + "".join(f" without --{flag}" for flag in anew)
     texts = prompts.read_prompts(args.prompts)
-    items = open_work(args)
-    tools = open_tools(args, texts, stop)
+    items, source = open_work(args)
+    tools = open_tools(args, texts, source, stop)
     with tools.journal as journal:
         if before := sum(item.key in journal for item in items):
             print(f"{before} of {len(items)} pictures are done already", file=sys.stderr)
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     if tally.error is not None:
         if report["finished"]:
             kept = f"{report['finished']} of {len(items)} pictures are finished"
-            print(f"{kept}; the same command goes on", file=sys.stderr)
+            print(f"{kept}; {again} goes on", file=sys.stderr)
         raise tally.error
     if len(tally.bad) > MAX_BAD * len(items):
         raise UserError(f"{tally.bad[0][1]} ({len(tally.bad)} of {len(items)} cannot be read)")
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{out}: no conversation is left of {len(items)} pictures: see report.json")
     print(f"wrote {out}: {report['made'].get('conversations', 0)} conversations")
     if tally.failed:
-        print(f"{len(tally.failed)} pictures failed: the same command tries them again")
+        print(f"{len(tally.failed)} pictures failed: {again} tries them again")
     return FAILED if tally.failed else 0
 
 

@@ -51,7 +51,7 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     g = p.add_argument_group("going on")
     g.add_argument("--redo", action="store_true",
                    help="keep the answers in OUT/journal.jsonl, make all else anew: after a change "
-                   "of filters, prompts or detector")  # fmt: skip
+                   "of data, filters, prompts or detector")  # fmt: skip
     g.add_argument("--overwrite", action="store_true", help="begin anew, answers included")
     return p
 
@@ -146,9 +146,9 @@ def _share(text: str) -> float:
     return float(_number(text, float, 0, 1))
 
 
-def open_work(args: argparse.Namespace) -> list[work.Item]:
-    """The pictures of the flags. Raises UserError for an empty folder, a data set that cannot be
-    read or names nothing, and flags that do not fit together."""
+def open_work(args: argparse.Namespace) -> tuple[list[work.Item], str]:
+    """(the pictures of the flags, what tells that their source has changed). Raises UserError for an
+    empty folder, a data set that cannot be read or names nothing, and flags that do not fit."""
     if bool(args.pictures) == bool(args.data):
         raise UserError("give --pictures DIR or --data SPEC, one of them")
     if args.ocr and args.recipe != "ferret":
@@ -161,18 +161,22 @@ def open_work(args: argparse.Namespace) -> list[work.Item]:
         if args.offline and not args.tags:
             raise UserError("--offline: say what to look for in --pictures with --tags FILE")
         items = work.of_folder(args.pictures)
-        return items[: args.limit] if args.limit else items
+        return items[: args.limit], work.state_of_folder(args.pictures, items)
     from mg_jax.data.sources import open_source
 
-    items = work.of_source(open_source(args.data), args.limit)
+    source = open_source(args.data)
+    items = work.of_source(source, args.limit)
     named = not args.detector or (args.offline and not args.tags and args.recipe != "ferret")
     if named and not (args.recipe == "ferret" and args.ocr):
         work.check_names(items, args.data)
-    return items
+    return items, work.state_of_source(source)
 
 
-def open_tools(args: argparse.Namespace, texts: Prompts, stop: threading.Event) -> Tools:
-    """What the flags say to work with. Raises UserError for what cannot be used."""
+def open_tools(
+    args: argparse.Namespace, texts: Prompts, source: str, stop: threading.Event
+) -> Tools:
+    """What the flags say to work with; source: its state, of `open_work`. Raises UserError for what
+    cannot be used."""
     if unknown := set(args.kinds.split("+")) - set(KINDS):
         raise UserError(f"--kinds: unknown {sorted(unknown)[0]!r}: choose from {', '.join(KINDS)}")
     if args.tags and not args.detector:
@@ -196,7 +200,7 @@ def open_tools(args: argparse.Namespace, texts: Prompts, stop: threading.Event) 
 
     journal = Journal(
         Path(args.out) / "journal.jsonl",
-        _settings(args, endpoint, texts, tags, limits),
+        _settings(args, source, endpoint, texts, tags, limits),
         overwrite=args.overwrite,
         redo=args.redo,
     )
@@ -251,6 +255,7 @@ def _endpoint(args: argparse.Namespace, stop: threading.Event) -> Endpoint | Non
 
 def _settings(
     args: argparse.Namespace,
+    source: str,
     endpoint: Endpoint | None,
     texts: Prompts,
     tags: Sequence[str],
@@ -261,6 +266,7 @@ def _settings(
     found: dict[str, Any] = {
         "recipe": args.recipe,
         "data": args.data or str(Path(args.pictures).expanduser().resolve()),
+        "state of the data": source,  # pictures of --data are known by their number alone
         "model": endpoint.model if endpoint else None,
         "prompts": texts.digest if endpoint else None,
         "detector": folder and sorted((f.name, f.stat().st_size) for f in folder.glob("*.*")),

@@ -10,7 +10,6 @@ on the settings alone, so it has the same bytes whoever makes it.
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import multiprocessing
 import os
 import shutil
@@ -24,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from mg_jax.data.build_record import Pictures, make_record, read_example
-from mg_jax.data.records import VERSION, encode
+from mg_jax.data.fingerprint import fingerprint
+from mg_jax.data.records import VERSION
 from mg_jax.data.shards import BUILDING, DATASET, FORMAT, checksum, read_manifest
 from mg_jax.data.sources import Source, open_source
 from mg_jax.data.sources.measures import measure
@@ -34,7 +34,6 @@ from mg_jax.errors import BadRecord, UserError
 IMAGES = ("embed", "copy", "keep")
 _PER_SHARD = 1000  # examples of a shard, unless the number of shards is given
 _MOST = 1024  # shards, unless their number is given
-_SAMPLED = 16  # examples that tell whether a source is still the same
 _LISTED = 1000  # problems of a shard of which the words are kept
 # One record a chunk, as random access wants it. One thread: a pool of them does not survive a fork.
 _WRITER = "group_size:1,zstd:1,max_parallelism:1"
@@ -116,23 +115,11 @@ def prepare(
     count = shards or min(-(-total // _PER_SHARD), _MOST)
     if not 1 <= count <= total:
         raise UserError(f"data {spec}: {total} examples cannot fill {count} shards: ask for fewer")
-    sample = _fingerprint(source, total)
+    sample = fingerprint(source, total)
     job = Job(str(folder), spec, total, sample, count, images, resize)
     with job.errors():
         _begin(job)
     return job, source
-
-
-def _fingerprint(source: Source, total: int) -> str:
-    """Hash of some examples without their pixels: enough to see that files were exchanged."""
-    digest = hashlib.sha256()
-    count = min(_SAMPLED, total)
-    for n in range(count):
-        try:
-            digest.update(encode(source[total * n // count], None))
-        except BadRecord as e:
-            digest.update(str(e).encode(errors="replace"))
-    return digest.hexdigest()
 
 
 def _begin(job: Job) -> None:

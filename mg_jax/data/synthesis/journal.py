@@ -23,7 +23,7 @@ class Journal:
     """The file; safe to use from several threads, and held by one run at a time.
 
     settings: what the finished pictures depend on. overwrite: begin anew. redo: keep the answers,
-    and finish the pictures anew under other settings. A torn last line is dropped.
+    and finish all pictures anew. A torn last line is dropped.
     Raises UserError where the settings are others, another run writes, or it is no journal.
     """
 
@@ -42,7 +42,8 @@ class Journal:
             self._hold()
             if overwrite:
                 self._file.truncate(0)
-            if self._read() and redo:
+            self._read()
+            if redo and self._end:
                 self._drop_finished()
             elif not self._end:
                 self._append({"settings": self._settings})
@@ -60,8 +61,8 @@ class Journal:
             except OSError:
                 raise UserError(f"{self.path}: another run is writing it: wait for it") from None
 
-    def _read(self) -> bool:
-        """Take what earlier runs left; True where their settings were others."""
+    def _read(self) -> None:
+        """Take what earlier runs left."""
         self._file.seek(0)
         self._end, before = 0, None
         for line in self._file:
@@ -84,7 +85,6 @@ class Journal:
         if before is None and self._end:
             raise UserError(f"{self.path}: has no settings: remove it, or --overwrite")
         self._other = [k for k in self._settings if before and before.get(k) != self._settings[k]]
-        return bool(self._other)
 
     def _drop_finished(self) -> None:
         """Rewrite the file with the answers alone, under the new settings."""

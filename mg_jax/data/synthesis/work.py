@@ -1,5 +1,6 @@
 """What there is to do: a folder of pictures, or the examples of any data set."""
 
+import hashlib
 import os
 import threading
 from collections import Counter
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mg_jax.data.fingerprint import fingerprint
 from mg_jax.data.sources.base import Source
 from mg_jax.data.synthesis.filters import Thing
 from mg_jax.data.tasks.base import labelled, named
@@ -18,6 +20,7 @@ from mg_jax.vision.preprocess import image_size
 
 ENDINGS = (*PICTURES, ".gif", ".tif", ".tiff", ".avif")
 _LOOKED_AT = 200  # examples in which a name is looked for before a data set is refused
+_SAMPLED = 256  # examples that tell whether a data set is still the same
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,19 @@ def of_folder(folder: str | Path) -> list[Item]:
         Item(file, _Photo(root, file, _short(file) if short[_short(file)] == 1 else file))
         for file in sorted(files)
     ]
+
+
+def state_of_folder(folder: str | Path, items: Sequence[Item]) -> str:
+    """Hash of the names and sizes in bytes of the pictures of `of_folder`."""
+    root = Path(folder).expanduser()
+    digest = hashlib.sha256()
+    for item in items:
+        try:
+            size = (root / item.key).stat().st_size
+        except OSError:
+            size = -1  # a broken link: reading it will say so
+        digest.update(f"{item.key}\0{size}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _short(file: str) -> str:
@@ -81,6 +97,12 @@ def of_source(source: Source, limit: int | None = None) -> list[Item]:
         return read
 
     return [Item(f"{n:08d}", at(n)) for n in range(count)]
+
+
+def state_of_source(source: Source) -> str:
+    """What tells a data set whose examples have moved or changed: their number and a hash of some,
+    of all of it, so that a run may go on with another limit."""
+    return f"{len(source)}:{fingerprint(source, len(source), _SAMPLED)}"
 
 
 def check_names(items: Sequence[Item], what: str) -> None:

@@ -53,7 +53,7 @@ def test_other_settings_are_refused_or_redone(tmp_path):
         assert len(journal) == 0 and journal.answer("q1") == ("text", "stop")
         journal.note_done("a.png", {"n": 1})
     with Journal(path, other, redo=True) as journal:
-        assert journal.outcome("a.png") == {"n": 1}  # nothing to redo
+        assert len(journal) == 0 and journal.answer("q1") == ("text", "stop")  # same settings too
     with Journal(path, SETTINGS, overwrite=True) as journal:
         assert len(journal) == 0 and journal.answer("q1") is None
 

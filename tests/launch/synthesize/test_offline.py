@@ -140,6 +140,43 @@ def test_annotations_without_names_are_one_line(monkeypatch, capsys, tmp_path):
     assert err.count("\n") == 1
 
 
+def test_data_that_have_changed_are_refused_until_redone(monkeypatch, capsys, tmp_path, photos):
+    """Examples are known by their number: else one would be lost and another stand there twice."""
+    files = sorted(photos.glob("*.png"))
+    rows = [
+        json.dumps({"image": str(file), "id": file.stem, "objects": [
+            {"box": [10, 20, 50, 70], "label": "dog"}, {"box": [60, 20, 110, 80], "label": "sofa"}
+        ]})
+        for file in files
+    ]  # fmt: skip
+    data = tmp_path / "d.jsonl"
+    data.write_text("\n".join(rows[:3]) + "\n")
+    command = [tmp_path / "o", "--data", f"jsonl:{data}", "--offline"]
+    code, _, err = run(monkeypatch, capsys, *command, "--limit", 2)
+    assert code == 0, err
+    code, _, err = run(monkeypatch, capsys, *command)  # another limit is no other data
+    assert code == 0 and "2 of 3 pictures are done already" in err
+    data.write_text("\n".join(rows[1:4]) + "\n")
+    code, _, err = run(monkeypatch, capsys, *command)
+    assert code == 2 and "another state of the data" in err and err.count("\n") == 1
+    code, _, err = run(monkeypatch, capsys, *command, "--redo")
+    assert code == 0, err
+    seen = [row["id"] for row in lines(tmp_path / "o" / "annotations.jsonl")]
+    assert seen == [file.stem for file in files[1:4]]
+
+
+def test_pictures_that_have_changed_are_refused(monkeypatch, capsys, tmp_path, photos, detector):
+    (tmp_path / "tags.txt").write_text("dog\nsofa\n")
+    command = [tmp_path / "o", "--pictures", photos, "--detector", "D", "--offline",
+               "--tags", tmp_path / "tags.txt"]  # fmt: skip
+    assert run(monkeypatch, capsys, *command)[0] == 0
+    Image.new("RGB", (300, 200), "red").save(photos / "00.png")
+    code, _, err = run(monkeypatch, capsys, *command)
+    assert code == 2 and "another state of the data" in err
+    assert run(monkeypatch, capsys, *command, "--redo")[0] == 0
+    assert open_source(f"jsonl:{tmp_path / 'o' / 'annotations.jsonl'}")[0].width == 300
+
+
 def test_unreadable_pictures_are_listed(monkeypatch, capsys, tmp_path, photos, detector):
     (photos / "zz.jpg").write_bytes(b"no picture")
     (tmp_path / "tags.txt").write_text("dog\nsofa\n")
