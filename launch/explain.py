@@ -15,6 +15,7 @@ place in pixels where most of it lies. Regions and prompts as of launch.chat.
 
 import argparse
 import json
+import sys
 from typing import Any
 
 from launch import chat, cli, detecting
@@ -75,7 +76,7 @@ def drawing(looks: Any, shown: list[str]) -> Any:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = arguments().parse_args(argv)
+    args = arguments().parse_args(chat.joined(sys.argv[1:] if argv is None else argv))
     if args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: give at least 1")
     args.video = None

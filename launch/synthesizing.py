@@ -67,7 +67,7 @@ def _endpoint_flags(g: argparse._ArgumentGroup) -> None:
                    help="pictures at a time (default %(default)s)")  # fmt: skip
     g.add_argument("--rate", type=_positive, default=0.0, metavar="R",
                    help="requests a minute (default: no limit but the server's)")  # fmt: skip
-    g.add_argument("--timeout", type=_positive, default=120.0, metavar="S",
+    g.add_argument("--timeout", type=_above, default=120.0, metavar="S",
                    help="seconds for a whole answer (default %(default)g)")  # fmt: skip
     g.add_argument("--retries", type=_count, default=5, metavar="N",
                    help="of a request that failed (default %(default)s)")  # fmt: skip
@@ -121,12 +121,13 @@ def _filter_flags(g: argparse._ArgumentGroup) -> None:
 def _number(text: str, kind: Any, low: float, high: float) -> Any:
     try:
         value = kind(text)
-        if low <= value <= high:
+        if low <= value <= high and value < float("inf"):
             return value
     except ValueError:
         pass
-    what = "a whole number" if kind is int else "a number"
-    limit = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+    bounded = high < float("inf")
+    what = "a whole number" if kind is int else "a number" if bounded else "a finite number"
+    limit = f"from {low:g} to {high:g}" if bounded else f"of at least {low:g}"
     raise argparse.ArgumentTypeError(f"{text!r}: give {what} {limit}")
 
 
@@ -142,13 +143,20 @@ def _positive(text: str) -> float:
     return float(_number(text, float, 0, float("inf")))
 
 
+def _above(text: str) -> float:
+    if value := _positive(text):
+        return value
+    raise argparse.ArgumentTypeError(f"{text!r}: give a number above 0")
+
+
 def _share(text: str) -> float:
     return float(_number(text, float, 0, 1))
 
 
 def open_work(args: argparse.Namespace) -> tuple[list[work.Item], str]:
-    """(the pictures of the flags, what tells that their source has changed). Raises UserError for an
-    empty folder, a data set that cannot be read or names nothing, and flags that do not fit."""
+    """(the pictures of the flags, what tells whether their source has changed). Raises UserError
+    for an empty folder, a data set that cannot be read or names nothing, and flags that do not fit
+    together."""
     if bool(args.pictures) == bool(args.data):
         raise UserError("give --pictures DIR or --data SPEC, one of them")
     if args.ocr and args.recipe != "ferret":
@@ -177,8 +185,13 @@ def open_tools(
 ) -> Tools:
     """What the flags say to work with; source: its state, of `open_work`. Raises UserError for what
     cannot be used."""
-    if unknown := set(args.kinds.split("+")) - set(KINDS):
+    kinds = tuple(args.kinds.split("+"))
+    if unknown := set(kinds) - set(KINDS):
         raise UserError(f"--kinds: unknown {sorted(unknown)[0]!r}: choose from {', '.join(KINDS)}")
+    if twice := [kind for k, kind in enumerate(kinds) if kind in kinds[:k]]:
+        raise UserError(f"--kinds: {twice[0]!r} is there twice: name each once")
+    if args.redo and args.overwrite:
+        raise UserError("--redo keeps the answers, --overwrite does not: give one of them")
     if args.tags and not args.detector:
         raise UserError("--tags: are what --detector looks for")
     if not 2 <= args.options <= len(ascii_uppercase):
@@ -213,7 +226,7 @@ def open_tools(
         ocr=ocr,
         tags=tags,
         nouns=caption_tags,
-        kinds=tuple(args.kinds.split("+")),
+        kinds=kinds,
         seed=args.seed,
         side=args.side,
         tries=args.tries,
@@ -232,8 +245,10 @@ def _tags(file: str) -> Sequence[str]:
 
 def _endpoint(args: argparse.Namespace, stop: threading.Event) -> Endpoint | None:
     if args.offline:
-        if args.base_url:
-            raise UserError("--offline and --base-url: give one of them")
+        for flag in ("base_url", "model", "stream"):
+            if getattr(args, flag):
+                name = flag.replace("_", "-")
+                raise UserError(f"--offline and --{name}: give one of them")
         return None
     url = args.base_url or next(filter(None, map(os.environ.get, ADDRESSES)), None)
     if not url:
@@ -244,8 +259,14 @@ def _endpoint(args: argparse.Namespace, stop: threading.Event) -> Endpoint | Non
             raise ValueError("is no object")
     except ValueError as e:
         raise UserError(f"--extra {args.extra}: no JSON object ({e})") from None
+    key = os.environ.get(args.key_env, "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:  # errors about it would print it
+        raise UserError(
+            f"--key-env {args.key_env}: its value is no key: it holds white space, a line break or "
+            "other characters that no key has"
+        )
     endpoint = Endpoint(
-        url, args.model, os.environ.get(args.key_env, "").strip(), timeout=args.timeout,
+        url, args.model, key, timeout=args.timeout,
         retries=args.retries, rate=args.rate, backoff=args.backoff, temperature=args.temperature,
         max_tokens=args.max_tokens, stream=args.stream, extra=extra, stop=stop,
     )  # fmt: skip

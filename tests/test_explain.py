@@ -171,3 +171,6 @@ def test_command_draws_and_tells(folders, tmp_path, capsys):
     absent = next(k for k in command.KINDS if k not in told["kinds"])
     with pytest.raises(UserError, match=f"has no {absent}: it has "):
         command.main([*argv, "--of", absent])
+    beside = [word if word != "9,4,45,36" else "-5,1,20,30" for word in argv]
+    with pytest.raises(UserError, match="--object -5,1,20,30: .*leaves the"):
+        command.main(beside)

@@ -24,8 +24,13 @@ def without_article(phrase: str) -> str:
 
 def phrase(text: str | None) -> str | None:
     """The text on one line, so that `<p>...</p>` can hold it; None where that is impossible
-    because it is empty or has marks of the markup in it."""
+    because it is empty, has marks of the markup in it, or half of a character (a lone surrogate,
+    which JSON may hold and no tokenizer takes)."""
     text = " ".join((text or "").split())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return None
     marked = markup.Segment("phrase", text)
     return text if text and markup.parse(f"<p>{text}</p>") == [marked] else None
 

@@ -78,11 +78,20 @@ def number(value: Any) -> int:
 
 
 def text_of(row: Any, key: str) -> str:
-    """A text of an entry that is not empty."""
+    """A text of an entry that is not empty and can be written as UTF-8."""
     value = row.get(key) if isinstance(row, Mapping) else None
     if not isinstance(value, str) or not value.strip():
         raise Unreadable(f'an entry has no text "{key}"')
+    _check_characters(value)
     return " ".join(value.split())
+
+
+def _check_characters(text: str) -> None:
+    """Raises Unreadable for a lone surrogate, "\\ud83d" in JSON: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise Unreadable("a text holds half of a character") from None
 
 
 def marked(text: str, count: int, alone: str = "r") -> str:
@@ -90,8 +99,9 @@ def marked(text: str, count: int, alone: str = "r") -> str:
 
     alone: what a mark without phrase becomes, "r" for `<r:2>`, "object" for `<object:2>`.
     Raises Unreadable for a mark beyond `count`, a phrase without mark, a mark that is not closed,
-    and a text that speaks of the marks themselves.
+    a text that speaks of the marks themselves, and one that holds half of a character.
     """
+    _check_characters(text)
     text = _GROUP.sub(lambda m: "".join(f"[{n}]" for n in re.findall(r"\d+", m[0])), text)
     if _OF_MARKS.search(re.sub(r"</?p>", "", text)):
         raise Unreadable("a text speaks of the numbers instead of the things")

@@ -91,6 +91,17 @@ def test_texts_that_cannot_be_used(text, reason):
         marked(text, 3)
 
 
+def test_half_a_character_is_unreadable():
+    """json reads a lone surrogate; tokenizers do not, months later."""
+    row = replies.read_json('{"question": "What \\ud800?", "answer": "\\ud83d\\udc36"}')
+    assert replies.text_of(row, "answer") == "\U0001f436"
+    with pytest.raises(Unreadable, match="holds half of a character"):
+        replies.text_of(row, "question")
+    with pytest.raises(Unreadable, match="holds half of a character"):
+        marked("<p>dog\udc00</p>[1]", 1)
+    assert replies.names('{"objects": ["dog\\udc00", "cat"]}') == ["cat"]
+
+
 def test_shipped_prompts_are_whole():
     texts = prompts.read_prompts()
     assert set(texts.texts) == set(prompts.PLACEHOLDERS)

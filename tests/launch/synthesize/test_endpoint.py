@@ -12,7 +12,7 @@ import pytest
 
 from mg_jax.data.synthesis.recipes import KINDS
 from tests.data.synthesis.chat_server import FAULTS, KEY, ChatServer
-from tests.launch.synthesize.command import BOXES, ROOT, answers, lines, online, run, whole
+from tests.launch.synthesize.command import BOXES, ROOT, answers, lines, online, run, scenes, whole
 
 
 def test_a_folder_against_an_endpoint(monkeypatch, capsys, tmp_path, photos, detector):
@@ -174,6 +174,19 @@ def test_an_endpoint_that_cannot_be_used_is_one_line(
     )
     assert code == 2 and err.count("\n") == 1 and "cannot be reached" in err
     assert not out.exists()
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk one", "sk-\u00e9", "sk-\x07two"])
+def test_a_value_that_is_no_key_is_refused_and_not_printed(monkeypatch, capsys, tmp_path, key):
+    monkeypatch.setenv("MY_KEY", key)
+    with ChatServer(key=KEY) as server:
+        code, out, err = run(
+            monkeypatch, capsys, tmp_path / "o", "--data", scenes(2), "--base-url", server.url,
+            "--key-env", "MY_KEY",
+        )  # fmt: skip
+        assert not server.requests
+    assert code == 2 and "--key-env MY_KEY" in err and err.count("\n") == 1
+    assert "sk" not in out + err
 
 
 def test_a_key_that_is_withdrawn_ends_the_run_and_keeps_what_is_done(

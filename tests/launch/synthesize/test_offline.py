@@ -110,7 +110,12 @@ def test_ferret_on_dialogues_of_scenes(monkeypatch, capsys, tmp_path):
         (["OUT", "--pictures", "EMPTY", "--recipe", "ferret"], "needs questions and answers"),
         (["OUT", "--data", "SCENES"], "give --base-url URL of an endpoint, or --offline"),
         (["OUT", "--data", "SCENES", "--offline", "--base-url", "http://x/v1"], "one of them"),
+        (["OUT", "--data", "SCENES", "--offline", "--model", "m"], "--offline and --model"),
+        (["OUT", "--data", "SCENES", "--offline", "--stream"], "--offline and --stream"),
+        (["OUT", "--data", "SCENES", "--offline", "--redo", "--overwrite"], "give one of them"),
         (["OUT", "--data", "SCENES", "--offline", "--kinds", "rec"], "unknown 'rec'"),
+        (["OUT", "--data", "SCENES", "--offline", "--kinds", f"{KINDS[0]}+{KINDS[0]}"],
+         f"'{KINDS[0]}' is there twice"),
         (["OUT", "--data", "SCENES", "--offline", "--ocr"], "is for --recipe ferret"),
         (["OUT", "--data", "SCENES", "--offline", "--tags", "T"], "what --detector looks for"),
         (["OUT", "--data", "SCENES", "--offline", "--options", "1"], "a choice has 2 to 26"),
@@ -127,6 +132,22 @@ def test_mistakes_are_one_line(monkeypatch, capsys, tmp_path, arguments, words):
              "SCENES": scenes(2)}  # fmt: skip
     code, _, err = run(monkeypatch, capsys, *(names.get(a, a) for a in arguments))
     assert code == 2 and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flag, value, words",
+    [
+        ("--timeout", "0", "a number above 0"),
+        ("--timeout", "inf", "a finite number of at least 0"),
+        ("--temperature", "inf", "a finite number of at least 0"),
+        ("--temperature", "nan", "a finite number of at least 0"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(monkeypatch, capsys, tmp_path, flag, value, words):
+    code, _, err = run(
+        monkeypatch, capsys, tmp_path / "o", "--data", scenes(2), "--offline", flag, value
+    )
+    assert code == 2 and words in err and flag in err
 
 
 def test_annotations_without_names_are_one_line(monkeypatch, capsys, tmp_path):
