@@ -234,6 +234,12 @@ def test_boxes_alone_are_named_by_the_question(codec):
     ("[0, 1]", "box that is not four numbers"),
     ("[0, 0, 0, 0]", "reversed or empty box"),
     ("[0, 0, 1", "box without end"),
+    ("[0.1;0.35;0.5;0.7]", "box that is not four numbers"),
+    ("[1e-1,0.35,0.5,0.7]", "box that is not four numbers"),
+    ("[0.1,0.35,5E-1,0.7]", "box that is not four numbers"),
+    ("[+0.1,0.35,0.5,0.7]", "box that is not four numbers"),
+    ("[nan,nan,nan,nan]", "box that is not four numbers"),
+    ("[0.1, 0.35, -Inf, 0.7]", "box that is not four numbers"),
 ])  # fmt: skip
 def test_malformed_boxes_are_no_box_and_are_counted(codec, text, fault):
     answer = read(codec, f"a dog {text}")
@@ -258,7 +264,18 @@ def test_whole_numbers_are_a_box(codec):
         assert answer.phrases[0].text == "dog" and not answer.notes
 
 
-@pytest.mark.parametrize("text", ["See [1] and [12].", "It is [a, b].", "[1, 2 and 3", "[1-2] []"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "See [1] and [12].",
+        "It is [a, b].",
+        "[1, 2 and 3",
+        "[1-2] []",
+        "[1, nancy]",
+        "[nan]",
+        "[1e5]",
+    ],
+)
 def test_other_brackets_are_words(codec, text):
     answer = read(codec, text)
     assert answer.text == text and not answer.notes

@@ -162,7 +162,7 @@ class ObjectTasks:
     def grounded_description(
         self, example: Example, rng: np.random.Generator, wording: Instructions
     ) -> Example | None:
-        """Everything that has a name, largest first, each with its box; then some relations."""
+        """The largest things that have a name, each with its box; then some relations."""
         example = labelled(example)
         talk = Talk(example)
         things = self.filters.named(named(example), self.drops)

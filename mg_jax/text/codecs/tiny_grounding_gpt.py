@@ -29,8 +29,14 @@ from mg_jax.text.codecs.rows import pad_rows
 IMAGE, OBJECT = range(2)  # placeholder ids, counted from the vocabulary's end
 IN_PADDING = "box beside the picture"
 
-# Two numbers or more in brackets are meant as a box, whole numbers too: [0,0,1,1]
-_MARK = re.compile(rf"{MARK.pattern}|\[(?=[\s.,-]*\d[\d.]*[\s,]+[.-]*\d)[\s\d.,-]*(?:\]|$)")
+# Two numbers or more in brackets are meant as a box, whole numbers too: [0,0,1,1]; whatever stands
+# between them, and numbers that no box has, such as 1e-1, +0.1 and nan. Before MARK, which would
+# end in the midst of those.
+_MARK = re.compile(
+    r"\[(?=[\s.,;+-]*(?:\d[\d.]*(?:[eE][+-]?\d+)?|(?i:nan|inf))[\s,;]+[.+-]*(?i:\d|nan|inf))"
+    r"(?:[\s\d.,;+-]|(?<=[\d.])[eE](?=[+-]?\d)|(?i:nan|inf))*(?:\]|$)"
+    rf"|{MARK.pattern}"
+)
 
 # Words that no name of an object begins with or contains; a name begins behind the last of them
 _BREAKS = frozenset(
