@@ -28,7 +28,7 @@ docs/readers.md) are asked what the paper asks of them in that stage (config.tas
 
 without=objects and without=dialogues are the paper's two ablations: stage 2 without the 256K
 of object images, stage 3 without the 72K of grounded conversations and descriptions; of scenes,
-without=objects holds for both stages.
+without=objects holds for both stages. In all other stages either is refused.
 
 --config.model.object_tokens=576|144|36 is how closely an object image is looked at. Context: a
 sequence is at most text_tokens, 576 vectors of the picture, and codec.object_slots times
@@ -89,6 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
             f"stage=labels is for llm=tiny: the towers of {c.size} are pretrained: take projector"
         )
     small = c.size == "tiny"
+    check_without(choice["without"], c.stage, small)
     model = tiny_model() if small else full_model(c.size)
     c.image_size = model.image_size
     c.model = ConfigDict(to_dict(model))
@@ -109,6 +110,17 @@ def get_config(arg: str = "") -> ConfigDict:
         c.codec.text_tokens = 1472  # 2,048 with the picture, as its predecessor has
         c.codec.buckets = (832, 1088, 1600, 2112)  # of whole sequences
     return c.lock()
+
+
+def check_without(without: str, stage: str, small: bool) -> None:
+    """Raises UserError where `without` would change nothing: such an arm is the whole recipe."""
+    scenes = small and without == "objects"  # which both stages show
+    acts = [s for s, (part, _) in MORE.items() if scenes or part == without]
+    if without != "nothing" and stage not in acts:
+        raise UserError(
+            f"without={without}: there is nothing to leave out in stage={stage}; it is for "
+            + " and ".join(f"stage={s}" for s in acts)
+        )
 
 
 def step(c: ConfigDict, without: str) -> None:

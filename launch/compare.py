@@ -29,6 +29,10 @@ from mg_jax.errors import UserError
 
 TIMED = 20  # questions of presence that are asked one by one
 SCENES = "scenes:seed=700000,n=300"
+SIMULATED = (
+    " With every question about a scene MG-LLaVA is given the boxes of a simulated detector, made "
+    "of what is there; no detector's cost is counted."
+)
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -146,11 +150,13 @@ def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[s
 
 
 def command(args: argparse.Namespace) -> str:
-    """The command of a page, with folders by their names alone."""
+    """The command of a page: releases, and a page of an absolute path, by their names alone, for
+    they say where things lie on this machine."""
     words = [Path(source).name for source in args.releases]
     words += ["--data", args.data] if args.data != SCENES else []
     words += [word for name in args.task or () for word in ("--task", name)]
-    return shlex.join(["python", "-m", "launch.compare", *words, "--out", args.out.name])
+    out = args.out.name if args.out.is_absolute() else args.out.as_posix()
+    return shlex.join(["python", "-m", "launch.compare", *words, "--out", out])
 
 
 def page(
@@ -161,6 +167,8 @@ def page(
 
     short = {source: Path(source).name for source in found}
     unseen = questions.is_scenes(data) and not questions.warning(data)
+    systems = {rows[""]["system"] for rows in found.values()}
+    given = "mg_llava" in systems and questions.is_scenes(data)
 
     def row(title: str, cells: Sequence[str]) -> str:
         return f"| {title} | {' | '.join(cells)} |"
@@ -195,7 +203,7 @@ def page(
         "Empty: the system has no part for the task. `launch.evaluate --help` says what the tasks "
         "ask. The costs are those of questions whether a thing is there, asked one by one: "
         f"operations are counted, times are medians on {os.cpu_count()} cores of "
-        f"{platform.machine()}.",
+        f"{platform.machine()}.{SIMULATED * given}",
         "",
     ]
 

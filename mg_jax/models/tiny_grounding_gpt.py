@@ -8,6 +8,7 @@ leaves much open; docs/tiny_grounding_gpt.md tables what is chosen here.
 
 import dataclasses
 import math
+import operator
 from typing import Any, Literal
 
 import jax
@@ -100,19 +101,13 @@ class TinyGroundingGPT(VisionLM):
             self.labels = Linear(shape, ("embed", "new_vocab"))
 
     def see(self, pixels: Float[Array, "B S S 3"]) -> dict[str, jax.Array]:
-        """Padded squares, normalised for CLIP -> `features` [B,P,C], channels of CLIP first.
-
-        Also `clip_features`, `dino_features` and `clip_states`.
-        """
+        """Padded squares, normalised for CLIP -> `features` [B,P,C], channels of CLIP first."""
         c = self.cfg
         states, _ = self.clip(pixels)
         _, normed = self.dino(to_imagenet(pixels) if c.dino_pixels == "imagenet" else pixels)
         clip, dino = states[c.select_layer][:, 1:], normed[:, 1 + c.dino.registers :]
         joined = jnp.concatenate([clip.astype(jnp.float32), dino.astype(jnp.float32)], -1)
-        return {
-            "clip_states": states, "clip_features": clip, "dino_features": dino,
-            "features": joined,
-        }  # fmt: skip
+        return {"features": joined}
 
     def look(self, batch: dict[str, jax.Array]) -> tuple[Float[Array, "B N P C"], dict[str, Any]]:
         """Features of all pictures of a row, its own and then its object images', and what led
@@ -230,6 +225,10 @@ def example_batch(
 def check(cfg: TinyGroundingGPTConfig) -> None:
     """Raises UserError when the sizes of a config do not fit each other, naming the key."""
     clip, dino = cfg.clip, cfg.dino
+    for name in ("clip.patch", "clip.image_size", "dino.patch", "dino.image_size"):
+        value = operator.attrgetter(name)(cfg)
+        if value < 1:
+            raise UserError(f"config.model.{name}: {value} is not at least 1")
     if clip.image_size % clip.patch or clip.image_size != clip.grid * dino.patch:
         raise UserError(
             f"config.model: clip.image_size={clip.image_size} must be a multiple of clip.patch="

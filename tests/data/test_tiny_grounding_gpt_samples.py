@@ -90,6 +90,19 @@ def test_augmentation_is_drawn_for_object_images_alone():
         rows_of(micro_config(crop_augment__light=3.0))
 
 
+def test_slots_that_make_no_sense_are_named():
+    for stage, slots, least in (("local", -1, 0), ("labels", 0, 1), ("labels", -2, 1)):
+        config = micro_config(stage, codec__object_slots=slots)
+        for check in (rows_of, lambda c: pipeline.batch_sizes(c, model(c))):
+            with pytest.raises(UserError, match=f"object_slots: {slots} is not at least {least}"):
+                check(config)
+    rows_of(micro_config(codec__object_slots=0))
+    with pytest.raises(UserError, match="config.options=6: place_choice .*object_slots=5"):
+        rows_of(micro_config(tasks="rec+place_choice", options=6))
+    rows_of(micro_config(tasks="rec+object_match", options=6))
+    rows_of(micro_config(tasks="rec+place_choice", options=5))
+
+
 def test_samples_travel_to_workers():
     rows = pickle.loads(pickle.dumps(rows_of(micro_config())))
     assert rows.make(photo(("What?", "A dog")), np.random.default_rng(0))["image"] is not None

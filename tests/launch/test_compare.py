@@ -65,6 +65,14 @@ def test_page(tmp_path, capsys, monkeypatch):
     for data, unseen in ((DATA, True), ("scenes:seed=3,n=2", False), ("coco:x.json,x", False)):
         lines = compare.page(found, data, ["presence"], "command")
         assert any("which none of them is trained on" in x for x in lines) == unseen
+        assert not any("no detector's cost" in x for x in lines)
+    found["b"] = {task: row | {"system": "mg_llava"} for task, row in found["a"].items()}
+    for data, simulated in ((DATA, True), ("coco:x.json,x", False)):
+        lines = compare.page(found, data, ["presence"], "command")
+        assert any("no detector's cost is counted" in x for x in lines) == simulated
+    for path, shown in (("docs/page.md", "docs/page.md"), (str(out), "page.md")):
+        said = compare.command(compare.arguments().parse_args(["a", "--out", path]))
+        assert said == f"python -m launch.compare a --out {shown}"
 
     with pytest.raises(UserError, match="--task object_match: ferret takes no object images"):
         evaluate.main(["--checkpoint", folders["ferret"], "--task", "object_match", "--data", DATA])

@@ -120,6 +120,9 @@ def test_an_object_image_goes_the_way_of_the_picture(tiny):
         np.testing.assert_allclose(aux["object_tokens"][:, 0], want, atol=1e-5)
         np.testing.assert_allclose(aux["object_tokens"].shape, (1, 3, tokens, 16))
     assert set(system.example_batch("local")) == set(batch)
+    # no output that nothing reads: states of a tower are as large as all its activations
+    seen = {"features", "image_tokens", "object_tokens"}
+    assert set(aux) == seen | {"tokens", "valid", "embeddings", "last_hidden"}
 
 
 def test_padding_changes_nothing(tiny):
@@ -229,6 +232,9 @@ def test_pixels_of_one_tower_become_those_of_the_other():
 @pytest.mark.parametrize(("change", "message"), [
     ({"clip": {**TINY["clip"], "image_size": 18}}, "multiple of clip.patch=4"),
     ({"dino": {**TINY["dino"], "patch": 2}}, "equal dino.patch, which is 2"),
+    ({"clip": {**TINY["clip"], "patch": 0}}, "config.model.clip.patch: 0 is not at least 1"),
+    ({"dino": {**TINY["dino"], "patch": -4}}, "config.model.dino.patch: -4 is not at least 1"),
+    ({"clip": {**TINY["clip"], "image_size": 0}}, "clip.image_size: 0 is not at least 1"),
     ({"select_layer": -5}, "select_layer: -5"),
     ({"object_tokens": 9}, "object_tokens: 9 are no means .* choose 16, 4, 1"),
     ({"dino_pixels": "raw"}, "dino_pixels: 'raw'"),

@@ -92,10 +92,14 @@ def test_ablations_leave_out_what_the_paper_leaves_out():
         return tiny_grounding_gpt.get_config(f"stage={stage},llm={llm},without={without}")
 
     for stage in STAGES:
-        c = {w: config(stage, "3b", w) for w in ("nothing", "objects", "dialogues")}
-        less = {"local": ["objects"], "global": ["dialogues"]}.get(stage, [])
-        assert [w for w in c if c[w].tasks != c["nothing"].tasks] == less
-        parse_tasks(c["nothing"].tasks)
+        whole = config(stage, "3b", "nothing").tasks
+        parse_tasks(whole)
+        for without in ("objects", "dialogues"):
+            if (stage, without) in (("local", "objects"), ("global", "dialogues")):
+                assert config(stage, "3b", without).tasks != whole
+                continue
+            with pytest.raises(UserError, match=f"without={without}: .* in stage={stage}; it is"):
+                config(stage, "3b", without)
     # both parts of stage 1 see the same captions
     assert {config(s, "3b", "nothing").tasks for s in ("projector", "llm")} == {"caption"}
     assert "place_choice" in config("local", "3b", "nothing").tasks
@@ -107,6 +111,17 @@ def test_ablations_leave_out_what_the_paper_leaves_out():
     assert "object" not in config("local", "tiny", "objects").data
     for data in tiny.values():
         pipeline.open_mixture(data)
+
+
+@pytest.mark.parametrize(("stage", "without", "where"), [
+    ("labels", "objects", "stage=local and stage=global"),
+    ("projector", "objects", "stage=local and stage=global"),
+    ("labels", "dialogues", "stage=global"),
+    ("local", "dialogues", "stage=global"),
+])  # fmt: skip
+def test_nothing_to_leave_out_is_refused(stage, without, where):
+    with pytest.raises(UserError, match=f"in stage={stage}; it is for {where}$"):
+        tiny_grounding_gpt.get_config(f"stage={stage},llm=tiny,without={without}")
 
 
 def test_a_wrong_size_is_named():

@@ -12,7 +12,8 @@ from mg_jax.data.crops import CropAugment, check_augment, crop
 from mg_jax.data.samples.base import Conversations, Record, Samples, target_slots
 from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.data.samples.tiny_grounding_gpt_teaching import Gaze
-from mg_jax.errors import BadRecord
+from mg_jax.data.tasks.objects import CHOICES
+from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
 from mg_jax.text.codecs.rows import GAZE, collate_gaze
 from mg_jax.text.codecs.tiny_grounding_gpt import square
@@ -30,15 +31,25 @@ def codec_options(config: Any, cfg: Any) -> dict[str, Any]:
         "template": config.codec.template,
         "image_tokens": cfg.image_tokens,
         "object_tokens": cfg.object_tokens,
-        "object_slots": config.codec.object_slots,
+        "object_slots": object_slots(config),
         "text_tokens": config.codec.text_tokens,
         "vocab": cfg.lm.vocab,
     }
 
 
+def object_slots(config: Any) -> int:
+    """Most object images of a row. Raises UserError for a number of them that makes no sense."""
+    slots, least = config.codec.object_slots, 1 if config.stage == "labels" else 0
+    if slots < least:
+        raise UserError(
+            f"config.codec.object_slots: {slots} is not at least {least} in stage={config.stage}"
+        )
+    return int(slots)
+
+
 def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
     """Text length, slots of object images, of labelled things, and looks of a sample."""
-    slots = config.codec.object_slots
+    slots = object_slots(config)
     if config.stage == "labels":
         return {"objects": slots, "targets": config.target_slots}
     text = cfg.image_tokens + slots * cfg.object_tokens + config.codec.text_tokens
@@ -77,7 +88,7 @@ class Labels(_Pictures):
     def __init__(self, config: Any, cfg: Any):
         super().__init__(config, cfg)
         self.words, self.slots = label_words(config, cfg), target_slots(config)
-        self.shown = config.codec.object_slots
+        self.shown = object_slots(config)
 
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
         named = named_boxes(example, self.words, self.slots, 1, rng)
@@ -106,6 +117,12 @@ class Language(Conversations, _Pictures):
         Conversations.__init__(self, config, cfg, codec)
         _Pictures.__init__(self, config, cfg)
         slots = codec.object_slots
+        choices = [name for name in CHOICES if self.tasks.get(name, 0) > 0]
+        if choices and config.options > slots:  # else most of them would be left out
+            raise UserError(
+                f"config.options={config.options}: {choices[0]} shows as many object images, but "
+                f"there is room for config.codec.object_slots={slots}: lower one or raise the other"
+            )
         self.slots: tuple[int, ...] = (0, -(-slots // 2), slots)
         self.gaze = Gaze(codec) if cfg.pointing_weight else None
         if jax.process_count() > 1:  # they do not see each other's rows, and shapes must agree

@@ -312,6 +312,8 @@ NAMES = (
 )  # fmt: skip
 # Those that ask for something by its name: they have nothing to say of boxes without names
 NAMED = ("name_choice", "grounding_dialogue", "grounded_description")
+# Those that offer up to `options` object images
+CHOICES = ("place_choice", "name_choice", "object_relation")
 OBJECT_TASKS = ObjectTasks().tasks
 
 
