@@ -30,7 +30,6 @@ SEED = 0  # of the points that stand for a region: the same region is always see
 class FerretAdapter(Adapter):
     """Points, boxes, scribbles, polygons and masks are sampled from their own pixels."""
 
-    preprocessing = "clip_squash"
     text_alone = True
 
     def __init__(self, system: System, codec: Any, settings: Mapping[str, Any], detect: Any = None):

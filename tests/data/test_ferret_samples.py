@@ -132,6 +132,17 @@ def test_what_does_not_fit_is_left_out_or_refused(made):
         rows_of(micro_config(points=2.0))
 
 
+def test_settings_without_effect_are_refused():
+    with pytest.raises(UserError, match="config.preprocess: 'groma_pil' .*: write clip_squash"):
+        rows_of(micro_config(preprocess="groma_pil"))
+    with pytest.raises(UserError, match="refer_slots: -1; give a count from 0 up"):
+        rows_of(micro_config(codec__refer_slots=-1))
+    for how in ("skip", "error"):
+        none, _ = rows_of(micro_config(codec__refer_slots=0, codec__too_long=how, points=0.0))
+        with pytest.raises(UserError, match="1 refer regions, but there are 0 slots"):
+            none.collate([none.make(example(), rng())])
+
+
 def test_malformed_examples(made):
     rows, _ = made
     with pytest.raises(BadRecord, match="is a video, but Ferret sees pictures"):

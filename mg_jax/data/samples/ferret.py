@@ -21,11 +21,11 @@ from mg_jax.data.samples.mg_llava_teaching import label_words, named_boxes
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Region, Turn
 from mg_jax.text import markup
-from mg_jax.text.codecs.rows import check_length, check_slots, collate_gaze
+from mg_jax.text.codecs.rows import GAZE, check_length, check_slots, collate_gaze
 from mg_jax.vision import anyres, preprocess
 
-LOOKS = 192  # looks of a sample in a batch: ten boxes have up to some twenty each
 POINTED = ("box", "mask")  # kinds of regions that may be shown as points instead
+SQUASH = "clip_squash"  # pictures have no other form here: sides and pixels are of config.model
 
 
 def samples(config: Any, cfg: Any, codec: Any) -> Samples:
@@ -56,7 +56,7 @@ def batch_sizes(config: Any, cfg: Any) -> dict[str, int]:
         "tokens": options["image_tokens"] + config.codec.text_tokens,
         "tiles": cfg.max_tiles,
         "regions": config.codec.refer_slots,
-        "gaze": LOOKS,
+        "gaze": GAZE,
     }
 
 
@@ -113,6 +113,11 @@ class _Pictures(Samples):
     """Pixels stay bytes until a batch has left its worker."""
 
     def __init__(self, config: Any, cfg: Any):
+        if config.preprocess != SQUASH:
+            raise UserError(
+                f"config.preprocess: {config.preprocess!r} is of other systems; Ferret squeezes "
+                f"pictures to squares: write {SQUASH}"
+            )
         self.cfg, self.tiled = cfg, tiled(config, cfg)
         self.fixed = jax.process_count() > 1  # they do not see each other's rows
         self.points = float(config.points)
@@ -173,6 +178,8 @@ class Language(Conversations, _Pictures):
         self.texts = sorted({*(n for n in config.codec.buckets if n < self.text_tokens),
                              self.text_tokens})  # fmt: skip
         self.slots = config.codec.refer_slots
+        if self.slots < 0:
+            raise UserError(f"config.codec.refer_slots: {self.slots}; give a count from 0 up")
         self.described = codec.refer != "coordinates" and config.stage != "caption"
 
     def check_vocabulary(self, name: str, cfg: Any, codec: Any) -> None:
@@ -212,8 +219,11 @@ class Language(Conversations, _Pictures):
         out: dict[str, np.ndarray] = self.codec.collate(records, [size], names)
         batching.refuse_empty_loss(out)
         if self.gaze:
-            out |= collate_gaze(records, LOOKS)
+            out |= collate_gaze(records, GAZE)
         described = self.slots if self.described else 0
+        if self.described:  # without slots `arrays` has no look at them
+            for name, record in zip(names, records, strict=True):
+                check_slots("refer", len(record["points"]), self.slots, name)
         return out | arrays(records, self.cfg, slots, described, names)
 
     def size(self, records: Sequence[Record], slots: int) -> int:
