@@ -25,6 +25,7 @@ from conversion.tables.ferret import CLIP as PUBLISHED
 from conversion.tables.ferret import tower_shapes
 from mg_jax.config import build, to_dict
 from mg_jax.errors import UserError
+from mg_jax.models.ferret_config import FerretConfig, check
 
 V1, UI = "ferret", "ferret_llama"
 CLASSES = {V1: "FERRETLlamaForCausalLM", UI: "FerretLlamaForCausalLM"}
@@ -130,8 +131,8 @@ def check_language(raw: Mapping[str, Any], where: str) -> None:
 def read_ferret(raw: Mapping[str, Any], where: str = "config.json") -> dict[str, Any]:
     """Values of mg_jax.models.ferret.FerretConfig, with the behaviour of the published code.
 
-    Raises UserError for an unsupported field, another language model than Llama, or a tower of
-    another width than the projector was made for.
+    Raises UserError for an unsupported field, another language model than Llama, a tower of
+    another width than the projector was made for, or values that no model can be built of.
     """
     check_language(raw, where)
     own = read_section({k: v for k, v in raw.items() if k in OWN}, FERRET, where)
@@ -157,7 +158,7 @@ def read_ferret(raw: Mapping[str, Any], where: str = "config.json") -> dict[str,
         raise UserError(f"{where}.region_fea_adapter: upstream's works at one resolution alone")
     if regions != "none" and own["region_token"] is None:
         raise UserError(f"{where}.im_region_fea_token: missing; which id is <region_fea>?")
-    return {
+    out = {
         "low": low, "tile": None, "lm": lm, "low_size": size, "tile_size": size, "grids": grids,
         "low_layer": own["low_layer"], "projector": PROJECTORS[own["projector"]],
         "tile_projector": "shared", "region_map": "fused", "fusion": "raw",
@@ -166,6 +167,12 @@ def read_ferret(raw: Mapping[str, Any], where: str = "config.json") -> dict[str,
         # upstream cuts a text that is too long, whatever the picture leaves
         "text_positions": 0,
     }  # fmt: skip
+    built = build(FerretConfig, out, where)
+    try:
+        check(built)
+    except UserError as e:  # which names our keys
+        raise UserError(f"{where}: {e}") from None
+    return out
 
 
 def _grids(own: Mapping[str, Any], size: int, where: str) -> tuple[list[list[int]], str]:

@@ -181,8 +181,13 @@ def check(cfg: FerretConfig) -> None:
     for name, size, vit in (
         ("low_size", cfg.low_size, cfg.low), ("tile_size", cfg.tile_size, tower),
     ):  # fmt: skip
-        if size % vit.patch:
+        if size < 1 or size % vit.patch:
             raise UserError(f"{where}.{name}: {size} must be a multiple of the patch, {vit.patch}")
+    for name, count in (
+        ("text_positions", cfg.text_positions), ("label_words", cfg.label_words),
+    ):  # fmt: skip
+        if count < 0:
+            raise UserError(f"{where}.{name}: {count}; give a count from 0 up")
     if cfg.tile_pool < 1 or cfg.tile_side % cfg.tile_pool:
         raise UserError(
             f"{where}.tile_pool: {cfg.tile_pool} does not divide the {cfg.tile_side} cells a side "
@@ -211,6 +216,12 @@ def check(cfg: FerretConfig) -> None:
                     f"{where}.{name}: {value!r} needs encoders of one width, but low.width="
                     f"{cfg.low.width} and tile.width={cfg.tile.width}"
                 )
+    token = cfg.region_token
+    if cfg.regions != "none" and token is not None and not 0 <= token < cfg.lm.vocab:
+        raise UserError(
+            f"{where}.region_token: {token} is no row of the vocabulary: lm.vocab={cfg.lm.vocab}, "
+            "counted from 0; null gives <region_fea> no row"
+        )
     check_sampler(cfg.sampler, f"{where}.sampler")
     check_pointing(cfg)
     if cfg.sampler.residual and cfg.map_width != cfg.lm.width:

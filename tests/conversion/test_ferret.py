@@ -230,6 +230,8 @@ def test_what_lacks_the_tower_is_told_where_it_is(tmp_path, name, whole):
         ({"im_region_fea_token": None}, "im_region_fea_token: missing"),
         ({"region_geo_sampler": False, "region_fea_adapter": True}, "at one resolution alone"),
         ({"mm_concat": True}, "mm_concat: unknown field"),
+        ({"im_region_fea_token": 10**6}, r"config.json: config.model.region_token: 1000000 is no"),
+        ({"mm_vision_select_layer": 99}, r"config.json: config.model.low_layer: 99 is not one"),
     ],
 )
 def test_fields_that_mean_another_model_are_refused(tmp_path, fields, message):

@@ -115,6 +115,13 @@ def test_direct_upsampling_interpolates_clips_positions():
     [
         ({"low_size": 5}, "low_size: 5 must be a multiple of the patch, 2"),
         ({"tile_size": 9}, "tile_size: 9 must be"),
+        ({"tile_size": 0}, "tile_size: 0 must be"),
+        ({"tile_size": -8}, "tile_size: -8 must be"),
+        ({"low_size": 0}, "low_size: 0 must be"),
+        ({"text_positions": -5}, "text_positions: -5; give"),
+        ({"label_words": -1}, "label_words: -1; give"),
+        ({"region_token": -1}, "region_token: -1 is no row of the vocabulary"),
+        ({"region_token": TINY["lm"]["vocab"]}, "is no row of the vocabulary: lm.vocab="),
         ({"tile_pool": 3}, "tile_pool: 3 does not divide the 4 cells"),
         ({"grids": [[0, 2]]}, r"grids: \[0, 2\]"),
         ({"grids": [[3, 3]], "tile_pool": 2}, r"grids: \[3, 3\] has 9 tiles; .* room for 6"),
