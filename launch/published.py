@@ -12,7 +12,8 @@
 Questions, readers and scores are those of Ferret's evaluation (mg_jax/evals/ferret_sets.py). Every
 answer is a line {"key", "text"} of --answers, written as soon as it is there: a second call goes on
 where one was stopped, and scores alone when all are there, without --checkpoint or --images. One
-file of answers serves all kinds of --region.
+file of answers serves all kinds of --region. A question whose picture cannot be read is told and
+left out: without answer it is wrong.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import cli
+from mg_jax.disk import disk_errors, temporary
 from mg_jax.errors import UserError
 
 
@@ -51,7 +53,12 @@ def arguments() -> argparse.ArgumentParser:
 def read_answers(file: Path) -> dict[str, str]:
     """Answers by key; a last line that was torn does not count. Raises UserError for another."""
     found: dict[str, str] = {}
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    try:
+        if file.is_dir():
+            raise UserError(f"--answers {file}: is a folder: name a file in it")
+        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"--answers {file}: cannot be read ({e}): name another file") from None
     for n, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
@@ -69,26 +76,44 @@ def ask(args: argparse.Namespace, questions: Sequence[Any]) -> None:
             f"{args.answers}: {len(questions)} questions have no answer yet: give --checkpoint and "
             "--images"
         )
+    if not args.images.is_dir():
+        raise UserError(f"--images {args.images}: no such folder")
     from mg_jax.evals.ferret_sets import plain_text
-    from mg_jax.example import Query
-    from mg_jax.vision.preprocess import load_image
 
-    assistant = cli.load(args.checkpoint)
-    args.answers.parent.mkdir(parents=True, exist_ok=True)
     whole = "".join(
         json.dumps({"key": k, "text": t}) + "\n" for k, t in read_answers(args.answers).items()
     )
-    args.answers.write_text(whole, encoding="utf-8")  # without a torn line
+    with disk_errors(args.answers):  # told before the model is loaded
+        args.answers.parent.mkdir(parents=True, exist_ok=True)
+        part = temporary(args.answers)
+        part.write_text(whole, encoding="utf-8")  # without a torn line
+        part.replace(args.answers)
+    assistant = cli.load(args.checkpoint)
+    done = 0
     for start in range(0, len(questions), args.batch_size):
         chunk = questions[start : start + args.batch_size]
-        queries = [Query(load_image(args.images / q.picture), q.prompt, q.regions) for q in chunk]
+        found = {q.key: query for q in chunk if (query := _query(args.images, q))}
         answers = assistant.answer(
-            queries, max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
+            list(found.values()), max_new_tokens=args.max_new_tokens, batch_size=args.batch_size
         )
-        with open(args.answers, "a", encoding="utf-8") as file:
-            for q, a in zip(chunk, answers, strict=True):
-                file.write(json.dumps({"key": q.key, "text": plain_text(a)}) + "\n")
-        print(f"{start + len(chunk)} of {len(questions)} answered", file=sys.stderr)
+        with disk_errors(args.answers), open(args.answers, "a", encoding="utf-8") as file:
+            for key, a in zip(found, answers, strict=True):
+                file.write(json.dumps({"key": key, "text": plain_text(a)}) + "\n")
+        done += len(found)
+        print(f"{done} of {len(questions)} answered", file=sys.stderr)
+
+
+def _query(images: Path, question: Any) -> Any:
+    """What to ask; None, with a line on stderr, where the picture cannot be read."""
+    from mg_jax.example import Query
+    from mg_jax.vision.preprocess import load_image
+
+    try:
+        picture = load_image(images / question.picture)
+    except UserError as e:
+        print(f"question {question.key} is left out: {e}", file=sys.stderr)
+        return None
+    return Query(picture, question.prompt, question.regions)
 
 
 def main(argv: list[str] | None = None) -> None:

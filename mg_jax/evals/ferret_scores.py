@@ -53,7 +53,7 @@ class Referred:
 
 def referring(rows: Sequence[Referred]) -> dict[str, dict[str, float]]:
     """By data set the share of expressions answered with IoU >= 0.5: "1" by the first box, "mean"
-    by the mean of all boxes, "upper bound" by the best; and "unreadable", a count.
+    by the mean of all boxes, "upper bound" by the best; and "unreadable", a count of answers.
 
     In float32, as published. Raises UserError without rows.
     """
@@ -64,7 +64,7 @@ def referring(rows: Sequence[Referred]) -> dict[str, dict[str, float]]:
     for row in rows:
         found = None if row.text is None else scanned_boxes(row.text, row.width, row.height)
         total = sums.setdefault(row.dataset, dict.fromkeys((*WAYS, "unreadable"), 0.0))
-        total["unreadable"] += found is None
+        total["unreadable"] += row.text is not None and found is None
         boxes = np.asarray((found or ([], []))[1] or NOTHING, np.float32)
         iou = box_iou(boxes, row.box, np.float32)[:, 0]
         mean = box_iou(boxes.mean(0), row.box, np.float32)[0, 0]

@@ -10,14 +10,14 @@
 Answers are scored as they were written, by their question's key (Ferret spec 10).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mg_jax.data.sources.free_text import to_markup
 from mg_jax.disk import read_json, read_json_lines
-from mg_jax.errors import UserError
+from mg_jax.errors import UserError, shown
 from mg_jax.evals import ferret_scores, ferret_text, pope
 from mg_jax.evals.choosing import published_region
 from mg_jax.example import Region
@@ -26,6 +26,38 @@ from mg_jax.text.instructions.ferret import which
 
 KINDS = ("point", "box", "free_shape")
 Texts = Mapping[str, str]  # answers by key
+Kind = tuple[str, Callable[[Any], bool]]  # in words, and whether a value is of it
+
+
+def _number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e9  # nor NaN
+
+
+def _spans(x: Any) -> bool:
+    """Whether of each phrase there is at least one stretch of letters."""
+    return isinstance(x, list) and all(
+        isinstance(spans, list)
+        and len(spans) > 0
+        and all(isinstance(s, list) and len(s) == 2 and all(type(n) is int for n in s)
+                and 0 <= s[0] < s[1] for s in spans)
+        for spans in x
+    )  # fmt: skip
+
+
+TEXT: Kind = ("a text", lambda x: isinstance(x, str))
+TEXTS: Kind = ("a list of texts", lambda x: isinstance(x, list) and all(map(TEXT[1], x)))
+NAME: Kind = ("a number or a text", lambda x: type(x) in (int, str) and x != "")
+LINE: Kind = (
+    "a number of a line, from 0 up",
+    lambda x: type(x) in (int, str) and str(x).isascii() and str(x).isdigit(),
+)
+SIDE: Kind = ("a count of pixels, from 1 up", lambda x: _number(x) and x >= 1)
+PLACE: Kind = (
+    "four numbers x, y, width, height",
+    lambda x: isinstance(x, list) and len(x) == 4 and all(map(_number, x)),
+)
+SPANS: Kind = ("a list of [[first letter, last letter + 1], ...]", _spans)
+SIZES = {"width": SIDE, "height": SIDE}
 
 
 @dataclass(frozen=True)
@@ -60,8 +92,13 @@ class RefCoco(PublishedSet):
 
     def __init__(self, file: Path):
         super().__init__(file)
-        self.data = _record(file, images=("id", "file_name", "caption", "width", "height"),
-                            annotations=("image_id", "bbox"))  # fmt: skip
+        self.data = _record(
+            file,
+            images={"id": NAME, "file_name": TEXT, "caption": TEXT, **SIZES},
+            annotations={"image_id": NAME, "bbox": PLACE},
+        )
+        for n, row in enumerate(self.data["images"]):
+            _check(row, {"dataset_name": TEXT}, f"{file}: images[{n}]")
 
     def questions(self) -> Iterator[Question]:
         for row in self.data["images"]:
@@ -82,13 +119,14 @@ class RefCoco(PublishedSet):
 
 
 class Flickr(PublishedSet):
-    """Recall at 1, 5, 10 and of all boxes, of all phrases and of each kind, chains merged."""
+    """Recall at 1, 5, 10 and of all boxes, of all phrases and of each kind, chains merged;
+    "unreadable" answers are counted."""
 
     def __init__(self, file: Path, entities: Path):
         super().__init__(file)
         self.entities = entities
-        self.data = _record(file, images=("original_img_id", "sentence_id", "file_name", "caption",
-                                          "tokens_positive_eval", "width", "height"))  # fmt: skip
+        kinds = {"original_img_id": NAME, "sentence_id": LINE, "file_name": TEXT, "caption": TEXT}
+        self.data = _record(file, images={**kinds, "tokens_positive_eval": SPANS, **SIZES})
 
     def questions(self) -> Iterator[Question]:
         for row in self.data["images"]:
@@ -108,12 +146,19 @@ class Flickr(PublishedSet):
             if _sentence(row) in texts
         }
         asked = ferret_scores.flickr_rows(rows, lines, boxes, answers)
+        read = {
+            _sentence(row): ferret_text.scanned_boxes(
+                texts[_sentence(row)], float(row["width"]), float(row["height"])
+            )
+            for row in rows
+            if _sentence(row) in texts
+        }
         found = ferret_scores.phrase_recall(asked)
         return {
             f"{'upper bound' if k == -1 else f'recall@{k}'} {kind}": value
             for k, kinds in found.items()
             for kind, value in kinds.items()
-        } | {"unreadable": float(sum(row.found is None for row in asked))}
+        } | {"unreadable": float(sum(found is None for found in read.values()))}
 
     def _read(self, folder: str, number: str, suffix: str) -> str:
         path = self.entities / folder / f"{number}.{suffix}"
@@ -132,7 +177,10 @@ class Lvis(PublishedSet):
         if kind not in KINDS:
             raise UserError(f"region kind {kind!r}: choose {', '.join(KINDS)}")
         self.kind = kind
-        self.rows = read_json_lines(file, "image_path", "name", "neg_class", "synonyms")
+        kinds = {"image_path": TEXT, "name": TEXT, "neg_class": TEXT, "synonyms": TEXTS}
+        self.rows = read_json_lines(file, *kinds)
+        for n, row in enumerate(self.rows):
+            _check(row, kinds | SIZES, f"{file}: question {n}")
 
     def questions(self) -> Iterator[Question]:
         for n, row in enumerate(self.rows):
@@ -192,7 +240,14 @@ def _sentence(row: Mapping[str, Any]) -> str:
     return f"{row['original_img_id']}/{row['sentence_id']}"
 
 
-def _record(file: Path, **lists: Sequence[str]) -> dict[str, Any]:
+def _check(row: Mapping[str, Any], kinds: Mapping[str, Kind], where: str) -> None:
+    """Raises UserError for a field, where it is there, that is of another kind."""
+    for field, (said, fits) in kinds.items():
+        if field in row and not fits(row[field]):
+            raise UserError(f"{where}.{field}: {shown(repr(row[field])[:60])} is not {said}")
+
+
+def _record(file: Path, **lists: Mapping[str, Kind]) -> dict[str, Any]:
     """A file with these lists, whose rows have these fields."""
     data = read_json(file)
     missing = [k for k in lists if not isinstance(data.get(k), list)]
@@ -203,13 +258,14 @@ def _record(file: Path, **lists: Sequence[str]) -> dict[str, Any]:
             lacking = [f for f in fields if not isinstance(row, dict) or f not in row]
             if lacking:
                 raise UserError(f"{file}: {key}[{n}] lacks {', '.join(lacking)}")
+            _check(row, fields, f"{file}: {key}[{n}]")
     return data
 
 
 def _region(file: Path, n: int, row: Mapping[str, Any], kind: str) -> Region:
     try:
         return published_region(row, kind)
-    except (KeyError, TypeError, ValueError) as e:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as e:
         raise UserError(f"{file}: question {n} has no {kind} ({type(e).__name__}: {e})") from None
 
 

@@ -1,6 +1,7 @@
 """Ferret's published tests asked from their own files; launch.published."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_refcoco(files):
     found = test.score({"4": "a dog [100, 100, 500, 500]", "2": "a cat [0, 0, x, 9]"})
     assert found["refcoco acc@0.5 1"] == 1.0 and found["refcocog acc@0.5 1"] == 0.0
     assert found["unreadable"] == 1.0
-    assert test.score({})["refcoco acc@0.5 upper bound"] == 0.0
+    none = test.score({})  # no answer is wrong, but nothing that could not be read
+    assert none["refcoco acc@0.5 upper bound"] == none["unreadable"] == 0.0
 
 
 def test_flickr_has_merged_boxes(files):
@@ -83,7 +85,12 @@ def test_flickr_has_merged_boxes(files):
     found = test.score({question.key: "two men [100, 200, 500, 800]."})
     assert found["recall@1 all"] == found["recall@1 people"] == 1.0
     assert test.score({question.key: "two men [100, 200, 300, 400]."})["recall@1 all"] == 0.0
-    assert test.score({})["unreadable"] == 1.0
+    data = json.loads((files / "flickr.json").read_text())
+    data["images"][0]["tokens_positive_eval"] *= 2
+    (files / "flickr.json").write_text(json.dumps(data))
+    twice = opened(files, "flickr")  # two phrases, one answer
+    assert test.score({})["unreadable"] == 0.0
+    assert twice.score({question.key: "two men [1, x]"})["unreadable"] == 1.0
     (files / "Sentences" / "9.txt").write_text("x\n")  # its second line is missing
     with pytest.raises(UserError, match="picture 9, sentence 1: no phrase 'Two men'"):
         test.score({})
@@ -140,6 +147,45 @@ def test_wrong_files_are_named(files, name, content, message):
         opened(files, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("refcoco", "caption", None),
+        ("refcoco", "width", "100"),
+        ("refcoco", "height", 0),
+        ("refcoco", "id", [4]),
+        ("refcoco", "dataset_name", []),
+        ("refcoco", "image_id", [4]),
+        ("refcoco", "bbox", [1, 2, 3]),
+        ("refcoco", "bbox", None),
+        ("flickr", "tokens_positive_eval", [[]]),
+        ("flickr", "tokens_positive_eval", None),
+        ("flickr", "sentence_id", "x"),
+        ("flickr", "sentence_id", -1),
+        ("flickr", "width", None),
+        ("lvis", "width", 0),
+        ("lvis", "name", 7),
+        ("lvis", "synonyms", None),
+        ("lvis", "image_path", None),
+    ],
+)
+def test_values_of_another_kind_are_named(files, name, field, value):
+    path = files / f"{name}.json"
+    key = "annotations" if field in ("bbox", "image_id") else "images"
+    if name == "lvis":
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows[1][field] = value
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        where = f"question 1.{field}"
+    else:
+        data = json.loads(path.read_text())
+        data[key][0][field] = value
+        path.write_text(json.dumps(data))
+        where = f"{key}[0].{field}"
+    with pytest.raises(UserError, match=re.escape(f"{path}: {where}: {value!r} is not ")):
+        opened(files, name)
+
+
 def test_what_is_missing_is_named(files):
     with pytest.raises(UserError, match="unknown set 'gqa': choose refcoco, flickr"):
         opened(files, "gqa")
@@ -147,8 +193,8 @@ def test_what_is_missing_is_named(files):
         open_set("flickr", files / "flickr.json")
     with pytest.raises(UserError, match="'circle': choose point, box"):
         opened(files, "lvis", kind="circle")
-    (files / "lvis.json").write_text(json.dumps({k: "a" for k in (
-        "image_path", "name", "neg_class", "synonyms")}))  # fmt: skip
+    row = dict.fromkeys(("image_path", "name", "neg_class"), "a") | {"synonyms": []}
+    (files / "lvis.json").write_text(json.dumps(row))
     with pytest.raises(UserError, match=r"question 0 has no point \(KeyError"):
         list(opened(files, "lvis", kind="point").questions())
 
@@ -187,6 +233,28 @@ def test_the_command_asks_what_is_left_and_scores(files, tmp_path, capsys):
             row = json.loads(capsys.readouterr().out)
             assert (row["region"], row["answered"], row["questions"]) == ("point", 1, 2)
             assert '{"key": "point/0"' in answers.read_text()
+    (files / "a.jpg").write_bytes(b"cut off")
+    answers.unlink()
+    published.main([*flags, *model])
+    said = capsys.readouterr()
+    assert json.loads(said.out)["answered"] == 0 and json.loads(said.out)["accuracy"] == 0
+    assert said.err.count("is left out: ") == 2 and "a.jpg" in said.err
     answers.write_text("?\n{}\n")
     with pytest.raises(UserError, match="pope.jsonl:1: no answer"):
         published.main(flags)
+
+
+def test_files_for_answers_are_looked_at_before_the_model(files, tmp_path):
+    flags = ["pope", "--file", str(files / "pope.json"), "--images", str(files)]
+    flags += ["--checkpoint", str(tmp_path / "no model")]
+    (tmp_path / "latin.jsonl").write_bytes(b"\xff\n")
+    for name, message in (
+        ("", "is a folder: name a file"),
+        ("latin.jsonl", "latin.jsonl: cannot be read .*: name another"),
+        ("pope.json/a.jsonl", "a.jsonl: cannot be written"),
+    ):
+        with pytest.raises(UserError, match=message):
+            published.main([*flags, "--answers", str(tmp_path / name)])
+    flags[4] = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--images .*nowhere: no such folder"):
+        published.main([*flags, "--answers", str(tmp_path / "new.jsonl")])
