@@ -106,12 +106,22 @@ class Assistant:
         sampling: Sampling = Sampling(),
         seed: int = 0,
     ) -> list[Answer]:
-        """Answers in order; greedy ones are the same whatever the batch they are computed in."""
+        """Answers in order; greedy ones are the same whatever the batch they are computed in.
+
+        Raises UserError for a question that the system cannot be asked, and for what is no Region.
+        """
         if self.codec is None:
             raise UserError(
                 "this release holds no language model, so it cannot answer (one of Groma's can "
                 "propose() regions): train the next stage from it"
             )
+        for query in queries:
+            for k, region in enumerate(query.regions):
+                if not isinstance(region, Region):
+                    raise UserError(
+                        f"region {k}: {repr(region)[:60]} is no Region: give "
+                        "mg_jax.Region.from_box((x0, y0, x1, y1)), shares of width and height"
+                    )
         kinds: dict[bool, list[int]] = {}  # batches are of pictures (or text), or of videos
         for n, query in enumerate(queries):
             kinds.setdefault(query.video is not None, []).append(n)

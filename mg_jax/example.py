@@ -79,20 +79,15 @@ class Region:
     def from_polygon(
         cls, points: Iterable[Sequence[float]], label: str | None = None, *, clip: bool = False
     ) -> "Region":
-        """A region from the vertices (x, y) in [0, 1] of a polygon; its edges may cross. Two points
-        have the box of a scribble.
+        """A region from the vertices (x, y) in [0, 1] of a polygon; its edges may cross. One
+        without area has the box of a scribble.
 
-        Raises UserError for fewer than two points, NaN, points outside, or no area in the box.
+        Raises UserError for fewer than two points, NaN or points outside.
         """
         checked = _checked_points(points, "polygon", clip)
         if len(checked) < 2:
             raise UserError(f"polygon has {len(checked)} point(s): give at least 2, better 3")
-        if len(checked) == 2:
-            box = _stroke_box(checked)
-        else:
-            xs, ys = [x for x, _ in checked], [y for _, y in checked]
-            box = _checked_box((min(xs), min(ys), max(xs), max(ys)), clip, name="polygon's box")
-        return cls("polygon", box, points=checked, label=label)
+        return cls("polygon", _stroke_box(checked), points=checked, label=label)
 
     @classmethod
     def from_scribble(
@@ -123,7 +118,12 @@ class Region:
         if isinstance(mask, dict):
             array, rle = decode_rle(mask), mask
         else:
-            array = np.asarray(mask)
+            try:
+                array = np.asarray(mask)
+            except ValueError:  # rows of several lengths
+                raise UserError(
+                    "mask is no array: give [height, width], rows of one length"
+                ) from None
             if array.ndim != 2 or array.size == 0:
                 raise UserError(f"mask has shape {array.shape}: give [height, width]")
             if array.dtype.kind == "f" and np.isnan(array).any():
@@ -301,19 +301,19 @@ def _numbers(values: Any, name: str, count: int) -> tuple[float, ...]:
     return numbers
 
 
-def _checked_box(box: Any, clip: bool, name: str = "box", size: Point = (1, 1)) -> Box:
+def _checked_box(box: Any, clip: bool, size: Point = (1, 1)) -> Box:
     """The box in shares of `size`; messages have its own numbers."""
-    x0, y0, x1, y1 = numbers = _numbers(box, name, 4)
+    x0, y0, x1, y1 = numbers = _numbers(box, "box", 4)
     shown = "[" + ", ".join(f"{v:.6g}" for v in numbers) + "]"
     if x1 < x0 or y1 < y0:
-        raise UserError(f"{name} {shown} is reversed: give x0,y0,x1,y1 with x0 < x1 and y0 < y1")
+        raise UserError(f"box {shown} is reversed: give x0,y0,x1,y1 with x0 < x1 and y0 < y1")
     shares = [v / side for v, side in zip(numbers, (*size, *size), strict=True)]
     if not clip and (min(shares) < -_SLACK or max(shares) > 1 + _SLACK):
-        raise UserError(f"{name} {shown} lies outside [0, 1]: divide by width and height, or clip")
+        raise UserError(f"box {shown} lies outside [0, 1]: divide by width and height, or clip")
     x0, y0, x1, y1 = (min(max(v, 0.0), 1.0) for v in shares)
     if x1 <= x0 or y1 <= y0:
         of = "" if size == (1, 1) else f" of {size[0]:g}x{size[1]:g} px"
-        raise UserError(f"{name} {shown} has no area inside the picture{of}")
+        raise UserError(f"box {shown} has no area inside the picture{of}")
     return x0, y0, x1, y1
 
 
@@ -331,6 +331,8 @@ def _widened(low: float, high: float) -> tuple[float, float]:
 
 def _checked_points(points: Any, name: str, clip: bool) -> tuple[Point, ...]:
     checked = []
+    if not isinstance(points, Iterable):
+        raise UserError(f"{name} {repr(points)[:60]} is no list of points: give [(x, y), ...]")
     for point in points:
         x, y = _numbers(point, name, 2)
         if not clip and not all(-_SLACK <= v <= 1 + _SLACK for v in (x, y)):

@@ -53,6 +53,11 @@ def test_regions_of_every_kind_as_they_are(assistant):
         assert abs(y - region.points[0][1] * 40).max() <= 6
 
 
+def test_what_is_no_region_is_named(assistant):
+    with pytest.raises(UserError, match=r"region 1: \(0.1, 0.2, .* give mg_jax.Region.from_box"):
+        ask(assistant, noise(), "What is it?", REGIONS[0], (0.1, 0.2, 0.5, 0.9))
+
+
 def test_regions_that_go_by_another_are_noted(assistant, monkeypatch):
     query = Query(noise(), f"{PROMPT} It is like <object:0>.", REGIONS)
     said = "object image passed as its region"

@@ -21,6 +21,8 @@ def test_kinds_have_their_tightest_box():
     assert point.box == pytest.approx((0.5 - POINT_SIDE / 2, 0, 0.5 + POINT_SIDE / 2, 0.025))
     flat = [(0.5, 0.5), (0.6, 0.5)]
     assert Region.from_polygon(flat).box == Region.from_scribble(flat).box
+    straight = Region.from_polygon([*flat, (0.7, 0.5)])
+    assert straight.box == pytest.approx((0.5, 0.475, 0.7, 0.525))
     polygon = Region.from_polygon([(0.1, 0.2), (0.5, 0.4), (0.3, 0.9)], label="x")
     assert polygon.box == (0.1, 0.2, 0.5, 0.9) and polygon.kind == "polygon"
     mask = np.zeros((10, 20), bool)
@@ -43,7 +45,9 @@ def test_kinds_have_their_tightest_box():
         (lambda: Region.from_point(0.5, -0.2), "point .* outside"),
         (lambda: Region.from_point(0.5, float("inf")), "NaN or infinity"),
         (lambda: Region.from_polygon([(0.5, 0.5)]), "1 point"),
-        (lambda: Region.from_polygon([(0.5, 0.5), (0.6, 0.5), (0.7, 0.5)]), "no area"),
+        (lambda: Region.from_polygon(None), "polygon None is no list of points"),
+        (lambda: Region.from_scribble(0.5), "scribble 0.5 is no list of points"),
+        (lambda: Region.from_mask([[1, 2], [3]]), "mask is no array: give"),
         (lambda: Region.from_mask(np.zeros((3, 3))), "empty"),
         (lambda: Region.from_mask(np.zeros(3)), "shape"),
         (lambda: Region.from_mask({"counts": [1]}), "no COCO RLE"),
