@@ -15,7 +15,8 @@ tasks, with their first metric:
   absent            locate what may not be there: accuracy of denying, half of them absent
   which_box         is the object in a box this or that: accuracy
   which_point       the same of a point: accuracy
-  which_free        the same of a free form (of annotations: masks): accuracy
+  which_free        the same of a free form (of annotations masks, of coco: and lvis: with
+                    masks=keep): accuracy
 of systems that take object images, as TinyGroundingGPT does:
   object_match      locate the thing whose image is shown: acc@0.5 (IoU > 0.5)
   object_choice     which of four object images is at coordinates, or shows what a text names:

@@ -59,6 +59,7 @@ class Task:
     needs: what a system must have a part for ("object images", "videos", "proposals"), "" for what
     all have. scenes: options of the procedural scenes; None for a task that is for annotated
     pictures alone.
+    lacking: what to write where annotations have nothing to ask, "" for nothing in particular.
     asks: False where pictures are given to `propose`. max_new_tokens: enough for a right answer.
     A prediction is what `read` makes of an answer.
     """
@@ -69,6 +70,7 @@ class Task:
     scenes: Mapping[str, Any] | None
     asks = True
     needs = ""
+    lacking = ""
     max_new_tokens = 48
 
     def items(

@@ -116,6 +116,7 @@ class WhichFree(WhichBox):
     """The same about an object whose shape is given: annotated masks; of scenes scribbles too."""
 
     name, scenes, kind = "which_free", {"tasks": "which_free"}, "mask"
+    lacking = "it asks about masks: write masks=keep behind coco: or lvis: data"
 
     def shown(self, region: Region, example: Example, rng: np.random.Generator) -> Region | None:
         return replace(region, label=None) if region.mask is not None else None

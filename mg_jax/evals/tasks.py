@@ -73,7 +73,8 @@ def questions(
         raise UserError(f"data {data!r}: task {task.name} is for annotated pictures, not scenes")
     items = task.items(data, limit, problems)
     if not items or not task.count(items):
-        raise NothingToAsk(f"data {data!r} has nothing to ask for task {task.name}")
+        hint = f": {task.lacking}" if task.lacking and not is_scenes(data) else ""
+        raise NothingToAsk(f"data {data!r} has nothing to ask for task {task.name}{hint}")
     seen: set[str] = set()
     for item in items:
         if item.key in seen:

@@ -1,9 +1,11 @@
 """Ferret's question of two classes, about scenes and about annotated pictures."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mg_jax.answer import Answer
 from mg_jax.data.regions import rasterise
@@ -103,3 +105,11 @@ def test_regions_of_the_published_file():
     assert (rasterise(region, 60, 40).whole() == mask).all()
     with pytest.raises(UserError, match="choose point, box or free_shape"):
         published_region(row, "mask")
+
+
+def test_annotations_without_masks_say_what_to_write(tmp_path):
+    row = {"image": "a.png", "absent": ["cow"], "objects": [{"box": [0, 0, 4, 4], "label": "dog"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="which_free: it asks about masks: write masks=keep"):
+        tasks.questions(tasks.get("which_free"), f"jsonl:{tmp_path / 'a.jsonl'}")
