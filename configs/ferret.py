@@ -123,6 +123,8 @@ def get_config(arg: str = "") -> ConfigDict:
         for key in ("context", "arm", "encoder", "sampler"):
             if choice[key] != CHOICES[key][0]:
                 raise UserError(f"{key}={choice[key]} is of version=v2: leave version out")
+    if choice["context"] == "pool" and size == "tiny":
+        raise UserError("context=pool: size=tiny pools its tiles as it is: leave context out")
     if choice["encoder"] != "auto" and stage != "instruction":
         raise UserError(
             f"encoder={choice['encoder']} is of stage=instruction: leave it out of stage={stage}"
@@ -268,10 +270,8 @@ def full_model(size: str, version: str, context: str) -> FerretConfig:
 
 def context_fields(context: str) -> dict[str, Any]:
     """Of FerretConfig: by what means a picture of six tiles leaves room for text."""
-    fields: dict[str, dict[str, Any]] = {
-        "pool": {"tile_pool": 2}, "fewer": {"grids": up_to(GRIDS_V2, 5)},
-    }  # fmt: skip
-    return fields.get(context, {})
+    fields: dict[str, Any] = {"pool": {"tile_pool": 2}, "fewer": {"grids": up_to(GRIDS_V2, 5)}}
+    return dict(fields.get(context, {}))
 
 
 def arm_fields(arm: str, model: FerretConfig) -> dict[str, Any]:
