@@ -1,5 +1,7 @@
 """docs/colab.ipynb, cell by cell; its training only among the slow tests."""
 
+import importlib.metadata
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -43,13 +45,28 @@ def test_it_is_a_notebook_without_outputs():
 @pytest.mark.parametrize("here,wanted", [("", "."), ("libtpu", ".[tpu]"), ("nvidia-smi", ".[gpu]")])
 def test_it_installs_what_the_machine_computes_with(monkeypatch, here, wanted):
     asked = []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == here or None)
+    monkeypatch.chdir(NOTEBOOK.parents[1])  # where ./mg_jax can be imported, installed or not
+    find, version = importlib.util.find_spec, importlib.metadata.version
+    gone = {"mg_jax"}
+
+    def installed(name):
+        if name in gone:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "0" if name == "mg_jax" else version(name)
+
+    monkeypatch.setattr("importlib.metadata.version", installed)
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda n: find(n) if n == "mg_jax" else n == here or None
+    )
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == here else None)
     monkeypatch.setattr("subprocess.run", lambda command, check: asked.append(command[-1]))
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     (cell,) = [cell for cell in cells if "pip" in "".join(cell["source"])]
     exec("".join(cell["source"]), {})
     assert asked == [wanted]
+    gone.clear()
+    exec("".join(cell["source"]), {})
+    assert asked == [wanted]  # not a second time
 
 
 def test_its_cells_run_as_they_are(tmp_path, monkeypatch, capsys):

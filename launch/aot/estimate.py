@@ -10,7 +10,7 @@ slowest device, vector arithmetic that is slower than the memory, and tiles that
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.aot import hlo
@@ -23,6 +23,7 @@ FREE = {
     "domain", "iota",
 }  # fmt: skip
 SLICES = ("dynamic-slice", "slice", "gather")
+HOST = 5  # memory space of an array
 VIEWS = ("bitcast", "copy", "convert", "reshape", "transpose")
 
 
@@ -110,10 +111,17 @@ def counters(found: Any) -> dict[str, float]:
 
 
 def estimate(text: str, chip: Chip, counted: Any = None) -> Estimate:
-    """The roofline of a compiled program's text. Raises ValueError for negative counters."""
+    """The roofline of a compiled program's text. Raises ValueError for negative counters, and for
+    a program that moves arrays to or from the host's memory: how fast that goes is no property of
+    the chip."""
     if counted is not None:
         counters(counted)
     module = hlo.parse(text)
+    if uses_host(module):
+        raise ValueError(
+            "arrays move between the device's memory and the host's (config.optim.offload), over a "
+            "link whose speed is not published for every chip"
+        )
     walk = _Walk(module, chip)
     walk.run(module.entry, 1)
     return Estimate(chip, walk.programs, walk.collectives, walk.unknown)
@@ -149,8 +157,8 @@ class _Walk:
             self.run(body, program.times * (1 if times is None else times))
             return
         if op.opcode in ("call", "conditional"):
-            for name in op.called[:1] if op.opcode == "call" else op.called[-1:]:
-                self.run(self.module.computations[name], program.times, program)
+            name = op.called[0] if op.opcode == "call" else self._dearest(op.called)
+            self.run(self.module.computations[name], program.times, program)
             return
         if (moved := collective(self.module, computation, op)) is not None:
             self._collective(op, moved, program, open_)
@@ -163,6 +171,15 @@ class _Walk:
         program.flops += flops
         program.bytes += size
         program.by_operation += max(flops / self.chip.flops, size / self.chip.bandwidth)
+
+    def _dearest(self, branches: Sequence[str]) -> str:
+        """Of a conditional's branches the one that takes longest: the data decide which runs."""
+        took = {}
+        for name in branches:
+            walk = _Walk(self.module, self.chip)
+            walk.run(self.module.computations[name], 1)
+            took[name] = sum(p.times * (p.by_operation + p.wire_seconds) for p in walk.programs)
+        return max(took, key=took.__getitem__)
 
     def _collective(self, op, moved: "Moved", program, open_) -> None:
         name = moved.channel if moved.part else op.name
@@ -204,7 +221,8 @@ def collective(module: hlo.Module, computation: hlo.Computation, op: hlo.Op) -> 
         given = sum(computation.ops[n].size for n in op.operands if n in computation.ops)
         if op.opcode.endswith("-start"):  # its type holds what it was given as well
             made = max(made - given, given)
-        return Moved(kind, max(made, given), group_size(op), op.attribute("channel_id"))
+        group = group_size(op, module.devices)
+        return Moved(kind, max(made, given), group, op.attribute("channel_id"))
     if op.opcode in ("fusion", "async-start"):
         for name in op.called:
             inner = module.computations.get(name)
@@ -225,8 +243,9 @@ def _part(inner: hlo.Computation, op: hlo.Op, moved: Moved) -> Moved:
     return dataclasses.replace(moved, part="on the way" if op.opcode == "fusion" else "")
 
 
-def group_size(op: hlo.Op) -> int:
-    """Devices that take part in one instance of a collective."""
+def group_size(op: hlo.Op, all_of_them: int = 2) -> int:
+    """Devices that take part in one instance of a collective: all of the program's where it names
+    none, as in `replica_groups={}`."""
     groups = op.attribute("replica_groups")
     if groups.startswith("mesh["):  # mesh['a'=2,'b'=4] {'a'}
         sizes, _, named = groups.partition("]")
@@ -235,17 +254,33 @@ def group_size(op: hlo.Op) -> int:
     if groups.startswith("[") and (sizes := re.match(r"\[(\d+),(\d+)\]", groups)):
         return int(sizes[2])
     first = groups.lstrip("{").partition("}")[0]
-    return max(2, first.count(",") + 1) if first else 2
+    return max(2, first.count(",") + 1) if first else max(2, all_of_them)
 
 
 def wire_time(kind: str, size: float, devices: int, chip: Chip) -> float:
-    """Seconds of a ring over `devices` that sends both ways (scaling book, "sharded matrices"):
-    the whole passes every device once, twice for an all-reduce; an all-to-all goes a quarter of
-    the way on average, a permute one link."""
+    """Seconds of a ring over `devices` that sends both ways (scaling book, "sharded matrices").
+
+    `size` is of an all-gather, reduce-scatter or all-reduce the whole, which passes every device
+    once, twice for an all-reduce; of an all-to-all what one device holds, of which a part for each
+    other goes the shorter way round, or once through the switch; a permute goes over one link.
+    """
+    if kind == "collective-permute":
+        return size / chip.link
     part = (devices - 1) / devices
-    way = {"all-reduce": 2 * part, "all-to-all": part / 4, "ragged-all-to-all": part / 4,
-           "collective-permute": 1.0}.get(kind, part)  # fmt: skip
-    return way * size / (chip.link if kind == "collective-permute" else chip.wire)
+    if kind in ("all-to-all", "ragged-all-to-all") and chip.axes > 1:
+        part = (devices**2 // 4) / devices  # all the shorter ways from one device together
+    return (2 if kind == "all-reduce" else 1) * part * size / chip.wire
+
+
+def uses_host(module: hlo.Module) -> bool:
+    """Whether operations take or make arrays in the host's memory, as copies from there do."""
+    return any(
+        a.space == HOST
+        for computation in module.computations.values()
+        for o in computation.ops.values()
+        if o.opcode not in FREE
+        for a in o.arrays
+    )
 
 
 # -- memory traffic ------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,<=]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY\s+)?%?([\w.\-]+)\s*(?:\(.*\)\s*->.*)?\{\s*$")
 _LINE = re.compile(r"^\s+(ROOT\s+)?%?([\w.\-]+)\s*=\s*(.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)="
-                     r"\{?((?:%?[\w.\-]+(?:,\s*)?)+)\}?")  # fmt: skip
+_CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations|"
+                     r"true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +63,9 @@ class Op:
         """Names of the computations that it calls."""
         found = _CALLED.findall(self.attributes)
         return tuple(
-            n.strip().lstrip("%") for group in found for n in group.split(",") if n.strip()
-        )
+            name for group in found for n in group.strip("{}").split(",")
+            if (name := n.strip().lstrip("%"))
+        )  # fmt: skip
 
     def attribute(self, name: str) -> str:
         """The text of an attribute up to the next comma outside of braces, "" without it."""
@@ -100,10 +101,11 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A program: computations by name, and which one it starts with."""
+    """A program: computations by name, which one it starts with, and for how many devices."""
 
     computations: dict[str, Computation]
     entry: Computation
+    devices: int = 1
 
 
 def parse(text: str) -> Module:
@@ -122,7 +124,9 @@ def parse(text: str) -> Module:
             entry = name if match[1] else entry
     if entry is None:
         raise UserError("the compiled program has no text that can be read")
-    return Module(computations, computations[entry])
+    head = re.search(r"^HloModule.*", text, re.MULTILINE)
+    counts = re.findall(r"\b(?:replica_count|num_partitions)=(\d+)", head[0] if head else "")
+    return Module(computations, computations[entry], math.prod(map(int, counts)))
 
 
 def _lines(text: str) -> Iterator[str]:

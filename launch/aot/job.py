@@ -116,7 +116,8 @@ def timed(compiled: Any, chip: Chip, devices: int, model_flops: float) -> dict[s
     """Counters and the roofline of a compiled program.
 
     The share of the peak (`mfu`) counts the operations of the model alone, nothing recomputed. It
-    is left out, with the reason, when the compiler's counters are negative.
+    is left out, with the reason, when the compiler's counters are negative or arrays move between
+    the device and its host.
     """
     out: dict[str, Any] = {"model_flops": model_flops}
     try:

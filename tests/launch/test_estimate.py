@@ -240,6 +240,11 @@ def test_groups_of_devices_are_read_in_every_notation():
     assert size("[4,2]<=[8]") == 2 and size("{{0,1,2,3},{4,5,6,7}}") == 4
     assert size("mesh['a'=2,'b'=4,'c'=8] {'a','c'}") == 16
     assert size("mesh['a'=2,'b'=4] {'b'}") == 4
+    everyone = PROGRAM.replace("NOTE", "").replace("groups={{0,1,2,3}}", "groups={}")
+    eight = "scheduled=true, replica_count=2, num_partitions=4"
+    everyone = everyone.replace("scheduled=true", eight)
+    main = next(p for p in estimate.estimate(everyone, CHIP).programs if p.name == "main")
+    assert main.wire_seconds == pytest.approx(2 * 7 / 8 * 64 * 128 * 2 / 2e8)
 
 
 SPREAD = """
