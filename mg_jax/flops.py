@@ -4,6 +4,7 @@ Matrix products and convolutions alone, a loop as often as it runs (one of unkno
 branches the dearest: what the model needs, whatever is computed twice to save memory.
 """
 
+import collections
 import dataclasses
 import math
 from collections.abc import Callable
@@ -21,8 +22,10 @@ def count(function: Callable, *args: Any) -> float:
     return _jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def model_flops(p: Plan) -> float:
+def model_flops(p: Plan, batch: Any = None) -> float:
     """Operations of one update over all rows: forward, and backward where something learns.
+
+    `batch`: arrays, or their shapes; by default the longest that the plan allows for.
 
     Nothing that is recomputed counts, whatever `remat` says; attention counts all pairs of tokens,
     masked ones too, whichever way it is computed.
@@ -36,7 +39,7 @@ def model_flops(p: Plan) -> float:
     key = jax.eval_shape(lambda: jax.random.key(0))
     grad = jax.grad(objective, has_aux=True)
     plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-                         (p.state.params, p.frozen, p.example))  # fmt: skip
+                         (p.state.params, p.frozen, batch or p.example))  # fmt: skip
     with sharding.use(None):
         return count(grad, *plain, key)
 
@@ -55,25 +58,52 @@ def counted(cfg: Any) -> Any:
 
 
 class Utilization:
-    """Time of a step, and the share of the devices' peak that the model uses of it.
+    """Seconds of a step, and the share of the devices' peak that the model uses of them, of the
+    steps since it was last asked.
 
-    The share is left out for devices that `chips` does not know.
+    Each batch counts the operations of its own shapes. The share is left out for devices that
+    `chips` does not know.
     """
 
     def __init__(self, p: Plan):
-        self._plan, self._peak, self._flops = p, 0.0, 0.0
+        self._plan, self._peak = p, 0.0
+        self._begin: float | None = None  # of the step that is computed, where it is known
+        self._seconds = 0.0
+        self._steps: collections.Counter[tuple] = collections.Counter()  # by shapes of the batch
+        self._shapes: dict[tuple, Any] = {}
+        self._flops: dict[tuple, float] = {}
         device = p.mesh.devices.flat[0]
         if (chip := chips.of_device(device.device_kind)) is not None:
             self._peak = chip.flops * p.mesh.size
 
-    def of(self, seconds: float) -> dict[str, float]:
-        """Numbers of the log for steps of `seconds`; none for 0."""
+    def done(self, batch: Any, now: float) -> None:
+        """A step over `batch` (shapes, of all processes' rows) has ended at `now`, in seconds."""
+        if self._begin is not None:
+            key = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(batch))
+            self._shapes.setdefault(key, batch)
+            self._steps[key] += 1
+            self._seconds += now - self._begin
+        self._begin = now
+
+    def restart(self, now: float | None = None) -> None:
+        """Leave out the time since the last step: something else was done, as a compilation. The
+        next step began at `now`; without it, that one is left out too."""
+        self._begin = now
+
+    def numbers(self) -> dict[str, float]:
+        """For the log; none where no step was timed."""
+        steps, seconds = self._steps, self._seconds
+        self._steps, self._seconds = collections.Counter(), 0.0
         if not seconds:
             return {}
-        if not self._peak:
-            return {"step_seconds": seconds}
-        self._flops = self._flops or model_flops(self._plan)
-        return {"step_seconds": seconds, "mfu": self._flops / seconds / self._peak}
+        out = {"step_seconds": seconds / steps.total()}
+        if self._peak:
+            for key in steps.keys() - self._flops.keys():
+                self._flops[key] = model_flops(self._plan, self._shapes[key])
+                self.restart()  # counting takes a while
+            total = sum(n * self._flops[key] for key, n in steps.items())
+            out["mfu"] = total / seconds / self._peak
+        return out
 
 
 def _jaxpr(jaxpr: Any) -> float:

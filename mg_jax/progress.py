@@ -144,11 +144,6 @@ class Bar:
             return 0.0
         return (self.step - self._begin[1]) / (time.monotonic() - self._begin[0])
 
-    @property
-    def seconds(self) -> float:
-        """Seconds a step, 0 before the third one."""
-        return 1 / self.speed if self.speed else 0.0
-
     def update(self, step: int, loss: float) -> None:
         """Step number `step` is done."""
         self.step, now = step, time.monotonic()

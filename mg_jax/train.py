@@ -31,6 +31,7 @@ from mg_jax.plan import UNSEEN, Plan, State, initial_params, plan
 # What may change when a run is resumed, with all below it, as the keys plan.UNSEEN of a model may,
 # and everything that begins with "init_", which is done with by then.
 FREE = ("train", "mesh", "rules", "loader", "accumulate", "optim/offload")
+UNTRACED = 3  # steps before a profile: the first ones compile
 
 
 class Diverged(RuntimeError):
@@ -94,6 +95,10 @@ class _Run:
     def __init__(self, config, workdir, system, data, mesh, stop):
         self.config, self.workdir, self.stop = config, workdir, stop
         self.settings = configs.build(TrainConfig, config.train.to_dict(), "config.train")
+        if self.settings.profile < 0:
+            raise UserError(
+                f"config.train.profile={self.settings.profile}: is a number of steps, 0 for none"
+            )
         self.first = jax.process_index() == 0
         self.bar: progress.Bar | None = None
         self.traced: int | None = None  # first step of the trace that is being recorded
@@ -180,6 +185,11 @@ class _Run:
             self.metrics = progress.Metrics(self.workdir, self.step, cfg.tensorboard)
         saved, waiting, compiled = time.monotonic(), None, 1
         self.began, self.first_step = time.monotonic(), self.step
+        if cfg.profile > (room := max(0, p.steps - self.step - UNTRACED)):
+            self._say(
+                f"note: config.train.profile={cfg.profile} steps, from the fourth on, are more "
+                f"than are left: {room} will be traced"
+            )
         with (
             progress.Bar(name, self.step, p.steps, show=self.first) as self.bar,
             sharding.use(p.mesh, p.rules),
@@ -192,12 +202,14 @@ class _Run:
                 with jax.transfer_guard_host_to_device("disallow"):
                     self.state, metrics = p.step(self.state, self.frozen, placed, key)
                 self.step += 1
-                if waiting:  # read the last step's numbers while this one is computed
-                    self._settle(*waiting)
-                waiting = self.step, batch, metrics
                 if p.compiles > compiled:
                     compiled = p.compiles
+                    self.utilization.restart()
                     self._say(f"step {self.step}: compiled for a new shape of batch ({compiled})")
+                if waiting:  # read the last step's numbers while this one is computed
+                    self._settle(*waiting)
+                shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), placed)
+                waiting = self.step, batch, shapes, metrics
                 by_time = cfg.save_minutes and time.monotonic() - saved > 60 * cfg.save_minutes
                 code, by_time = self._agree(self.stop.code, bool(by_time))
                 by_step = cfg.save_steps and self.step % cfg.save_steps == 0
@@ -206,6 +218,7 @@ class _Run:
                     waiting = None
                     self._save()
                     saved = time.monotonic()
+                    self.utilization.restart(saved)
             self._stop_trace()  # one that the end, or a signal, came before
             if code:
                 if not self.states.steps():  # stopped before the first step
@@ -215,7 +228,7 @@ class _Run:
 
     def _trace(self) -> None:
         """Record the steps that `profile` asks for; TensorBoard and Perfetto open the files."""
-        done, count = self.step - self.first_step - 3, self.settings.profile
+        done, count = self.step - self.first_step - UNTRACED, self.settings.profile
         if count and done == 0:
             jax.profiler.start_trace(str(self.workdir / "profile"), create_perfetto_trace=True)
             self.traced = self.step + 1
@@ -226,6 +239,7 @@ class _Run:
         if self.traced is not None:
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
+            self.utilization.restart()
             self._say(f"steps {self.traced} to {self.step} are in {self.workdir}/profile")
             self.traced = None
 
@@ -252,9 +266,11 @@ class _Run:
                 self._report(problems)
                 problems.clear()
 
-    def _settle(self, step: int, batch: dict, metrics: dict[str, jax.Array]) -> None:
-        """Look at the numbers of a finished step: stop if they are not finite, log them."""
+    def _settle(self, step: int, batch: dict, shapes: Any, metrics: dict[str, jax.Array]) -> None:
+        """Look at the numbers of a finished step: stop if they are not finite, log them. `shapes`:
+        of the batch of all processes."""
         values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        self.utilization.done(shapes, time.monotonic())
         loss, norm = values.pop("loss"), values.pop("grad_norm")
         if not (math.isfinite(loss) and math.isfinite(norm)):
             path = self.workdir / processes.own("bad_batch.npz")
@@ -270,7 +286,7 @@ class _Run:
         self.running = loss if self.running is None else 0.99 * self.running + 0.01 * loss
         if self.metrics and (step % self.settings.log_every == 0 or step in (1, self.plan.steps)):
             more = {"steps_per_second": self.bar.speed, "compiles": self.plan.compiles}
-            more |= self.utilization.of(self.bar.seconds)
+            more |= self.utilization.numbers()
             more |= getattr(self.data, "counts", {})  # of examples that were refused, say
             self.metrics.write(step, {"loss": loss, "grad_norm": norm, **values, **more})
 

@@ -1,5 +1,6 @@
 """What a run does besides learning: moments elsewhere, best checkpoints, traces, times."""
 
+import dataclasses
 import math
 import re
 
@@ -9,7 +10,7 @@ import pytest
 
 from configs import groma
 from conversion import trunks
-from mg_jax import checkpoint, disk, flops, models
+from mg_jax import checkpoint, chips, disk, flops, models
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
 from mg_jax.plan import plan, source
@@ -167,7 +168,17 @@ def test_a_profile_is_written_and_times_are_logged(tmp_path):
 def test_a_profile_that_the_end_comes_before_is_whole(tmp_path, capsys):
     run(tmp_path, train__profile=100, train__steps=5)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert "steps 4 to 5 are in" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "steps 4 to 5 are in" in said and "profile=100 steps" in said
+    assert "more than are left: 2 will be traced" in said
+
+
+def test_a_profile_that_comes_to_nothing_is_named(tmp_path, capsys):
+    run(tmp_path / "short", train__profile=2, train__steps=3)
+    assert "more than are left: 0 will be traced" in capsys.readouterr().err
+    assert not (tmp_path / "short" / "profile").exists()
+    with pytest.raises(UserError, match="config.train.profile=-1"):
+        run(tmp_path / "negative", train__profile=-1)
 
 
 def test_the_operations_of_a_real_step_are_those_of_its_model(tmp_path):
@@ -187,12 +198,45 @@ def test_the_operations_of_a_real_step_are_those_of_its_model(tmp_path):
     assert least > 0 and least < found < 100 * least
     assert count(model__lm__remat="full")[1] == found  # what is computed twice counts once
     assert count(batch_size=2 * rows)[1] == pytest.approx(2 * found, rel=1e-3)
+    twice = {k: jax.ShapeDtypeStruct((2 * rows, *x.shape[1:]), x.dtype)
+             for k, x in p.example.items()}  # fmt: skip
+    assert flops.model_flops(p, twice) == pytest.approx(2 * found, rel=1e-3)
 
 
 def test_the_share_of_the_peak_is_that_of_the_models_operations(monkeypatch):
     p = plan(fake_config(), 12, system=FakeSystem(), mesh=one_device())
     used = flops.Utilization(p)
-    assert used.of(0.0) == {} and used.of(2.0) == {"step_seconds": 2.0}
-    monkeypatch.setattr(flops, "model_flops", lambda p: 5e9)
+    short, long = ({"x": jax.ShapeDtypeStruct((n, 4), np.float32)} for n in (1, 3))
+    used.done(short, 0.0)
+    assert used.numbers() == {}  # when the first began is not known
+    used.done(short, 2.0)
+    assert used.numbers() == {"step_seconds": 2.0} and used.numbers() == {}
+    monkeypatch.setattr(flops, "model_flops", lambda p, batch: 5e9 * batch["x"].shape[0])
     used._peak = 1e10
-    assert used.of(2.0) == {"step_seconds": 2.0, "mfu": 0.25}
+    used.done(long, 5.0)
+    used.done(short, 6.0)
+    used.restart()  # a compilation
+    used.done(short, 100.0)
+    used.restart(200.0)  # a save
+    used.done(short, 201.0)
+    assert used.numbers() == {"step_seconds": 5 / 3, "mfu": (15e9 + 5e9 + 5e9) / 5 / 1e10}
+
+
+def test_a_batch_counts_the_operations_of_its_own_length(tmp_path, monkeypatch):
+    class Ragged(FakeData):
+        def __next__(self):
+            batch = super().__next__()
+            double = self.state in (3, 5)
+            return {k: np.concatenate([v, v]) if double else v for k, v in batch.items()}
+
+    chip = dataclasses.replace(chips.CHIPS["v5e"], flops=1e9)
+    monkeypatch.setattr(flops.chips, "of_device", lambda kind: chip)
+    monkeypatch.setattr(flops, "model_flops", lambda p, batch: batch["x"].shape[0])
+    config = fake_config(train__steps=8, train__log_every=1)
+    outcome = train(config, tmp_path, system=FakeSystem(), data=Ragged(), mesh=one_device())
+    rows = outcome.plan.example["x"].shape[0]
+    lines = {r["step"]: r for r in read_metrics(tmp_path / "metrics.jsonl")}
+    assert "mfu" not in lines[1] and "mfu" not in lines[2]  # the second shape was compiled then
+    found = {n: r["mfu"] * r["step_seconds"] * 1e9 / rows for n, r in lines.items() if "mfu" in r}
+    assert {3, 5} & found.keys() and found.keys() - {3, 5}
+    assert found == pytest.approx({n: 2 if n in (3, 5) else 1 for n in found})
