@@ -36,6 +36,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
+    cli.add_load_flags(p)
     p.add_argument("--image", metavar="FILE", help="picture file, any size and mode")
     p.add_argument("--video", metavar="FILE", help="video file, GIF or folder of frames")
     p.add_argument("--prompt", help="the question; without it a conversation starts")
@@ -219,7 +220,7 @@ def main() -> None:
     given = regions(args, picture.shape[1], picture.shape[0]) if picture is not None else []
     found = detections(args)
     refuse_blank(args, needs_picture(args.checkpoint))
-    assistant = cli.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **cli.load_options(args), **detecting.options(args))
     detecting.refuse(args, assistant)
     refuse_blank(args, not assistant.adapter.text_alone)  # told of weights of PyTorch only now
     chat = functools.partial(

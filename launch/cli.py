@@ -136,6 +136,20 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(home, "mg_jax", "compiled"))
 
 
+def add_load_flags(p: argparse.ArgumentParser) -> None:
+    """--quantize, --dtype and --mesh, of commands that ask a model."""
+    quants, dtypes, meshes = ("none", "int8", "int4"), ("float32", "bfloat16"), ("none", "auto")
+    p.add_argument("--quantize", default="none", choices=quants, help="language model's kernels")
+    p.add_argument("--dtype", default="float32", choices=dtypes, help="bfloat16: half the memory")
+    p.add_argument("--mesh", default="none", choices=meshes, help="auto: split over all devices")
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags of `add_load_flags` as arguments of `mg_jax.load`."""
+    mesh = None if args.mesh == "none" else args.mesh
+    return {"quantize": args.quantize, "dtype": args.dtype, "mesh": mesh}
+
+
 def load(source: str | Path, **options: Any) -> Any:
     """`mg_jax.load` in a program: what it compiles is kept for the next start."""
     import mg_jax

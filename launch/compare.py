@@ -28,6 +28,7 @@ from launch.ship import SHOWN, training
 from mg_jax.errors import UserError
 
 TIMED = 20  # questions of presence that are asked one by one
+PLAIN = {"quantize": "none", "dtype": "float32", "mesh": None}  # which no row nor command names
 SCENES = "scenes:seed=700000,n=300"
 SIMULATED = (
     " With every question about a scene MG-LLaVA is given the boxes of a simulated detector, made "
@@ -46,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--out", required=True, type=Path, metavar="FILE", help="the page (Markdown)")
     p.add_argument("--data", default=SCENES, help="default %(default)s")
     p.add_argument("--task", action="append", choices=list(SHOWN), help="default all; repeatable")
+    cli.add_load_flags(p)
     p.add_argument("--fresh", action="store_true", help="measure everything anew")
     return p
 
@@ -115,22 +117,27 @@ def costs(assistant: Any, queries: Sequence[Any]) -> dict[str, float]:
     }
 
 
-def measured(source: str, data: str, names: Sequence[str], kept: Path) -> dict[str, dict[str, Any]]:
-    """Results of a release by task, and its costs under ""; what `kept` has is not repeated."""
+def measured(
+    source: str, data: str, names: Sequence[str], kept: Path, loading: dict[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Results of a release by task, and its costs under ""; what `kept` has is not repeated.
+    `loading`: arguments of `mg_jax.load`."""
     from mg_jax import checkpoint
     from mg_jax.evals import report, tasks
 
     about = {"checkpoint": source, "data": data, "made": training(checkpoint.find(source))}
+    about |= {k: v for k, v in (loading or {}).items() if v != PLAIN[k]}
     rows: dict[str, dict[str, Any]] = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
         with contextlib.suppress(ValueError):  # torn, when a call was killed
             row = json.loads(line)
-            if about.items() <= row.items():
+            same = all(row.get(k, v) == about.get(k, v) for k, v in PLAIN.items())
+            if same and about.items() <= row.items():
                 rows[row["task"]] = row
     missing = [name for name in ("", *names) if name not in rows]
     if not missing:
         return rows
-    assistant = cli.load(source)
+    assistant = cli.load(source, **(loading or {}))
     for name in missing:
         if name and not fits(assistant, tasks.get(name)):
             continue
@@ -154,6 +161,8 @@ def command(args: argparse.Namespace) -> str:
     they say where things lie on this machine."""
     words = [Path(source).name for source in args.releases]
     words += ["--data", args.data] if args.data != SCENES else []
+    options = cli.load_options(args)
+    words += [f"--{k}={v}" for k, v in options.items() if v != PLAIN[k]]
     words += [word for name in args.task or () for word in ("--task", name)]
     out = args.out.name if args.out.is_absolute() else args.out.as_posix()
     return shlex.join(["python", "-m", "launch.compare", *words, "--out", out])
@@ -222,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     kept = args.out.with_suffix(".jsonl")
     if args.fresh:
         kept.unlink(missing_ok=True)
-    found = {source: measured(source, args.data, names, kept) for source in args.releases}
+    found = {s: measured(s, args.data, names, kept, cli.load_options(args)) for s in args.releases}
     lines = page(found, args.data, names, command(args))
     args.out.write_text("\n".join(lines), encoding="utf-8")
     print(f"wrote {args.out}")

@@ -56,6 +56,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
+    cli.add_load_flags(p)
     p.add_argument("--task", required=True, choices=list(TASKS), help="see above")
     p.add_argument("--data", default="scenes:seed=700000,n=500", help="default %(default)s")
     detecting.add_flags(p)
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
             item.example.meta["detections"] = boxes.about(item.example)
     import jax
 
-    assistant = cli.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **cli.load_options(args), **detecting.options(args))
     detecting.refuse(args, assistant)
     if task.needs == "object images" and task.needs not in assistant.adapter.can:
         raise UserError(

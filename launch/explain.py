@@ -32,6 +32,7 @@ def arguments() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
+    cli.add_load_flags(p)
     p.add_argument("--image", required=True, metavar="FILE", help="picture file")
     p.add_argument("--prompt", required=True, help="the question")
     chat.add_regions(p)
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     from mg_jax.example import Query
     from mg_jax.explain import explain
 
-    assistant = cli.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **cli.load_options(args), **detecting.options(args))
     detecting.refuse(args, assistant)
     prompt = chat.with_objects(args.prompt, len(given), len(args.object))
     query = Query(picture, mention(prompt, len(given), 0), tuple(given), detections=found)

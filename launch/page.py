@@ -194,6 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--checkpoint", default="groma-tiny", help="shipped name or release folder")
+    cli.add_load_flags(p)
     detecting.add_detector(p)
     p.add_argument("--max-new-tokens", type=int, default=128)
     p.add_argument("--port", type=int, default=7860)
@@ -211,7 +212,7 @@ def main(argv: list[str] | None = None) -> None:
         ) from None
     from mg_jax.data.scenes import RESERVED_SEED, make_world, render
 
-    assistant = cli.load(args.checkpoint, **detecting.options(args))
+    assistant = cli.load(args.checkpoint, **cli.load_options(args), **detecting.options(args))
     detecting.refuse(args, assistant)
     scene = render(make_world(RESERVED_SEED, 1, 448, 448, min_objects=4, max_objects=7))
     blocks = build(Page(assistant, args.max_new_tokens), scene)

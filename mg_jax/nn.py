@@ -83,7 +83,8 @@ class Linear(nn.Module):
         else:
             kernel = param(self, "kernel", self.shape, self.axes, init.zeros, self.quant)
             groups = quant_groups(self.quant, self.shape[:in_dims])
-            shape, axes = (groups, *self.shape[in_dims:]), (None, *self.axes[in_dims:])
+            along = self.axes[0] if groups > 1 else None  # groups lie as the inputs they are of
+            shape, axes = (groups, *self.shape[in_dims:]), (along, *self.axes[in_dims:])
             scale = param(self, "kernel_scale", shape, axes, init.ones)
             if groups > 1:
                 parts = kernel.astype(self.dtype).reshape(groups, -1, *self.shape[in_dims:])

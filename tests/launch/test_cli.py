@@ -3,14 +3,17 @@
 import ast
 import errno
 import importlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 import mg_jax
-from launch import cli, features, fit, fitting, train
+from launch import chat, cli, compare, evaluate, explain, features, fit, fitting, train
 from mg_jax.errors import UserError
 
 
@@ -165,3 +168,36 @@ def test_no_program_loads_a_model_in_another_way():
             calls = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call))
             wrong += [file.name for c in calls if ast.unparse(c.func) == "mg_jax.load"]
     assert not wrong
+
+
+def test_a_model_is_asked_with_integers_in_half_the_memory_on_all_devices(
+    monkeypatch, tmp_path, capsys
+):
+    load, loaded = mg_jax.load, []
+
+    def keep(*args, **options):
+        loaded.append(load(*args, **options))
+        return loaded[0]
+
+    monkeypatch.setattr(mg_jax, "load", keep)
+    flags = ["--quantize=int8", "--dtype=bfloat16", "--mesh=auto", "--max-new-tokens=2"]
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    flags += [f"--image={tmp_path}/a.png", "--prompt=What is there?", "--json"]
+    monkeypatch.setattr("sys.argv", ["x", *flags])
+    chat.main()
+    assert "text" in json.loads(capsys.readouterr().out)
+    params = loaded[0].params["lm"]["blocks"]["attn"]["q"]
+    assert params["kernel"].dtype == np.int8 and loaded[0].system.cfg.lm.dtype == "bfloat16"
+    assert len(params["kernel"].sharding.device_set) == jax.device_count() > 1
+
+
+@pytest.mark.parametrize("program", [chat, compare, evaluate, explain])
+def test_programs_that_ask_a_model_have_the_same_flags_to_load_it(program):
+    needed = {
+        chat: [], evaluate: ["--task=rec"], compare: ["a", "--out=x.md"],
+        explain: ["--image=x", "--prompt=x", "--out=x.png"],
+    }[program]  # fmt: skip
+    args = program.arguments().parse_args(needed)
+    assert cli.load_options(args) == {"quantize": "none", "dtype": "float32", "mesh": None}
+    args = program.arguments().parse_args([*needed, "--quantize=int4", "--mesh=auto"])
+    assert cli.load_options(args) == {"quantize": "int4", "dtype": "float32", "mesh": "auto"}

@@ -84,6 +84,9 @@ def test_page(tmp_path, capsys, monkeypatch):
     rows_before = out.with_suffix(".jsonl").read_text()
     compare.main([folders["tiny_grounding_gpt"], *argv[2:]])
     assert out.with_suffix(".jsonl").read_text() == rows_before
+    for flag in ("--quantize=int8", "--dtype=bfloat16"):  # as other numbers
+        with pytest.raises(AssertionError, match="measured again"):
+            compare.main([folders["tiny_grounding_gpt"], *argv[2:], flag])
     (config,) = Path(folders["tiny_grounding_gpt"]).glob("config.json")
     config.write_text(json.dumps(json.loads(config.read_text()) | {"provenance": {"seed": 9}}))
     with pytest.raises(AssertionError, match="measured again"):  # another training of that name

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from launch.aot import programs
 from mg_jax import models, sharding
+from mg_jax.assistant import SERVING
 from mg_jax.attention import CACHE_AXES, KVCache
 from mg_jax.data import pipeline
 from mg_jax.lm import LMConfig
@@ -57,6 +58,25 @@ def test_nothing_large_of_a_training_is_replicated(file, argument, rules):
     assert held < 1.1 * bytes_of(even) / 8
     # such as 5,122 x 5,122 in Ferret's sampler
     assert bytes_of(arrays) - bytes_of(even) < 0.03 * bytes_of(arrays)
+
+
+@pytest.mark.parametrize("quant", ["none", "int8", "int4"])
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1), (1, 4, 2)])
+def test_nothing_large_of_a_model_that_answers_is_replicated(quant, shape):
+    config = config_of("groma", "stage=instruction,size=7b,form=published")
+    config.model.lm.quant, config.rules = quant, SERVING
+    arrays = programs.serve(config, make_mesh(*shape), "decode", rows=8).arrays
+    found = unsplit(arrays)
+    if quant == "int4" and shape[2] == 8:
+        # 86 groups of 128 inputs: split otherwise than its kernel it would be gathered every token
+        assert "['mlp']['down']['kernel_scale'] [32, 86, 4096]" in found.pop()
+    assert found == []
+    if quant == "int4":
+        blocks = arrays["params"]["lm"]["blocks"]
+        for kernel in (blocks["attn"]["q"], blocks["mlp"]["gate"]):
+            scale = kernel["kernel_scale"]
+            part = math.prod(scale.sharding.shard_shape(scale.shape))
+            assert part * 8 == math.prod(scale.shape)
 
 
 def bytes_of(arrays):
