@@ -1,7 +1,8 @@
 """Floating point operations of a model, counted in its program rather than by formula.
 
 Matrix products and convolutions alone, a loop as often as it runs (one of unknown length once), of
-branches the dearest: what the model needs, whatever is computed twice to save memory.
+branches the dearest. What a config recomputes to save memory is left out by `counted`; a
+jax.checkpoint that the code has in any case counts as it runs.
 """
 
 import collections
@@ -27,8 +28,8 @@ def model_flops(p: Plan, batch: Any = None) -> float:
 
     `batch`: arrays, or their shapes; by default the longest that the plan allows for.
 
-    Nothing that is recomputed counts, whatever `remat` says; attention counts all pairs of tokens,
-    masked ones too, whichever way it is computed.
+    What `remat` recomputes does not count, only a jax.checkpoint that no config knows; attention
+    counts all pairs of tokens, masked ones too, whichever way it is computed.
     """
     system = models.build(p.system.name, counted(p.system.cfg))
     loss = system.loss(p.stage)

@@ -84,6 +84,10 @@ def plan(
     mesh = mesh if mesh is not None else sharding.make_mesh(**config.mesh.to_dict())
     rules, stage, rows = config.rules, config.stage, config.batch_size
     sharding.check(mesh, rules)
+    for path, value in flatten(config.model.to_dict()).items():
+        if path.endswith("/quant") and value != "none":
+            name = path.replace("/", ".")
+            raise UserError(f"config.model.{name}={value}: integers do not learn; train with none")
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if config.accumulate < 1 or rows % (config.accumulate * ways):
         raise UserError(

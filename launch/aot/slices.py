@@ -36,6 +36,7 @@ QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any will do: of this machine, not of the slice
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
@@ -51,6 +52,9 @@ SOLD = {
     "7x": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
     **dict.fromkeys(GPUS, ("1", "2", "4", "8")),
 }  # fmt: skip
+# largest pods (same pages): beyond them libtpu ends the process
+PODS = {"v5e": (16, 16), "v6e": (16, 16), "v4": (16, 16, 16), "v5p": (16, 20, 28),
+        "7x": (16, 24, 24)}  # fmt: skip
 # where to look at a program that does not fit: more memory
 ROOMIER = {
     "v5e": "v5p", "v6e": "v5p", "v4": "v5p", "v5p": "7x", "t4": "h200", "l4": "h200",
@@ -78,6 +82,10 @@ def parse(text: str) -> tuple[str, tuple[int, ...]]:
         raise UserError(f"--topology {text}: no side may be 0")
     if generation in GPUS and sides[0] > 8:
         raise UserError(f"--topology {text}: at most the 8 GPUs of one machine")
+    pod = PODS.get(generation, sides)
+    if any(a > b for a, b in zip(sorted(sides), pod, strict=True)):
+        most = "x".join(map(str, pod))
+        raise UserError(f"--topology {text}: is more than a pod of {generation}, {most}")
     return generation, sides
 
 

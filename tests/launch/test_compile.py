@@ -39,6 +39,7 @@ def run(*args):
             ["--config", TINY, "--topology", "v5e:2x2", "--quantize", "int8"],
             "integers do not learn",
         ),
+        (["--config", TINY, "--topology", "v5e:17x1"], "more than a pod of v5e, 16x16"),
         (["--config", TINY, "--topology", "v5e:2x2", "--hlo", "/no/such/x"], "--hlo /no/such/x:"),
         (["--config", TINY, "--topology", "v5e:2x2", "--batch=0"], "--batch=0"),
         (["--config", TINY, "--topology", "v5e:2x2", "--new_tokens=-5000"], "--new_tokens=-5000"),
@@ -58,6 +59,7 @@ def test_a_decoding_step_is_compiled_for_a_slice(mesh, tensor):
                "--text_tokens=100", "--new_tokens=50", "--config.model.lm.layers=8",
                *mesh)  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "host bounds" not in done.stderr
     report = json.loads(done.stdout)
     assert report["fits"] and report["devices"] == 4 and report["mesh"]["tensor"] == tensor
     assert report["rules"] == "fsdp_tensor" and report["estimate"]["unknown_trips"] == []

@@ -32,16 +32,22 @@ def test_operations_of_a_traced_function_are_those_counted_by_hand():
     assert found == 2 * 5 * 4 * 4 * 3 * 2 * 2
 
 
-def test_model_flops_count_no_recomputation_and_no_frozen_gradients():
+def test_frozen_gradients_do_not_count_and_of_remat_only_what_a_config_says():
     w = jnp.ones((64, 64))
     x = jnp.ones((8, 64))
 
-    def loss(w1, w2, x):
-        return (jnp.tanh(jax.checkpoint(lambda x: jnp.tanh(x @ w1))(x) @ w2)).sum()
+    def loss(w1, w2, x, keep=lambda f: f):
+        return jnp.tanh(keep(lambda w1, x: jnp.tanh(x @ w1))(w1, x) @ w2).sum()
+
+    def again(w1, w2, x):
+        return loss(w1, w2, x, jax.checkpoint)
 
     one = 2 * 8 * 64 * 64
-    assert flops.count(loss, w, w, x) == 2 * one
+    assert flops.count(loss, w, w, x) == flops.count(again, w, w, x) == 2 * one
     assert flops.count(jax.grad(loss, argnums=1), w, w, x) == 3 * one
+    assert flops.count(jax.grad(loss, argnums=0), w, w, x) == 4 * one
+    # what code recomputes whatever the config says is part of the program, and counts
+    assert flops.count(jax.grad(again, argnums=0), w, w, x) == 5 * one
     from configs import groma
     from mg_jax.models import build
 
@@ -53,11 +59,14 @@ def test_model_flops_count_no_recomputation_and_no_frozen_gradients():
 def test_slices_and_their_chips():
     assert slices.parse("v5e:4x8") == ("v5e", (4, 8))
     assert slices.parse("tpu7x:2x2x1") == ("7x", (2, 2, 1))
+    assert slices.parse("v5p:28x16x20")[1] == (28, 16, 20)
     assert slices.chip("v5p:2x2x2").memory == 95 * 2**30
     assert slices.roomier("v5e:4x8") == "v5p:2x4x4" and slices.roomier("7x:2x2x1") is None
     assert slices.roomier("v5e:1x1") == slices.roomier("v6e:2x2") == "v5p:2x2x1"
     assert slices.roomier("v5p:2x2x1") == "7x:2x2x1" and slices.roomier("v5p:2x2x4") == "7x:2x2x2"
-    wrongs = {"v9:2x2": "no 'v9'", "v5e:2x2x2": "2 dimensions", "v5p:2x0x2": "no side may be 0"}
+    wrongs = {"v9:2x2": "no 'v9'", "v5e:2x2x2": "2 dimensions", "v5p:2x0x2": "no side may be 0",
+              "v5e:17x1": "more than a pod of v5e, 16x16", "v5e:1000x1000": "more than a pod",
+              "v5p:20x20x20": "more than a pod of v5p"}  # fmt: skip
     for wrong, message in wrongs.items():
         with pytest.raises(UserError, match=message):
             slices.parse(wrong)

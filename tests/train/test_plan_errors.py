@@ -30,6 +30,12 @@ FIT = "config.model: its values do not fit together: "
             "config.optim.muon: 'blocks' matches no parameter",
         ),
         ("detection", "frozen_dtype", "floaty", "config.frozen_dtype: 'floaty' is no dtype of"),
+        (
+            "alignment",
+            "model.lm.quant",
+            "int8",
+            "config.model.lm.quant=int8: integers do not learn",
+        ),
         ("detection", "frozen_dtype", "int8", "config.frozen_dtype: 'int8' is no dtype of floats"),
     ],
 )
