@@ -5,7 +5,8 @@
 Every stage of every system at its published sizes, and serving, compiled by launch.compile for the
 slices that are sold. A row is one JSON file in docs/pods, made once: the command goes on where it
 stopped, and with nothing left to do it only writes the page. A compilation of a 7B takes minutes,
-a row several of them. --check compiles one row again and says whether memory and time are as noted.
+a row several of them. --check compiles one row again and says whether the bytes of its memory and
+its operations are as noted.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 from launch import cli
 from launch.aot import slices
+from mg_jax import disk
 from mg_jax.chips import CHIPS
 from mg_jax.errors import UserError
 
@@ -146,18 +148,25 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
                 if "error" in report:
                     wrong = True
                 elif report["fits"]:
-                    best = report
+                    best = max((r for r in (best, report) if r), key=speed)
                 else:
                     unfit = True
                     failed.append(report | {"topology": topology})
             if best:
                 row = {"name": name, "chip": generation, **best, "failed": smaller}
-                path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+                disk.write_json(path, row)
                 return
         if wrong:
             return
     row = {"name": name, "chip": generation, "fits": False, "failed": failed[-1:]}
-    path.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+    disk.write_json(path, row)
+
+
+def speed(report: Mapping[str, Any]) -> tuple[float, int]:
+    """The larger the better: rows a second, of which each step has as many, if nothing overlapped;
+    without an estimate the rows at a time, as a larger product wastes less."""
+    seconds = (report.get("estimate") or {}).get("seconds_by_operation")
+    return (1 / seconds if seconds else 0.0), -report.get("accumulate", 1)
 
 
 def hopeless(flags: list[str], generation: str, devices: int) -> bool:
@@ -173,7 +182,7 @@ def hopeless(flags: list[str], generation: str, devices: int) -> bool:
 
 def page(folder: Path) -> str:
     """The rows as a Markdown table."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
+    found = [disk.read_json(p) for p in sorted(folder.glob("*.json"))]
     lines = [
         "# Which slice a stage fits",
         "",
@@ -182,27 +191,37 @@ def page(folder: Path) -> str:
         "estimates, nothing here ran on one.",
         "",
         "| row | smallest slice | mesh | rows x accumulate | GiB of a device | step, ms "
-        "| MFU at most | one smaller | compiled |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| MFU, % | replicated, MB | one smaller | compiled |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found:
         bad = "; ".join(f"{f['topology']}: {why(f)}" for f in r["failed"]) or "none is sold"
         if not r["fits"]:
-            lines.append(f"| {r['name']} | none of {r['chip']} | | | | | | {bad} | |")
+            lines.append(f"| {r['name']} | none of {r['chip']} | | | | | | | {bad} | |")
             continue
         mesh = " ".join(f"{k}={v}" for k, v in r["mesh"].items() if v > 1) or "1"
         e = r.get("estimate") or {}
         compiler = slices.compiler(r["topology"])
         times = f"{1e3 * e['seconds']:.0f} to {1e3 * e['seconds_by_operation']:.0f}" if e else ""
-        mfu = f"{100 * r['mfu']:.0f} %" if "mfu" in r else r.get("estimate_failed", "")
+        mfu = r.get("estimate_failed", "")
+        if "mfu" in r:
+            mfu = f"{100 * r['mfu_by_operation']:.0f} to {100 * r['mfu']:.0f}"
+        whole = sum(replicated_bytes(line) for line in r.get("replicated", ())) / 1e6
         lines.append(
             f"| {r['name']} | {r['topology']} | {mesh} | {r['rows']} x {r.get('accumulate', 1)} | "
-            f"{r['bytes']['peak'] / 2**30:.1f} of {r['hbm'] / 2**30:.0f} | {times} | {mfu} | {bad} "
+            f"{r['bytes']['peak'] / 2**30:.1f} of {r['hbm'] / 2**30:.0f} | {times} | {mfu} "
+            f"| {whole:.0f} | {bad} "
             f"| {r['date']}, jax {r['versions']['jax']}, {compiler} {r['versions'][compiler]} |"
         )
     systems = sorted({r["name"].split("-")[0] for r in found} & ASSUMED.keys())
     lines += ["", "Assumed:", "", *(f"- {s}: {ASSUMED[s]}" for s in systems)]
     return "\n".join(lines) + "\n"
+
+
+def replicated_bytes(line: str) -> int:
+    """Bytes of an array of which a line of `sharding.unsplit` speaks."""
+    found = re.search(r"([\d,]+) bytes", line)
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def why(report: Mapping[str, Any]) -> str:
@@ -214,7 +233,7 @@ def why(report: Mapping[str, Any]) -> str:
 
 def check(folder: Path, seconds: float) -> None:
     """Compile the row that took the least time again. Raises UserError when it is not as noted."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in folder.glob("*.json")]
+    found = [disk.read_json(p) for p in folder.glob("*.json")]
     fitting = [r for r in found if r["fits"] and r.get("estimate")]
     if not fitting:
         raise UserError(f"{folder} has no row to check")
@@ -248,6 +267,10 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     if unknown := set(args.chips.split(",")) - set(slices.SOLD):
         raise UserError(f"--chips {', '.join(unknown)}: there are {', '.join(slices.SOLD)}")
+    try:
+        wanted = re.compile(args.rows)
+    except re.error as e:
+        raise UserError(f"--rows {args.rows!r}: is no regular expression ({e})") from None
     args.folder.mkdir(parents=True, exist_ok=True)
     if args.check:
         return check(args.folder, args.seconds)
@@ -256,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
 
     for generation in args.chips.split(","):
         for name, flags in rows():
-            if re.search(args.rows, name) and time.monotonic() < end:
+            if wanted.search(name) and time.monotonic() < end:
                 batch = weight.batch_size(flags[1])
                 smallest(name, flags, generation, batch, args.folder, args.seconds)
     out = args.folder.parent / f"{args.folder.name}_table.md"

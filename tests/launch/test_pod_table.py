@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
+
 from launch import pod_table
 from launch.aot import slices
+from mg_jax.errors import UserError
 
 TINY = "configs/groma.py:stage=instruction,size=tiny"
 
@@ -46,6 +49,42 @@ def test_of_what_fits_the_most_rows_at_a_time_are_taken(tmp_path, monkeypatch):
     assert [a[2][-2:] for a in asked if a[0] == "v5e:2x4"] == ["16", "=8", "=4"]
 
 
+def test_of_what_fits_the_fastest_is_taken(tmp_path, monkeypatch):
+    took = {"8": 3.0, "4": 1.0, "2": 2.0, "1": None}
+
+    def compile_row(flags, topology, seconds):
+        accumulate = flags[-1].partition("=")[2]
+        time = took[accumulate]
+        estimate = time and {"seconds": 0.5, "seconds_by_operation": time}
+        return {"fits": True, "accumulate": int(accumulate), "estimate": estimate}
+
+    monkeypatch.setattr(pod_table, "compile_row", compile_row)
+    monkeypatch.setitem(slices.SOLD, "v5e", ("2x2",))
+    pod_table.smallest("row", ["--config", TINY], "v5e", 32, tmp_path, 1.0)
+    assert json.loads((tmp_path / "row-v5e.json").read_text())["accumulate"] == 4
+    took["4"] = None
+    (tmp_path / "row-v5e.json").unlink()
+    pod_table.smallest("row", ["--config", TINY], "v5e", 32, tmp_path, 1.0)
+    assert json.loads((tmp_path / "row-v5e.json").read_text())["accumulate"] == 2
+
+
+def test_bad_rows_are_one_line(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"--rows '\(': is no regular expression"):
+        pod_table.main(["--rows", "(", "--folder", str(tmp_path)])
+    (tmp_path / "torn.json").write_text('{"name": "gro')
+    for read in (pod_table.page, lambda folder: pod_table.check(folder, 1.0)):
+        with pytest.raises(UserError, match="torn.json: cannot be read"):
+            read(tmp_path)
+    # a row that is being written when the process ends leaves none
+    monkeypatch.setattr(pod_table, "compile_row", lambda *_: {"fits": True})
+    monkeypatch.setattr("mg_jax.disk.sync", lambda part: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        pod_table.smallest(
+            "row", ["--config", TINY, "--program", "decode"], "v5e", 1, tmp_path, 1.0
+        )  # fmt: skip
+    assert not (tmp_path / "row-v5e.json").exists()
+
+
 def test_one_batch_may_fit_where_two_halves_do_not(tmp_path, monkeypatch):
     said = {"2": {"fits": False}, "1": {"fits": True, "accumulate": 1}}
     asked = []
@@ -86,7 +125,9 @@ def test_the_page_says_what_fits_and_what_does_not(tmp_path):
     row = {
         "name": "groma-instruction-7b", "chip": "v5e", "topology": "v5e:4x4", "fits": True,
         "mesh": {"data": 1, "fsdp": 16, "tensor": 1}, "rows": 128, "accumulate": 8,
-        "bytes": {"peak": 12 * 2**30}, "hbm": 16 * 2**30, "mfu": 0.51, "date": "2026-11-21",
+        "bytes": {"peak": 12 * 2**30}, "hbm": 16 * 2**30, "mfu": 0.51, "mfu_by_operation": 0.4,
+        "replicated": ["a [86, 1] float32 45,088,768 bytes, whole along fsdp"],
+        "date": "2026-11-21",
         "estimate": {"seconds": 1.5, "seconds_by_operation": 2.0},
         "versions": {"jax": "0.10.2", "libtpu": "0.0.42"},
         "failed": [{"topology": "v5e:2x4", "needed": 20.0 * 2**30, "available": 15.75 * 2**30}],
@@ -98,7 +139,7 @@ def test_the_page_says_what_fits_and_what_does_not(tmp_path):
     none = {"name": "groma-sft", "chip": "v5e", "fits": False, "failed": []}
     (tmp_path / "b.json").write_text(json.dumps(none))
     page = pod_table.page(tmp_path)
-    assert "| 12.0 of 16 | 1500 to 2000 | 51 % | v5e:2x4: 20.0 of 15.8 GiB |" in page
+    assert "| 12.0 of 16 | 1500 to 2000 | 40 to 51 | 45 | v5e:2x4: 20.0 of 15.8 GiB |" in page
     assert "| groma-sft | none of v5e |" in page and "Assumed:" in page
     assert "jax 0.10.2, libtpu 0.0.42 |" in page
     assert "jax 0.10.2, jax-cuda12-plugin 0.10.1 |" in page
