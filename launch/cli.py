@@ -145,9 +145,9 @@ def add_load_flags(p: argparse.ArgumentParser) -> None:
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The flags of `add_load_flags` as arguments of `mg_jax.load`."""
-    mesh = None if args.mesh == "none" else args.mesh
-    return {"quantize": args.quantize, "dtype": args.dtype, "mesh": mesh}
+    """What the flags of `add_load_flags` change of the arguments of `mg_jax.load`."""
+    usual = {"quantize": "none", "dtype": "float32", "mesh": "none"}
+    return {name: given for name, value in usual.items() if (given := getattr(args, name)) != value}
 
 
 def load(source: str | Path, **options: Any) -> Any:

@@ -198,6 +198,6 @@ def test_programs_that_ask_a_model_have_the_same_flags_to_load_it(program):
         explain: ["--image=x", "--prompt=x", "--out=x.png"],
     }[program]  # fmt: skip
     args = program.arguments().parse_args(needed)
-    assert cli.load_options(args) == {"quantize": "none", "dtype": "float32", "mesh": None}
+    assert cli.load_options(args) == {}
     args = program.arguments().parse_args([*needed, "--quantize=int4", "--mesh=auto"])
-    assert cli.load_options(args) == {"quantize": "int4", "dtype": "float32", "mesh": "auto"}
+    assert cli.load_options(args) == {"quantize": "int4", "mesh": "auto"}

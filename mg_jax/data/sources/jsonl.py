@@ -77,12 +77,9 @@ class JsonlSource(Source):
         self.root = existing(images, "pictures", True) if images else self.path.parent
         self._rows: list[tuple[str, dict[str, Any]]] = []
         self._tokens = array("i")  # as of `measures`
-        seen: dict[str, str] = {}
         for where, row in read_lines(self.path):
             try:
                 turns = self._check(row)
-                if "id" in row and (first := seen.setdefault(str(row["id"]), where)) != where:
-                    raise BadRecord(f"id {row['id']!r} is there already ({first})")
             except BadRecord as e:
                 self.problem(where, str(e))
             else:
