@@ -28,7 +28,7 @@ from launch.ship import SHOWN, training
 from mg_jax.errors import UserError
 
 TIMED = 20  # questions of presence that are asked one by one
-PLAIN = {"quantize": "none", "dtype": "float32", "mesh": None}  # which no row nor command names
+LOADING = ("quantize", "dtype", "mesh")  # named by a row, and the command, where they were given
 SCENES = "scenes:seed=700000,n=300"
 SIMULATED = (
     " With every question about a scene MG-LLaVA is given the boxes of a simulated detector, made "
@@ -126,12 +126,12 @@ def measured(
     from mg_jax.evals import report, tasks
 
     about = {"checkpoint": source, "data": data, "made": training(checkpoint.find(source))}
-    about |= {k: v for k, v in (loading or {}).items() if v != PLAIN[k]}
+    about |= loading or {}
     rows: dict[str, dict[str, Any]] = {}
     for line in kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else ():
         with contextlib.suppress(ValueError):  # torn, when a call was killed
             row = json.loads(line)
-            same = all(row.get(k, v) == about.get(k, v) for k, v in PLAIN.items())
+            same = all(row.get(k) == about.get(k) for k in LOADING)
             if same and about.items() <= row.items():
                 rows[row["task"]] = row
     missing = [name for name in ("", *names) if name not in rows]
@@ -161,8 +161,7 @@ def command(args: argparse.Namespace) -> str:
     they say where things lie on this machine."""
     words = [Path(source).name for source in args.releases]
     words += ["--data", args.data] if args.data != SCENES else []
-    options = cli.load_options(args)
-    words += [f"--{k}={v}" for k, v in options.items() if v != PLAIN[k]]
+    words += [f"--{k}={v}" for k, v in cli.load_options(args).items()]
     words += [word for name in args.task or () for word in ("--task", name)]
     out = args.out.name if args.out.is_absolute() else args.out.as_posix()
     return shlex.join(["python", "-m", "launch.compare", *words, "--out", out])
