@@ -13,10 +13,12 @@ from conversion.hf_config.language import read_llama, write_llama
 from conversion.hf_config.sections import (
     COUNT,
     GROUP,
+    LAYER,
     SIZE,
     TEXT,
     Kind,
     Section,
+    check_model,
     read_section,
     write_section,
 )
@@ -30,7 +32,6 @@ from mg_jax.models.ferret_config import FerretConfig, check
 V1, UI = "ferret", "ferret_llama"
 CLASSES = {V1: "FERRETLlamaForCausalLM", UI: "FerretLlamaForCausalLM"}
 REFUSED = {"ferret_gemma": "Gemma", "ferret_mpt": "MPT"}
-LAYER = Kind("a whole number, negative from the end", lambda x: type(x) is int and abs(x) < 1 << 31)
 PINPOINTS = Kind(
     "a list of [width, height] in pixels",
     lambda x: (
@@ -167,11 +168,7 @@ def read_ferret(raw: Mapping[str, Any], where: str = "config.json") -> dict[str,
         # upstream cuts a text that is too long, whatever the picture leaves
         "text_positions": 0,
     }  # fmt: skip
-    built = build(FerretConfig, out, where)
-    try:
-        check(built)
-    except UserError as e:  # which names our keys
-        raise UserError(f"{where}: {e}") from None
+    check_model(FerretConfig, out, check, where)
     return out
 
 

@@ -12,10 +12,11 @@ from conversion.hf_config.convnext import read_convnext, write_convnext
 from conversion.hf_config.language import read_llama, read_phi3, write_llama, write_phi3
 from conversion.hf_config.sections import (
     GROUP,
+    LAYER,
     SIZE,
     TEMPLATE,
-    Kind,
     Section,
+    check_model,
     read_section,
     write_section,
 )
@@ -25,7 +26,6 @@ from mg_jax.errors import UserError
 from mg_jax.models.mg_llava import MGLLaVAConfig, check
 
 PARTS = ("llm", "clip", "convnext")  # the models it is made of
-LAYER = Kind("a whole number, negative from the end", lambda x: type(x) is int and abs(x) < 1 << 31)
 STRIDE = 32  # pixels of a cell of ConvNeXt's last map, which the fusion lays on CLIP's patches
 MG_LLAVA = Section(
     "MG-LLaVA",
@@ -104,7 +104,7 @@ def read_mg_llava(raw: Mapping[str, Any], where: str = "config.json") -> dict[st
         **values, "lm": lm, "low": low, "high": high | {"image_size": side},
         "fusion": "conv_gate", "objects": "append", "refer": False, "video_pool": 1,
     }  # fmt: skip
-    check(build(MGLLaVAConfig, out, where))
+    check_model(MGLLaVAConfig, out, check, where)
     return out
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from mg_jax.config import build
 from mg_jax.errors import UserError, shown
 from mg_jax.text.templates import FORMATS
 
@@ -56,6 +57,7 @@ def _whole(value: Any) -> bool:
 
 SIZE = Kind("a whole number above 0", lambda x: _whole(x) and 0 < x < 1 << 31)
 COUNT = Kind("a whole number, 0 or more", lambda x: _whole(x) and 0 <= x < 1 << 31)
+LAYER = Kind("a whole number, negative from the end", lambda x: type(x) is int and abs(x) < 1 << 31)
 NUMBER = Kind("a number", lambda x: (_whole(x) or isinstance(x, float)) and abs(x) < LARGEST)
 SWITCH = Kind("true or false", lambda x: isinstance(x, bool))
 TEXT = Kind("a text", lambda x: isinstance(x, str))
@@ -134,6 +136,18 @@ def read_section(raw: Mapping[str, Any], section: Section, where: str) -> dict[s
     if noted is not None:
         noted += [f"{where}.{name}" for name in inert_fields(raw, section)]
     return {ours: raw.get(name, default) for name, (ours, default, *_) in section.read.items()}
+
+
+def check_model(
+    cls: type[Any], values: Mapping[str, Any], check: Callable[[Any], None], where: str
+) -> None:
+    """Raises UserError, naming the file, for values of which the system's `check` lets no model be
+    built: told before anything is converted."""
+    built: Any = build(cls, values, where)
+    try:
+        check(built)
+    except UserError as e:  # which names our keys
+        raise UserError(f"{where}: {e}") from None
 
 
 def write_section(values: Mapping[str, Any], section: Section) -> dict[str, Any]:

@@ -10,20 +10,21 @@ from typing import Any
 from conversion.hf_config.language import read_qwen2, write_qwen2
 from conversion.hf_config.sections import (
     COUNT,
+    LAYER,
     SIZE,
     TEMPLATE,
-    Kind,
     Section,
+    check_model,
     read_section,
     write_section,
 )
 from conversion.hf_config.vision import read_clip, read_dinov2, write_clip, write_dinov2
 from mg_jax.config import to_dict
 from mg_jax.errors import UserError
+from mg_jax.models.tiny_grounding_gpt import TinyGroundingGPTConfig, check
 
 MODEL_TYPE = "tiny_grounding_gpt"
 PARTS = ("llm", "clip", "dinov2")  # the models it is made of
-LAYER = Kind("a whole number, negative from the end", lambda x: type(x) is int and abs(x) < 1 << 31)
 TINY_GROUNDING_GPT = Section(
     "TinyGroundingGPT",
     read={
@@ -31,7 +32,7 @@ TINY_GROUNDING_GPT = Section(
         "clip": ("clip", {}),
         "dinov2": ("dino", {}),
         "mm_vision_select_layer": ("select_layer", -2, LAYER),
-        "object_tokens": ("object_tokens", 144),
+        "object_tokens": ("object_tokens", None, SIZE),
         "dinov2_pixels": ("dino_pixels", "imagenet"),
         "unit_vectors": ("unit_vectors", False),
     },
@@ -49,11 +50,16 @@ def read_tiny_grounding_gpt(raw: Mapping[str, Any], where: str = "config.json") 
             f"{where}: says nothing of {' and '.join(absent)}; pass --with for the folder of each"
         )
     values = read_section(raw, TINY_GROUNDING_GPT, where)
-    return values | {
+    out = values | {
         "lm": read_qwen2(values["lm"], f"{where}.llm"),
         "clip": read_clip(values["clip"], f"{where}.clip"),
         "dino": read_dinov2(values["dino"], f"{where}.dinov2"),
     }
+    if out["object_tokens"] is None:  # means over 2 x 2, as of the published 24 x 24
+        grid = out["clip"]["image_size"] // out["clip"]["patch"]
+        out["object_tokens"] = grid**2 // 4 if grid % 2 == 0 else grid**2
+    check_model(TinyGroundingGPTConfig, out, check, where)
+    return out
 
 
 def write_tiny_grounding_gpt(cfg: Any) -> dict[str, Any]:

@@ -99,7 +99,8 @@ class Plan:
     def instead(self, source: int, record: int, tries: int, room: int | None = None) -> int:
         """The record to take when `record` and `tries` - 1 others were refused: one of the part of
         the source that is used, far from those in the file, since bad ones come in blocks; at
-        first of those that are thought to fit `room`. As many tries as records reach them all."""
+        first of those that are thought to fit `room`. Without it, as many tries as records reach
+        them all."""
         if not tries:
             return record
         if room is not None:

@@ -35,8 +35,8 @@ def read_frames(
 ) -> tuple[np.ndarray, Size]:
     """(frames uint8 RGB [count, H, W, 3], (width, height)) of a video.
 
-    notes: gets a line when the video has fewer frames than `count`, or fewer
-        than its file says, or ends well before the time that it states.
+    notes: gets a line when the video has fewer frames than `count`, or fewer than its file says, or
+    ends well before the time that it states.
     Raises BadRecord for a missing, damaged or empty video, UserError for a count below 1 and where
     PyAV is needed and not installed.
     """

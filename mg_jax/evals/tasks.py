@@ -24,13 +24,11 @@ _ALL = (
     WhichFree, ObjectMatch, ObjectChoice, ObjectRelation, Pope, Vqa, Reading, Moved, Direction,
     Naming, Detection,
 )  # fmt: skip
+TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 
 
 class NothingToAsk(UserError):
     """Data that hold nothing for a task."""
-
-
-TASKS: dict[str, Task] = {task.name: task() for task in _ALL}
 
 
 def get(name: str) -> Task:
