@@ -66,6 +66,7 @@ def get_config() -> ConfigDict:
     c.single_source = False  # every batch from one data set
     # Every batch of one medium (text alone, pictures or videos) and of rows of similar length
     c.group_by_length = False
+    c.pack = False  # conversations without a picture share rows as long as the longest bucket
     # What pictures that come with annotations instead of conversations are asked (docs/data.md);
     # tasks=... of a data set wins. "auto": whatever its annotations allow.
     c.tasks = "auto"  # or "rec*2+presence", names of mg_jax.data.tasks with their weights

@@ -351,6 +351,7 @@ def changed_keys(config: Any, workdir: Path) -> str:
         )
     old.setdefault("optim/muon", [])  # runs from before that key had AdamW's moments alone
     old.setdefault("group_by_length", False)  # and shuffled their rows alone
+    old.setdefault("pack", False)
     # any other key on one side alone belongs to another version of the code, not to another config
     changes = [
         f"{k.replace('/', '.')} {old[k]!r} -> {new[k]!r}"

@@ -18,7 +18,7 @@ from mg_jax.data.order import Groups
 from mg_jax.data.samples.base import Conversations, Samples
 from mg_jax.data.sources import Source, open_source
 from mg_jax.data.sources.features import FeatureSource
-from mg_jax.data.sources.split import by_medium
+from mg_jax.data.sources.split import by_medium, has_only_texts
 from mg_jax.errors import UserError
 from mg_jax.text import codecs
 from mg_jax.text.bpe import load_tokenizer
@@ -61,6 +61,8 @@ def open_batches(config: Any, cfg: Any) -> batching.BatchIterator:
     check_features(found, config)
     rows = open_samples(config, cfg)
     sources, ratios = apart(found, shares, config)
+    if config.pack:
+        sources = packed(sources, rows, config)
     groups = open_groups(sources, rows, config) if config.group_by_length else None
     return batching.batches(
         sources,
@@ -84,11 +86,28 @@ def apart(
 ) -> tuple[list[Source], list[float]]:
     """The sources with their shares, those of several media as one for each where a batch shall
     have but one; texts without a picture may share one with pictures if lengths are not grouped."""
-    if not config.group_by_length and not (config.single_source and config.media == "video"):
+    texts = config.group_by_length or config.pack
+    if not texts and not (config.single_source and config.media == "video"):
         return list(sources), list(ratios)
-    parts = [by_medium(source, texts=config.group_by_length) for source in sources]
+    parts = [by_medium(source, texts=texts) for source in sources]
     shares = [ratio for ratio, own in zip(ratios, parts, strict=True) for _ in own]
     return [part for own in parts for part in own], shares
+
+
+def packed(sources: Sequence[Source], rows: Samples, config: Any) -> list[Source]:
+    """The sources, those of text alone as rows of several conversations.
+
+    Raises UserError for a stage without text, or where no source is of text alone.
+    """
+    if not isinstance(rows, Conversations):
+        raise UserError(f"config.pack: stage {config.stage} has no text: set it to False")
+    out = [rows.packed(source) if has_only_texts(source) else source for source in sources]
+    if out == list(sources):
+        raise UserError(
+            "config.pack: no data set is known to hold conversations without a picture: set it to "
+            "False"
+        )
+    return out
 
 
 def open_groups(sources: Sequence[Source], rows: Samples, config: Any) -> Groups:

@@ -74,10 +74,11 @@ class VisionLM(nn.Module):
     def __call__(
         self, batch: Mapping[str, jax.Array], *given: Any
     ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
-        """Logits of every position, and every named intermediate."""
+        """Logits of every position, and every named intermediate. `segments` [B,T] of a batch:
+        packed conversations, which do not see each other."""
         aux = self.encode(batch, *given)
         aux |= self.embed(batch, aux)
-        hidden, _ = self.lm(aux["embeddings"], aux["valid"])
+        hidden, _ = self.lm(aux["embeddings"], aux["valid"], segments=batch.get("segments"))
         return self.logits(hidden), {**aux, "last_hidden": hidden}
 
     def prefill(

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from mg_jax import losses, sharding
-from mg_jax.data.batch import batches, stack
-from mg_jax.data.packing import PackedSource, pack, packed_record, packed_row
+from mg_jax.data.batch import batches
+from mg_jax.data.packing import TextRows, joined, pack, segments
 from mg_jax.data.sources import Source
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Turn
 from mg_jax.lm import LM, LMConfig
+from mg_jax.text.codecs.rows import pad_rows
 
 CFG = LMConfig(vocab=61, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head=8)
 LENGTH = 24
 
 
 class Texts(Source):
-    """Conversations; every seventh has a picture, one is malformed."""
+    """Conversations; every seventh is not asked anything, one is malformed."""
 
     def __init__(self, n=40):
         super().__init__("texts", max_bad=0.1)
@@ -32,17 +33,28 @@ class Texts(Source):
     def __getitem__(self, i):
         if i == 11:
             raise BadRecord("line 12: no valid JSON")
-        image = np.zeros((1, 1, 3), np.uint8) if i % 7 == 3 else None
         words = "ab " * (1 + i % 5)
-        return Example(image, 1, 1, id=str(i), turns=(Turn(f"{i} {words}", words),))
+        turns = (Turn(f"{i} {words}", words),) if i % 7 != 3 else ()
+        return Example(None, 0, 0, id=str(i), turns=turns)
 
 
-def encode(example, rng):
+def encode(example):
     """One token a letter; the answer is trained on, its first letter too."""
     turn = example.turns[0]
     ids = [1 + ord(c) % 60 for c in turn.user + turn.assistant]
     loss = [False] * len(turn.user) + [True] * len(turn.assistant)
     return {"tokens": np.array(ids, np.int32), "loss_mask": np.array(loss)}
+
+
+def count(example):
+    return len(encode(example)["tokens"])
+
+
+def rows_of(texts, length=LENGTH):
+    """A batch: rows of encoded texts, padded."""
+    records = [joined(row) if row else {"tokens": (), "loss_mask": ()} for row in texts]
+    batch = pad_rows(records, [length], 60, {})
+    return batch | {"segments": segments(records, length)}
 
 
 def test_greedy_rows_are_full_and_hold_every_text_once():
@@ -62,9 +74,6 @@ def test_greedy_rows_are_full_and_hold_every_text_once():
 def test_texts_that_no_row_takes(lengths):
     with pytest.raises(UserError, match="text 1 has [90] tokens: a row takes 1 to 8"):
         pack(lengths, 8)
-    with pytest.raises(UserError, match="2 texts of 9 tokens do not fit a row of 8"):
-        packed_row([{"tokens": np.ones(4), "loss_mask": np.ones(4)},
-                    {"tokens": np.ones(5), "loss_mask": np.ones(5)}], 8, 0)  # fmt: skip
 
 
 def test_a_row():
@@ -72,49 +81,50 @@ def test_a_row():
         {"tokens": np.array([5, 6, 7]), "loss_mask": np.array([True, False, True])},
         {"tokens": np.array([8, 9]), "loss_mask": np.array([True, True])},
     ]
-    row = packed_row(texts, 7, 60)
-    assert {k: v.astype(int).tolist() for k, v in row.items()} == {
+    batch = rows_of([texts, [texts[1]]], 7)
+    assert {k: v[0].astype(int).tolist() for k, v in batch.items()} == {
         "tokens": [5, 6, 7, 8, 9, 60, 60],
         "valid": [1, 1, 1, 1, 1, 0, 0],
         "loss_mask": [0, 0, 1, 0, 1, 0, 0],  # the first of a text has nothing before it
         "segments": [1, 1, 1, 2, 2, 0, 0],
-        "positions": [0, 1, 2, 0, 1, 0, 0],
     }
+    assert texts[0]["loss_mask"][0]  # the texts themselves stay
+    alone = segments([{"tokens": texts[1]["tokens"]}], 4)  # a row that was not packed
+    assert alone.tolist() == [[1, 1, 0, 0]]
 
 
-def make(length):
-    return functools.partial(packed_record, encode=encode, length=length, pad=60)
+def make(example, rng):
+    return joined([encode(text) for text in example.meta["texts"]])
+
+
+def collate(records):
+    return pad_rows(records, [LENGTH], 60, {})
 
 
 def test_rows_of_a_source_through_the_pipeline():
-    source = PackedSource(Texts(), encode, LENGTH)
+    source = TextRows(Texts(), count, LENGTH)
     assert source.counts == {
-        "conversations with a picture": 6,
+        "examples without turns": 6,
         f"conversations of more than {LENGTH} tokens": 13,
     }
     assert source.problems == ["texts[11]: line 12: no valid JSON"]
     assert source.texts == 20 and len(source) < 20 and 0.7 < source.fill <= 1
     assert "of 20 conversations" in source.summary()
-    it = batches([source], None, make(LENGTH), stack, 1, 5, epochs=2)
+    it = batches([source], None, make, collate, 1, 5, epochs=2)
     found = list(it)
     assert it.state == 2 * len(source)
     seen = [b["tokens"][b["valid"]].tolist() for b in found]
     wanted = [Texts()[i] for i in range(40) if i not in (11,) and i % 7 != 3]
-    every = [t for e in wanted if len(t := encode(e, None)["tokens"].tolist()) <= LENGTH]
+    every = [t for e in wanted if len(t := encode(e)["tokens"].tolist()) <= LENGTH]
     for epoch in (seen[: len(source)], seen[len(source) :]):
         assert sorted(t for row in epoch for t in row) == sorted(t for text in every for t in text)
     it.restore(3)
     np.testing.assert_array_equal(next(it)["tokens"], found[3]["tokens"])
 
 
-class Pictures(Texts):
-    def __getitem__(self, i):
-        return super().__getitem__(3)
-
-
-def test_a_source_without_text_alone():
-    with pytest.raises(UserError, match="holds no conversation of text alone"):
-        PackedSource(Pictures(), encode, LENGTH)
+def test_a_source_of_which_nothing_fits():
+    with pytest.raises(UserError, match="holds no conversation of text alone that fits"):
+        TextRows(Texts(), count, 3)
 
 
 def test_loss_and_gradients_are_those_of_a_row_each(redraw):
@@ -127,8 +137,8 @@ def test_loss_and_gradients_are_those_of_a_row_each(redraw):
     rows = pack([len(t["tokens"]) for t in texts], LENGTH)
     assert len(rows) < 6
     filled = [*rows, *[[]] * (len(texts) - len(rows))]  # empty rows: one shape to compile
-    packed = stack([packed_row([texts[n] for n in row], LENGTH, 60) for row in filled])
-    alone = stack([packed_row([text], LENGTH, 60) for text in texts])
+    packed = rows_of([[texts[n] for n in row] for row in filled])
+    alone = rows_of([[text] for text in texts])
 
     model = LM(CFG)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from mg_jax import config as configs
 from mg_jax.data import batch as batching
+from mg_jax.data import packing
 from mg_jax.data.sources import Source
 from mg_jax.data.sources.measures import TEXT
 from mg_jax.data.tasks import Filters, ObjectTasks, converse, parse_tasks
@@ -64,11 +65,16 @@ class Conversations(Samples):
     Examples without turns are asked about their annotations. `config.codec.too_long` "skip": what
     is longer than the longest bucket, or `encode` has no room for, loses its last turns or is left
     out; "error": it ends the run. Where batches are planned by length (config.group_by_length), an
-    example keeps to its batch's, meta["room"].
+    example keeps to its batch's, meta["room"]. config.pack: an example may be several, texts
+    without a picture (meta["texts"], `packing.TextRows`), and batches have `segments`.
     """
+
+    takes_texts = True  # whether a row may be without picture
 
     def __init__(self, config: Any, cfg: Any, codec: Any):
         rest = config.codec
+        if config.pack and not self.takes_texts:
+            raise UserError(f"config.pack: {config.system} takes no text without a picture")
         if rest.too_long not in ("error", "skip"):
             raise UserError(f"config.codec.too_long: {rest.too_long!r} is not 'error' or 'skip'")
         if config.turns < 1:
@@ -91,7 +97,7 @@ class Conversations(Samples):
             codec.text_tokens = _NO_LIMIT  # measured here instead, where it is no error
         self.tasks, self.objects = parse_tasks(config.tasks, "config"), object_tasks(config)
         self.wording = instructions.get(config.instructions or config.system)
-        self.turns = config.turns
+        self.turns, self.pack = config.turns, config.pack
 
     def check_vocabulary(self, name: str, cfg: Any, codec: Any) -> None:
         """Raises UserError when the tokenizer `name` does not fit the language model."""
@@ -113,6 +119,8 @@ class Conversations(Samples):
     def planned(self, source: Source) -> np.ndarray:
         """Positions that the examples of a source, all of one medium, need: int [len(source)],
         rather more than they do."""
+        if isinstance(source, packing.TextRows):
+            return source.lengths
         found = source.measures()
         if found is None:
             return np.full(len(source), self.buckets[-1])
@@ -136,12 +144,31 @@ class Conversations(Samples):
         """The row with all that is not text; None where the example gives none."""
         raise NotImplementedError
 
+    def packed(self, source: Source) -> packing.TextRows:
+        """Rows of the conversations of a source that has no pictures, each as long as a batch may
+        be. Raises UserError as `TextRows`."""
+        return packing.TextRows(source, self._size, self.buckets[-1])
+
+    def _size(self, example: Example) -> int:
+        return len(self._row(example, np.random.default_rng(0))["tokens"])
+
     def make(self, example: Example, rng: np.random.Generator) -> Record | None:
-        seen = self.prepare(example, rng)
-        name = f"example {example.id!r} of {example.source}"
-        record = self._talk(example, rng, seen, name)
         room = {k: v for k, v in example.meta.items() if k == "room"}
-        return self.complete({**seen, **record, **room, "name": name}, example, rng)
+        texts = [self._row(text, rng) for text in example.meta.get("texts", ())]
+        if texts:
+            record = {**texts[0], **packing.joined(texts)}
+            check_size(len(record["tokens"]), self.buckets[-1], _name(example), room.get("room"))
+        else:
+            record = self._row(example, rng)
+        return self.complete({**record, **room, "name": _name(example)}, example, rng)
+
+    def segments(self, records: Sequence[Record], length: int) -> dict[str, np.ndarray]:
+        """What a batch of these rows has besides where texts are packed."""
+        return {"segments": packing.segments(records, length)} if self.pack else {}
+
+    def _row(self, example: Example, rng: np.random.Generator) -> Record:
+        seen = self.prepare(example, rng)
+        return {**seen, **self._talk(example, rng, seen, _name(example))}
 
     def _talk(self, example: Example, rng: np.random.Generator, seen: Record, name: str) -> Record:
         if example.turns:
@@ -182,6 +209,10 @@ class Conversations(Samples):
         if self.skip or room is not None:
             check_size(len(record["tokens"]), self.buckets[-1], name, room)
         return record
+
+
+def _name(example: Example) -> str:
+    return f"example {example.id!r} of {example.source}"
 
 
 def object_tasks(config: Any) -> ObjectTasks:

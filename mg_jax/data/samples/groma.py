@@ -93,6 +93,8 @@ class Detection(_Pictures):
 class Language(Conversations, _Pictures):
     """The stages that train on answers."""
 
+    takes_texts = False
+
     def __init__(self, config: Any, cfg: Any, codec: Any):
         Conversations.__init__(self, config, cfg, codec)
         _Pictures.__init__(self, config)

@@ -213,6 +213,7 @@ class Language(Conversations, _Pictures):
             records, buckets=self.sizes(records), refer_slots=self.refer_slots, names=names
         )
         batching.refuse_empty_loss(out)
+        out |= self.segments(records, out["tokens"].shape[1])
         if self.cfg.pointing_weight:
             out |= collate_gaze(records)
         return batch(out, records, self.cfg)

@@ -155,6 +155,7 @@ class Language(Conversations, _Pictures):
         names = [r["name"] for r in records]
         out: dict[str, np.ndarray] = self.codec.collate(records, self.sizes(records), slots, names)
         batching.refuse_empty_loss(out)
+        out |= self.segments(records, out["tokens"].shape[1])
         if self.gaze:
             out |= collate_gaze(records)
         return batch(out, records, self.size)

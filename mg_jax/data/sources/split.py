@@ -94,3 +94,9 @@ def by_medium(source: Source, texts: bool = True) -> list[Source]:
     for part in made[1:]:  # what was left out is told once
         part.counts, part.bad, part.problems = Counter(), 0, []
     return made
+
+
+def has_only_texts(source: Source) -> bool:
+    """Whether all examples are known to be without picture and video."""
+    found = source.measures()
+    return found is not None and bool((found[:, 0] == TEXT).all())
