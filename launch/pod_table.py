@@ -28,20 +28,21 @@ from mg_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 CHIPS_ASKED = ("v5e", "v5p", "v6e")
-# config file -> (stages, sizes): sizes as the file's own argument says them
-SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "groma": (("detection", "alignment", "instruction"), ("size=7b,form=published",)),
+# config file -> (stages, sizes): a group of sizes for each language model, the first of all systems
+# before the second of any; a size as the file's own argument says it
+SYSTEMS: Mapping[str, tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]] = {
+    "groma": (("detection", "alignment", "instruction"), (("size=7b,form=published",),)),
     "mg_llava": (
         ("pretrain", "sft"),
         tuple(
-            f"llm={llm},media={media}"
-            for llm in ("vicuna7b", "vicuna13b", "phi3", "llama3", "yi34b")
-            for media in ("image", "video")
+            (f"llm={llm},media=image", f"llm={llm},media=video")
+            for llm in ("vicuna7b", "yi34b", "vicuna13b", "llama3", "phi3")
         ),
     ),
-    "ferret": (("caption", "dense", "instruction"), ("size=7b", "size=13b")),
+    "ferret": (("caption", "dense", "instruction"), (("size=7b",), ("size=13b",))),
     "tiny_grounding_gpt": (
-        ("projector", "llm", "local", "global"), ("llm=qwen1.5b", "llm=qwen3b", "llm=qwen7b")
+        ("projector", "llm", "local", "global"),
+        (("llm=qwen3b",), ("llm=qwen7b",), ("llm=qwen1.5b",)),
     ),
 }  # fmt: skip
 # Where a paper leaves the batch open: what is assumed here, printed under the table
@@ -55,26 +56,31 @@ ASSUMED = {
 }
 # rows of a device at a time: a larger product wastes less on moving parameters
 AT_ONCE = (1, 2, 4, 8)
+FAR = 1.5  # times its memory
 
 
 def rows() -> Iterator[tuple[str, list[str]]]:
     """(name, flags of launch.compile) of every row whose config there is."""
-    for system, (stages, sizes) in SYSTEMS.items():
-        if not (ROOT / "configs" / f"{system}.py").is_file():
-            continue
-        for size in sizes:
-            short = re.sub(r"\w+=", "", size).replace(",", "-")
-            for stage in stages:
-                config = f"configs/{system}.py:stage={stage},{size}"
-                yield f"{system}-{stage}-{short}", ["--config", config]
-            served = f"configs/{system}.py:stage={stages[-1]},{size}"
-            for program in ("prefill", "decode"):
-                for batch in (1, 32):
-                    flags = ["--config", served, "--program", program, "--batch", str(batch)]
-                    yield f"{system}-{program}{batch}-{short}", flags
-            for quant in ("int8", "int4") if "7b" in size else ():  # for one small device
-                flags = ["--config", served, "--program", "answer", "--quantize", quant]
-                yield f"{system}-answer1-{short}-{quant}", flags
+    for rank in range(max(len(groups) for _, groups in SYSTEMS.values())):
+        for system, (stages, groups) in SYSTEMS.items():
+            if (ROOT / "configs" / f"{system}.py").is_file():
+                for size in groups[rank] if rank < len(groups) else ():
+                    yield from _rows(system, stages, size)
+
+
+def _rows(system: str, stages: tuple[str, ...], size: str) -> Iterator[tuple[str, list[str]]]:
+    short = re.sub(r"\w+=", "", size).replace(",", "-")
+    for stage in stages:
+        config = f"configs/{system}.py:stage={stage},{size}"
+        yield f"{system}-{stage}-{short}", ["--config", config]
+    served = f"configs/{system}.py:stage={stages[-1]},{size}"
+    for program in ("prefill", "decode"):
+        for batch in (1, 32):
+            flags = ["--config", served, "--program", program, "--batch", str(batch)]
+            yield f"{system}-{program}{batch}-{short}", flags
+    for quant in ("int8", "int4") if "7b" in size else ():  # for one small device
+        flags = ["--config", served, "--program", "answer", "--quantize", quant]
+        yield f"{system}-answer1-{short}-{quant}", flags
 
 
 def variants(flags: list[str], devices: int, batch_size: int) -> Iterator[list[list[str]]]:
@@ -136,10 +142,12 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
             continue
         smaller, best, wrong = failed[-1:], None, False
         for settings in variants(flags, devices, batch_size):
-            unfit = False
+            unfit, sure = None, batch_size
             for extra in settings:
                 # more rows at a time take more; but a single batch holds one gradient, not two
-                if unfit and (best or extra[-1] != "--config.accumulate=1"):
+                if unfit and (best or accumulate(extra) > 1 or far(unfit)):
+                    continue
+                if accumulate(extra) > sure:  # more rows at a time, which are faster, fit as well
                     continue
                 report = compile_row([*flags, *extra], topology, seconds)
                 print(f"{name} {topology} {' '.join(extra)}: "
@@ -149,17 +157,46 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
                     wrong = True
                 elif report["fits"]:
                     best = max((r for r in (best, report) if r), key=speed)
+                    sure = min(
+                        a
+                        for e in settings
+                        if (a := accumulate(e)) * times(report) >= accumulate(extra)
+                    )
                 else:
-                    unfit = True
+                    unfit = report
                     failed.append(report | {"topology": topology})
             if best:
                 row = {"name": name, "chip": generation, **best, "failed": smaller}
                 disk.write_json(path, row)
                 return
+            if unfit and far(unfit):
+                break
         if wrong:
             return
     row = {"name": name, "chip": generation, "fits": False, "failed": failed[-1:]}
     disk.write_json(path, row)
+
+
+def accumulate(settings: list[str]) -> int:
+    """Of one of `variants`: in how many parts a batch is computed."""
+    return int(settings[-1].partition("=")[2]) if settings else 1
+
+
+def times(report: Mapping[str, Any]) -> float:
+    """How many times the rows of a program that fits would fit surely: as if all that it computes
+    grew with them, which gradients do not."""
+    if "bytes" not in report:
+        return 1.0
+    from launch.aot import job
+
+    sizes = report["bytes"]
+    room = report["hbm"] - job.RESERVED - sizes["peak"] + sizes["temporaries"]
+    return float(room / max(sizes["temporaries"], 1))
+
+
+def far(report: Mapping[str, Any]) -> bool:
+    """Whether a program needs so much more than there is that no setting of a slice will help."""
+    return bool(report.get("needed", 0) > FAR * report.get("available", math.inf))
 
 
 def speed(report: Mapping[str, Any]) -> tuple[float, int]:

@@ -68,6 +68,26 @@ def test_of_what_fits_the_fastest_is_taken(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "row-v5e.json").read_text())["accumulate"] == 2
 
 
+def test_settings_that_cannot_win_are_not_compiled(tmp_path, monkeypatch):
+    gib, asked = 2**30, []
+
+    def compile_row(flags, topology, seconds):
+        asked.append((topology.partition(":")[2], int(flags[-1].partition("=")[2])))
+        if topology != "v5e:2x4":
+            return {"fits": False, "needed": 24.5 * gib, "available": 16 * gib - 2**28}
+        count = asked[-1][1]
+        taken = 0.25 + 32 / count  # what grows with the rows at a time
+        sizes = {"peak": (2 + taken) * gib, "temporaries": taken * gib}
+        return {"fits": taken < 13.7, "bytes": sizes, "hbm": 16 * gib, "accumulate": count}
+
+    monkeypatch.setattr(pod_table, "compile_row", compile_row)
+    pod_table.smallest("row", ["--config", TINY], "v5e", 128, tmp_path, 1.0)
+    # far more than there is: nothing else is tried on that slice; two rows at a time fit as well
+    # where four do
+    assert asked == [("1x1", 128), ("2x2", 32), ("2x4", 16), ("2x4", 4), ("2x4", 2)]
+    assert json.loads((tmp_path / "row-v5e.json").read_text())["accumulate"] == 4
+
+
 def test_bad_rows_are_one_line(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"--rows '\(': is no regular expression"):
         pod_table.main(["--rows", "(", "--folder", str(tmp_path)])
