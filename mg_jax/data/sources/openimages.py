@@ -18,7 +18,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from mg_jax.data.sources.base import MAX_BAD, Folder, existing
+from mg_jax.data.sources.base import MAX_BAD, Folder, existing, short
 from mg_jax.data.sources.boxed import BoxedSource
 from mg_jax.errors import BadRecord, UserError
 
@@ -36,7 +36,8 @@ class OpenImagesSource(BoxedSource):
     Pictures without a file are left out and counted, as are those without a box except of groups
     unless empty="keep", which also adds the pictures that `labels` alone names. Their sizes are
     read from the files when they are asked for. Examples have no turns.
-    Raises UserError for a missing or malformed file, or when none of the pictures is there.
+    Rows of `classes` that are no pairs are malformed records. Raises UserError for a missing or
+    unreadable file, or when none of the pictures is there.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class OpenImagesSource(BoxedSource):
     ):
         path = existing(boxes, "Open Images boxes")
         self._folder = Folder(existing(images, f"pictures of {path.name}", folder=True))
-        names = _names(existing(classes, "Open Images class descriptions"))
+        described = existing(classes, "Open Images class descriptions")
         super().__init__(name or path.stem, head, empty, max_bad)
+        names = self._described(described)
         self._numbers: dict[str, int] = {}  # of pictures by id, -1 without a file
-        total = 0
+        total = self.bad
         for where, row in _rows(path, _BOX):
             total += 1
             try:
@@ -71,6 +73,25 @@ class OpenImagesSource(BoxedSource):
             )
         self.finish(total, names)
         del self._numbers, self._folder
+
+    def _described(self, path: Path) -> dict[str, str]:
+        """Display name by class, of a csv with or without the header LabelName,DisplayName."""
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = csv.reader(file)
+                found = [(rows.line_num, row) for row in rows if row]
+        except (UnicodeDecodeError, csv.Error) as e:
+            raise UserError(f"{path}: no readable csv: {e}") from None
+        if found and found[0][1] == ["LabelName", "DisplayName"]:
+            del found[0]
+        wrong = "expected rows of a class and its name, as /m/011k07,Tortoise"
+        names = {row[0]: row[1].strip() for _, row in found if len(row) == 2}
+        if not names:
+            raise UserError(f"{path}: {wrong}")
+        for line, row in found:
+            if len(row) != 2:
+                self.problem(f"{path}:{line}", f"{wrong}, found {short(row)}")
+        return names
 
     def _box(self, row: list[str], names: dict[str, str]) -> None:
         image, label, *corners, group = row
@@ -129,17 +150,3 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, list[str]
                     yield f"{path}:{rows.line_num}", values
     except (UnicodeDecodeError, csv.Error) as e:
         raise UserError(f"{path}: no readable csv: {e}") from None
-
-
-def _names(path: Path) -> dict[str, str]:
-    """Display name by class, of a csv with or without the header LabelName,DisplayName."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise UserError(f"{path}: no readable csv: {e}") from None
-    if rows[:1] == [["LabelName", "DisplayName"]]:
-        del rows[0]
-    if not rows or any(len(row) != 2 for row in rows):
-        raise UserError(f"{path}: expected rows of a class and its name, as /m/011k07,Tortoise")
-    return {row[0]: row[1].strip() for row in rows}

@@ -41,8 +41,11 @@ def looks_like(boxes: Any, sizes: Any, form: str = "xyxy") -> str:
     if not in_shares and sizes.min() >= 8 and _mostly(abs(raw).max(1) <= 1):
         # whole numbers may be boxes of one pixel
         return "shares of 1" if (raw != np.round(raw)).any() else ""
-    if not in_shares and _binned(boxes) and _mostly(sizes.min(1) > 1010) and len(boxes) >= 50:
-        return "bins of 0 to 1000"  # larger pictures, and no box goes beyond
+    if not in_shares and len(boxes) >= 50:  # larger pictures, and no box goes beyond
+        if _binned(boxes) and _mostly(sizes.min(1) > 1010):
+            return "bins of 0 to 1000"
+        if _end(boxes, 99, 100) and _mostly(sizes.min(1) > 110):
+            return "percent"
     right = _fit(boxes, sizes)
     if right >= _RIGHT or (len(boxes) < _FEW and right > 0):
         return ""
@@ -111,9 +114,13 @@ def _mostly(flags: np.ndarray) -> bool:
 
 def _binned(boxes: np.ndarray) -> bool:
     """Whole numbers of at least 0 that on both axes end at 999 or 1000."""
+    return _mostly((boxes == np.round(boxes)).all(1)) and _end(boxes, 999, 1000)
+
+
+def _end(boxes: np.ndarray, low: float, high: float) -> bool:
+    """Whether boxes are of numbers of at least 0 that on both axes end between these."""
     ends = boxes[:, 2:].max(0)
-    whole = _mostly((boxes == np.round(boxes)).all(1))
-    return whole and boxes.min() >= 0 and bool(((ends >= 999) & (ends <= 1000)).all())
+    return bool(boxes.min() >= 0 and ((ends >= low) & (ends <= high)).all())
 
 
 def _written(boxes: np.ndarray, form: str) -> np.ndarray:

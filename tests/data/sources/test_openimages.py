@@ -41,6 +41,16 @@ def test_train_folders_and_old_headers(tmp_path):
     assert e.objects[0].box == (0.5, 0.25, 1.0, 0.75)  # columns by name: XMax before YMin
 
 
+def test_a_malformed_class_is_counted(tmp_path):
+    text = odd(tmp_path, ["aa,x,/m/1,1,0.1,0.2,0.3,0.4,0,0,0"] * 3)
+    (tmp_path / "classes.csv").write_text("/m/1,Tortoise\n/m/2\n")
+    source = open_source(text + ",max_bad=0.3")
+    assert source.bad == 1 and len(source[0].objects) == 3
+    assert "classes.csv:2: expected rows of a class and its name" in source.problems[0]
+    with pytest.raises(UserError, match=r"classes.csv:2: .*1 of 4 records"):
+        open_source(text)
+
+
 def odd(tmp_path, boxes, labels=""):
     for name in ("aa", "bb", "cc"):
         picture(tmp_path / f"pics/{name}.jpg")

@@ -57,6 +57,7 @@ def test_odd_but_right_boxes_are_taken():
     sizes = np.tile([[1280, 1024]], (60, 1))
     middle = np.tile([[400.0, 300, 970, 980]], (60, 1))
     assert looks_like(middle, sizes) == ""  # near 1000, but not the whole range of bins
+    assert looks_like(middle / 10, sizes / 10) == ""  # near 100, likewise
     dots = np.tile([[0.0, 0, 1, 1]], (60, 1))
     assert looks_like(dots, sizes) == ""  # the first pixel
     assert looks_like(np.full((3, 4), np.nan), np.ones((3, 2))) == ""
@@ -92,6 +93,10 @@ def test_other_spaces_are_named():
     assert looks_like(bins, ones) == "bins of 0 to 1000"
     assert looks_like(bins, 3 * sizes) == "bins of 0 to 1000"  # inside, but never beyond 1000
     assert looks_like(boxes / scale * 100, ones) == "percent"
+    percent = boxes / scale * 100  # inside pictures of more than 100 pixels, but never beyond 100
+    percent[:2] = [[0, 1.5, 99.6, 40], [20, 30, 60, 100]]
+    assert looks_like(percent, sizes) == "percent"
+    assert looks_like(as_read(written(percent, "xywh"), "xywh"), sizes, "xywh") == "percent"
 
 
 def coco(tmp_path, boxes):
