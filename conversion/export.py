@@ -205,6 +205,7 @@ def _pickle(source: Path, path: Path) -> None:
             kind = getattr(torch, array.dtype.name)
             state[name] = torch.from_numpy(bits).view(kind)
     part = path.with_name(path.name + ".part")
-    torch.save(state, part)
+    with part.open("wb") as file:  # of files that it opens itself torch does not tell a full disk
+        torch.save(state, file)
     sync(part)
     part.rename(path)

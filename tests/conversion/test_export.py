@@ -1,6 +1,7 @@
 """The PyTorch side: shards, headers, copies, .bin, and what the original classes load."""
 
 import json
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,6 +16,7 @@ from conversion.export import tensors
 from conversion.moves import Pool
 from mg_jax import checkpoint
 from mg_jax.config import to_dict
+from mg_jax.disk import disk_errors
 from mg_jax.errors import UserError
 from tests.conversion.folders import CONFIGS, GROMA, assert_same, read_folder, write_folder
 
@@ -168,6 +170,16 @@ def test_an_export_equals_the_recorded_file_tensor_for_tensor(shared, tmp_path, 
     assert_same(read_folder(folder), read_folder(golden))
     again = conversion.read_config(folder)
     assert again == conversion.read_config(golden)
+
+
+@pytest.mark.torch
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_by_pytorch_too(tmp_path):
+    pytest.importorskip("torch")
+    readers.write_safetensors(tmp_path / "a.safetensors", {"a": np.zeros(9, np.float32)})
+    (tmp_path / "b.bin.part").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="b.bin: the disk is full"), disk_errors(tmp_path / "b.bin"):
+        export._pickle(tmp_path / "a.safetensors", tmp_path / "b.bin")
 
 
 @pytest.mark.torch
