@@ -21,7 +21,7 @@ import numpy as np
 
 from conversion.moves import bits_equal, is_float, move
 from conversion.patterns import Leaf, leaf_of, names_of
-from mg_jax.errors import UserError, some
+from mg_jax.errors import UserError, shown, some
 
 LISTED = 40  # names shown per side of an error; the rest is counted
 NAMED = 3  # names shown in one line
@@ -171,7 +171,7 @@ def plan(manifest: Mapping[str, Any], table: Table, where: str = "checkpoint") -
     infos = {name: _info(value) for name, value in manifest.items()}
     expected = full.torch_shapes()
     extra = [
-        f"+ {name} {list(info.shape)}"
+        f"+ {shown(name)} {list(info.shape)}"
         for name, info in infos.items()
         if name not in expected and name not in full.dropped
     ]

@@ -47,17 +47,24 @@ class Sharded(Source):
         index = Path(index)
         weight_map = _weight_map(index)
         self.where = str(index)
-        shards = {
-            file: _open_file(index.parent / file) for file in dict.fromkeys(weight_map.values())
-        }
+        shards: dict[str, Source] = {}
+        for file in dict.fromkeys(weight_map.values()):
+            if not os.path.exists(index.parent / file):  # Path.exists raises for the oddest names
+                raise UserError(
+                    f"{index}: names the shard {shown(file)}, which is not beside it; fetch it too"
+                )
+            shards[file] = _open_file(index.parent / file)
         for name, file in weight_map.items():
             if name not in shards[file].manifest:
-                raise UserError(f"{index}: {name} should be in {file}, which does not hold it")
+                raise UserError(
+                    f"{index}: {shown(name)} should be in {file}, which does not hold it"
+                )
         joined = Joined(self.where, (("", shard) for shard in shards.values()))
         self._joined, self.files, self.notes = joined, joined.files, joined.notes
         unnamed = [name for name in joined.manifest if name not in weight_map]
         if unnamed:
-            self.notes += (f"{len(unnamed)} tensors the index does not name: {unnamed[0]} ...",)
+            first = shown(unnamed[0])
+            self.notes += (f"{len(unnamed)} tensors the index does not name: {first} ...",)
         self.manifest: dict[str, TensorInfo] = {
             name: joined.manifest[name] for name in (*weight_map, *unnamed)
         }
@@ -185,5 +192,6 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         inside = isinstance(file, str) and not PurePosixPath(file).is_absolute()
         if not inside or ".." in PurePosixPath(file).parts or file.endswith(".json"):
-            raise UserError(f"{index}: {name} is said to be in {file!r}, no file of its folder")
+            told = f"{shown(name)} is said to be in {shown(repr(file))}"
+            raise UserError(f"{index}: {told}, no file of its folder")
     return weight_map

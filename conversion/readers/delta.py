@@ -14,7 +14,7 @@ import numpy as np
 
 from conversion.engine import TensorInfo
 from conversion.readers.source import Source
-from mg_jax.errors import UserError, some
+from mg_jax.errors import UserError, shown, some
 
 LISTED = 5  # names shown in an error
 FLOATS = {np.dtype(kind) for kind in ("float64", "float32", "float16", ml_dtypes.bfloat16)}
@@ -119,7 +119,7 @@ class Delta(Source):
         """Raise UserError when there are any names."""
         listed = list(names)
         if listed:
-            names = ", ".join(some(listed, LISTED))
+            names = ", ".join(some([shown(name) for name in listed], LISTED))
             raise UserError(f"{self.where}: {names}: {what}; is this the right base?")
 
     def _check(self, name: str, rule: DeltaRule) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from conversion.readers.source import Stream
+from conversion.readers.source import Stream, fits
 from mg_jax import pickles
 from mg_jax.errors import shown
 
@@ -229,7 +229,12 @@ def tensor(
     numbers = (offset, *shape, *strides)
     if len(shape) != len(strides) or not all(map(is_count, numbers)):
         raise ValueError("a tensor of odd shape or strides")
-    made = Tensor(storage, storage.dtype if dtype is None else dtype, offset, shape, strides)
+    dtype = storage.dtype if dtype is None else dtype
+    if not fits(shape, dtype.itemsize):
+        raise ValueError("a tensor of odd shape or strides")
+    # no step is taken along a single entry, so its length may be anything
+    strides = tuple(step if n > 1 else 0 for n, step in zip(shape, strides, strict=True))
+    made = Tensor(storage, dtype, offset, shape, strides)
     if (offset + made.extent) * made.dtype.itemsize > storage.nbytes:
         raise ValueError("a tensor larger than its storage")
     return made

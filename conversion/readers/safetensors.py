@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from conversion.engine import TensorInfo
-from conversion.readers.source import FileMap, Source
+from conversion.readers.source import FileMap, Source, fits
 from mg_jax.errors import UserError, shown
 
 DTYPES = {
@@ -76,7 +76,8 @@ class SafeTensors(Source):
         if kind not in DTYPES:
             raise UserError(f"{self.path}: {label}: unknown dtype {kind!r}")
         info = TensorInfo(shape, np.dtype(DTYPES[kind]))
-        if end - begin != math.prod(shape) * np.dtype(info.dtype).itemsize:
+        size = np.dtype(info.dtype).itemsize
+        if end - begin != math.prod(shape) * size or not fits(shape, size):
             raise UserError(f"{self.path}: {label}: {end - begin} bytes do not fill its shape")
         if self._start + end > self._file.size:
             raise UserError(f"{self.path}: cut short ({label} lies past the end of the file)")

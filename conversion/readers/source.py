@@ -10,9 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from conversion.engine import TensorInfo
-from mg_jax.errors import UserError
+from mg_jax.errors import UserError, shown
 
 LARGEST_TOKEN = 1 << 28  # bytes; no honest pickle or header holds a longer single value
+MOST_AXES = 64  # of an array of NumPy's
+
+
+def fits(shape: tuple[int, ...], itemsize: int) -> bool:
+    """Whether there can be an array of that shape, empty or not."""
+    return len(shape) <= MOST_AXES and itemsize * math.prod(n or 1 for n in shape) < 1 << 63
 
 
 class Source(abc.ABC):
@@ -130,8 +136,8 @@ class Joined(Source):
             for name, info in part.manifest.items():
                 new = prefix + name
                 if new in self._held:
-                    other = self._held[new][0].where
-                    raise UserError(f"{where}: {new} stands in both {other} and {part.where}")
+                    both = f"{self._held[new][0].where} and {part.where}"
+                    raise UserError(f"{where}: {shown(new)} stands in both {both}")
                 self._held[new] = (part, name)
                 self.manifest[new] = info
             self._parts.append(part)

@@ -110,6 +110,11 @@ def test_a_mismatch_lists_both_sides_and_shapes(state):
     )
 
 
+def test_a_name_that_would_write_on_the_terminal_is_escaped(state):
+    with pytest.raises(UserError, match=r"\+ 'a\\n\\x1b\[2Jb' \[9\]"):
+        engine.plan(state_shapes(state) | {"a\n\x1b[2Jb": (9,)}, TABLE)
+
+
 def test_the_source_of_a_copy_must_be_there(state):
     del state["embed.weight"]
     with pytest.raises(UserError, match=r"- embed\.weight \[7, 5\]"):

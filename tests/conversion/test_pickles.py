@@ -210,6 +210,9 @@ def test_containers_that_hold_themselves_end(tmp_path):
         (mapping({"a": tensor("0", 24, (-1,), (1,))}), "odd shape"),
         (mapping({"a": tensor("0", 24, (2,), (-1,), 4)}), "odd shape"),
         (mapping({"a": tensor("0", 24, (2, 2), (1,))}), "odd shape"),
+        (mapping({"a": tensor("0", 24, (1,) * 65, (1,) * 65)}), "odd shape"),
+        (mapping({"a": tensor("0", 24, (0, 1 << 62), (1, 1))}), "odd shape"),
+        (mapping({"a": tensor("0", 24, (1 << 62, 1 << 62), (0, 0))}), "odd shape"),
         (mapping({"a": tensor("../../x", 24, (2,), (1,))}), "no storage"),
         (
             state() + b"K\x05" + tensor("0", 24, (2,), (1,)) + b"s",
@@ -221,6 +224,11 @@ def test_broken_pickles_are_named(body, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         opened(tmp_path, body)
     assert "model.pth" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_no_step_is_taken_along_a_single_entry(tmp_path):
+    source = opened(tmp_path, mapping({"a": tensor("0", 24, (1, 4), (1 << 62, 2), 3)}))
+    np.testing.assert_array_equal(source.read("a"), [[3, 5, 7, 9]])
 
 
 def test_chance_damage_never_escapes_as_another_error(tmp_path, rng):

@@ -82,6 +82,8 @@ def test_the_manifest_is_in_file_order_and_data_need_not_be_aligned(tmp_path):
         ({"a": entry(0, 2), "b": entry(3, 4)}, "b follows a hole"),
         ({"a": entry(0, 3)}, "1 bytes belong to no tensor"),
         ({"a": entry(0, 4, [-4])}, "a: its header entry is broken"),
+        ({"a": entry(0, 4, [4] + [1] * 64)}, "a: 4 bytes do not fill its shape"),
+        ({"a": entry(0, 4), "b": entry(4, 4, [0, 1 << 63])}, "b: 0 bytes do not fill its shape"),
         ({"a": {"dtype": "U8", "shape": [4]}}, "a: its header entry is broken"),
         ({"a": 3}, "a: its header entry is broken"),
         ([], "unreadable header"),
@@ -125,7 +127,12 @@ def test_an_index_at_fault(sharded):
     cases = {
         r"ids should be in model-1-of-2\.safetensors": where | {"ids": "model-1-of-2.safetensors"},
         r"more should be in model-1-of-2\.safe": where | {"more": "model-1-of-2.safetensors"},
-        r"model-3\.safetensors: no such file": where | {"ids": "model-3.safetensors"},
+        r"json: names the shard model-3\.safetensors, which is not": where
+        | {"ids": "model-3.safetensors"},
+        r"the shard 'a\\x00', which is not beside": where | {"ids": "a\0"},
+        r"the shard '\\ud800', which is not beside": where | {"ids": "\ud800"},
+        r"the shard x{400}\.\.\., which is not beside": where | {"ids": "x" * 3000},
+        r"json: '\\x1b' should be in model-1-of-2": where | {"\x1b": "model-1-of-2.safetensors"},
         r"no file of its folder": where | {"ids": "../model-2-of-2.safetensors"},
         r"said to be in 7": where | {"ids": 7},
         r"no weight_map": {},
