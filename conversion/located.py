@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ StrPath = str | os.PathLike[str]
 # --part: the architecture of one of TinyGroundingGPT's public models, and where its parameters lie
 PARTS = {"llm": ("qwen2", "lm"), "clip": ("clip", "clip"), "dinov2": ("dinov2", "dino")}
 SHOWN = 12  # fields named in a note
+HUB_PAGE = re.compile(r"https?:/+(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,8 @@ def find(
 
     Raises UserError when it is none of these, or a revision is asked of a local one.
     """
+    if page := HUB_PAGE.match(os.fspath(source)):
+        raise UserError(f"{source}: is a page of the hub: write the name alone, {page[1]}")
     path = Path(source)
     if hub.is_name(source):
         return hub.fetch(os.fspath(source), revision, dry=dry, weights=weights)

@@ -18,7 +18,7 @@ from conversion.published import Published
 from conversion.to_jax import ToJax
 from conversion.to_torch import ToTorch
 from mg_jax import checkpoint
-from mg_jax.disk import read_json
+from mg_jax.disk import local, read_json
 from mg_jax.errors import UserError
 
 To = Literal["auto", "jax", "torch"]
@@ -78,6 +78,7 @@ def prepare(
     fit.
     """
     given, dst = os.fspath(source), Path(target)
+    local(dst, "")  # refuses a URL
     parts = list(parts)
     named = [x for x in (source, base, *parts) if x is not None]
     check_target(dst, overwrite, [Path(x) for x in named])

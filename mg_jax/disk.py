@@ -35,15 +35,16 @@ def disk_errors(path: Path, mend: Callable[[], str] = lambda: "") -> Iterator[No
         raise
 
 
-def local(folder: str | Path) -> Path:
-    """The absolute path of a run's folder. Raises UserError for a URL, such as gs://bucket/run."""
+def local(folder: str | Path, flag: str = "--workdir ") -> Path:
+    """The absolute path of a folder, named by `flag`. Raises UserError for a URL, such as
+    gs://bucket/run."""
     text = str(folder)
     if found := re.match(r"([a-z][a-z0-9+.-]+):/+(.*)", text):  # pathlib takes a slash out
         where, _, rest = found[2].partition("/")
         mounted = f"/mnt/{where}/{rest or 'runs/a'}"
         raise UserError(
-            f"--workdir {found[1]}://{found[2]}: is a URL, not a folder: mount the bucket (gcsfuse "
-            f"{where} /mnt/{where}, docs/pods.md) and write --workdir {mounted}"
+            f"{flag}{found[1]}://{found[2]}: is a URL, not a folder: mount the bucket (gcsfuse "
+            f"{where} /mnt/{where}, docs/pods.md) and write {flag}{mounted}"
         )
     return Path(folder).absolute()
 

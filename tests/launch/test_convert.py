@@ -60,6 +60,8 @@ def test_many_misfits_are_listed_below_the_error(monkeypatch, capsys, tmp_path):
         (["a", "c"], "c: is there already; name another folder or pass --overwrite"),
         (["a", "a", "--overwrite"], "a: holds the source a; name another folder"),
         (["a", "b", "--base", "nowhere"], "error: nowhere: no such folder"),
+        (["a", "gs://bucket/b"], "gs://bucket/b: is a URL, not a folder: mount the bucket"),
+        (["https://huggingface.co/x/y-1.5/tree/main", "b"], "hub: write the name alone, x/y-1.5"),
         (["a", "b", "--to", "torch"], "is not a release"),
         (["a", "b", "--revision", "main"], "--revision main"),
     ],
