@@ -181,7 +181,14 @@ def _read(
         # this class keeps the length before scaling, as its documentation asks for
         values["max_positions"] = round(values["max_positions"] * scaling["factor"])
     values["kv_heads"] = values["kv_heads"] or values["heads"]
+    if values["heads"] % values["kv_heads"]:
+        raise UserError(
+            f"{where}.num_key_value_heads: {values['kv_heads']} do not divide the "
+            f"{values['heads']} heads of num_attention_heads"
+        )
     values["head"] = values["head"] or values["width"] // values["heads"]
+    if values["head"] % 2:
+        raise UserError(f"{where}.head_dim: {values['head']} is odd; rope turns pairs of numbers")
     return values
 
 

@@ -155,6 +155,8 @@ def test_what_would_change_the_model_is_refused(name, change, message):
         ("llama3_8b", {"rope_parameters": {"rope_theta": None}}, r"rope_parameters\.rope_theta: "),
         ("qwen25_7b", {"use_sliding_window": 1}, r"use_sliding_window: expected true or false"),
         ("qwen25_7b", {"max_window_layers": -1}, r"max_window_layers: .* 0 or more, got -1"),
+        ("llama3_8b", {"num_key_value_heads": 5}, r"num_key_value_heads: 5 do not divide the 32"),
+        ("llama3_8b", {"head_dim": 7}, r"json\.head_dim: 7 is odd"),
         ("phi3_mini_4k", {"sliding_window": [3]}, r"sliding_window: .* got \[3\]"),
     ],
 )  # fmt: skip
