@@ -40,6 +40,7 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "attention_dropout": (0.0,),
     "pruned_heads": ({},),
+    "quantization_config": (None,),
 }
 POSITIVE = Kind("a number above 0", lambda x: NUMBER.fits(x) and x > 0)
 # No forward pass reads them, but whoever generates text does: they go along with the weights

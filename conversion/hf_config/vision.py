@@ -86,8 +86,10 @@ JOINT_INERT = frozenset(
     f"""text_config text_config_dict vision_config_dict projection_dim logit_scale_init_value
     initializer_factor {_TOKENS}""".split()
 )
-JOINT_CLIP = Section("CLIPConfig", {"vision_config": ("vision", {})}, {}, JOINT_INERT)
-JOINT_OWLV2 = Section("Owlv2Config", {"vision_config": ("vision", {})}, {}, JOINT_INERT)
+JOINT_CLIP = Section(
+    "CLIPConfig", {"vision_config": ("vision", {})}, {"pruned_heads": ({},)}, JOINT_INERT
+)
+JOINT_OWLV2 = dataclasses.replace(JOINT_CLIP, name="Owlv2Config")
 
 
 def read_dinov2(raw: Mapping[str, Any], where: str = "config") -> dict[str, Any]:

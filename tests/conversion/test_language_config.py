@@ -105,7 +105,8 @@ def test_no_layer_behind_max_window_layers():
         ("vicuna_7b_v15", {"sliding_window": 512}, r"json\.sliding_window: unknown field of Llama"),
         ("vicuna_7b_v15", {"attention_bias": True}, r"json\.attention_bias: True is not supported"),
         ("vicuna_7b_v15", {"hidden_act": "gelu"}, r"json\.hidden_act: 'gelu' is not supported"),
-        ("vicuna_7b_v15", {"quantization_config": {"bits": 4}}, r"quantization_config: unknown"),
+        ("vicuna_7b_v15", {"quantization_config": {"bits": 4}},
+         r"json\.quantization_config: {'bits': 4} is not supported, only None"),
         ("llama3_8b", {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
          r"json\.rope_scaling: rope type 'dynamic' is not supported, only 'default', 'linear'"),
         ("llama3_8b", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 1}},
@@ -170,6 +171,7 @@ def test_null_is_allowed_where_upstream_writes_it():
     raw = manifests.config("qwen25_3b") | {"sliding_window": None, "num_key_value_heads": None}
     assert read(raw).kv_heads == read(raw).heads
     raw = manifests.config("vicuna_7b_v15") | {"rope_scaling": None, "head_dim": None}
+    raw |= {"quantization_config": None}
     assert read(raw) == PUBLISHED["vicuna_7b_v15"]
 
 

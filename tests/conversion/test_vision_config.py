@@ -39,6 +39,13 @@ def test_the_published_clip_is_read_from_its_vision_part():
     assert hf_config.read_clip(raw) == CLIP_L
 
 
+def test_what_every_config_class_may_write_is_read_of_a_joint_model_too():
+    raw = manifests.config("clip_vit_l14_336") | {"pruned_heads": {}}
+    assert hf_config.read_clip(raw) == CLIP_L
+    with pytest.raises(UserError, match="pruned_heads: {'0': .* is not supported"):
+        hf_config.read_clip(raw | {"pruned_heads": {"0": [1]}})
+
+
 def test_of_two_spellings_of_the_vision_part_the_older_counts():
     """As transformers does."""
     raw = manifests.config("clip_vit_l14_336")
