@@ -22,6 +22,7 @@ from mg_jax.disk import local, read_json
 from mg_jax.errors import UserError
 
 To = Literal["auto", "jax", "torch"]
+Format = Published | Literal["orbax"]
 Accept = Callable[[Mapping[str, Any]], None]
 
 
@@ -59,7 +60,7 @@ def prepare(
     dtype: DType = "keep",
     base: StrPath | None = None,
     parts: Iterable[StrPath] = (),
-    format: Published = "safetensors",
+    format: Format = "safetensors",
     part: str = "",
     revision: str | None = None,
     stage: str = "",
@@ -72,10 +73,10 @@ def prepare(
     architecture, if config.json should not tell. `dtype`: of floating tensors. `base`: what delta
     weights are added to or, from a release, what the delta to be written will be added to. `parts`:
     public models that files of some systems leave parts of themselves to (`companions`). `format`:
-    of files for PyTorch. `part`: the one public model of a release to be written. `revision`: of a
-    name on the hub. `stage`: of the training that a release belongs to. `dry`: the job is not going
-    to be run, so of a name on the hub the headers are enough. Raises UserError naming what does not
-    fit.
+    of files for PyTorch; "orbax": a release below 1 GiB too is an Orbax folder. `part`: the one
+    public model of a release to be written. `revision`: of a name on the hub. `stage`: of the
+    training that a release belongs to. `dry`: the job is not going to be run, so of a name on the
+    hub the headers are enough. Raises UserError naming what does not fit.
     """
     given, dst = os.fspath(source), Path(target)
     local(dst, "")  # refuses a URL
@@ -91,6 +92,8 @@ def prepare(
         raise UserError(f"{given}: is {kind} is what can be made of it")
     if ours:
         companions.refuse(parts)
+        if format == "orbax":
+            raise UserError(f"--format orbax: is a release's, and {given} becomes none")
         if stage:
             raise UserError(
                 f"--stage {stage}: {given} is a release, which tells its own; leave it out"
@@ -101,18 +104,20 @@ def prepare(
             raise UserError(f"--system {system}: {given} is a release of {release.entry.name}")
         there = None if base is None else open_base(base, dry)
         return ToTorch(
-            part_of(release, part) if part else release, dst, dtype=dtype, format=format,
+            part_of(release, part) if part else release, dst, dtype=dtype,
+            format=format,
             overwrite=overwrite, base=there,
         )  # fmt: skip
     if part:
         raise UserError(f"--part {part}: {given} is no release, of which parts are written")
-    if format != "safetensors":
+    if format not in ("safetensors", "orbax"):
         raise UserError(
-            f"--format {format}: {given} becomes a release, which has a format of its own"
+            f"--format {format}: {given} becomes a release: leave it out, or take orbax"
         )
     opened = companions.open_any(found, given, system, base, dry, parts)
     check_target(dst, overwrite, opened.read_from)
-    return ToJax(opened, dst, dtype=dtype, stage=stage, overwrite=overwrite)
+    orbax = format == "orbax"
+    return ToJax(opened, dst, dtype=dtype, stage=stage, overwrite=overwrite, orbax=orbax)
 
 
 def convert(

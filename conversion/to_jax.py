@@ -47,11 +47,14 @@ class ToJax(Job):
         dtype: str = "keep",
         stage: str = "",
         overwrite: bool = False,
+        orbax: bool = False,
     ):
-        """Raises UserError when a dtype cannot be kept, or layers differ in dtype."""
+        """orbax: the parameters as an Orbax folder, whatever their size. Raises UserError when a
+        dtype cannot be kept, or layers differ in dtype."""
         super().__init__(opened, dst, overwrite)
         self.opened, self.source, self.plan = opened, opened.source, opened.plan
         self.files, self.notes, self.inert = self.source.files, opened.notes, opened.inert
+        self.orbax = orbax
         self.stage = stage or opened.stage or self.entry.stages[0]
         if self.stage not in self.entry.stages:
             known = " or ".join(self.entry.stages)
@@ -64,7 +67,10 @@ class ToJax(Job):
     @property
     def small(self) -> bool:
         """Whether the parameters are one safetensors file."""
-        return self.nbytes < checkpoint.SMALL
+        return not self.orbax and self.nbytes < checkpoint.SMALL
+
+    def about(self) -> dict[str, Any]:
+        return super().about() | ({"format": "orbax"} if self.orbax else {})
 
     @property
     def sizes(self) -> dict[str, int]:

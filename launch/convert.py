@@ -46,9 +46,10 @@ def arguments() -> argparse.ArgumentParser:
                    "for each: the folder of a language model, of CLIP, of the ConvNeXt or "
                    "DINOv2")  # fmt: skip
     p.add_argument("--format", default="safetensors",
-                   choices=("safetensors", "bin", "pth", "split"),
-                   help="for PyTorch: default safetensors; the others need PyTorch. pth, split: "
-                   "MG-LLaVA as its own code keeps it")  # fmt: skip
+                   choices=("safetensors", "bin", "pth", "split", "orbax"),
+                   help="for PyTorch: default safetensors; bin, pth and split need PyTorch. pth, "
+                   "split: MG-LLaVA as its own code keeps it. orbax: a release as an Orbax folder, "
+                   "whatever its size")  # fmt: skip
     p.add_argument("--part", default="", metavar="PART",
                    help="of a release of TinyGroundingGPT's: write one of its public models alone, "
                    "llm, clip or dinov2, as a folder that transformers loads")  # fmt: skip

@@ -262,5 +262,5 @@ def test_options_of_the_other_way_are_refused(tmp_path):
     release = conversion.convert(tmp_path / "a", tmp_path / "r")
     with pytest.raises(UserError, match="--stage language: .* is a release, which tells its own"):
         conversion.prepare(release, tmp_path / "b", stage="language")
-    with pytest.raises(UserError, match="--format bin: .* becomes a release, which has a format"):
+    with pytest.raises(UserError, match="--format bin: .* becomes a release: leave it out"):
         conversion.prepare(tmp_path / "a", tmp_path / "b", format="bin")

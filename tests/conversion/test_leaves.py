@@ -1,12 +1,16 @@
 """Leaves that Orbax wrote as one compressed chunk: decoded once each, and counted as memory."""
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from safetensors.numpy import load_file
 
 import conversion
 from conversion import stream
 from conversion.leaves import Leaves
 from mg_jax import checkpoint
 from mg_jax.errors import UserError
+from mg_jax.optim import flatten
 from tests.conversion.folders import CONFIGS, assert_same, read_folder, write_folder
 
 
@@ -91,3 +95,18 @@ def test_a_leaf_without_its_metadata_is_named(monkeypatch, tmp_path):
     (release / "params" / "lm" / "norm" / "scale" / "zarr.json").write_text("{")
     with pytest.raises(UserError, match="lm/norm/scale: cannot be read"):
         job.describe()
+
+
+def test_a_small_release_as_an_orbax_folder(tmp_path):
+    write_folder(tmp_path / "a", "llama")
+    file = conversion.convert(tmp_path / "a", tmp_path / "b")
+    folder = conversion.convert(tmp_path / "a", tmp_path / "c", format="orbax", check=True)
+    assert not (folder / "params.safetensors").exists()
+    restored = ocp.StandardCheckpointer().restore((folder / "params").absolute())
+    found = flatten(restored)
+    wanted = load_file(file / "params.safetensors")
+    assert found.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(found[path], value)
+    with pytest.raises(UserError, match="--format orbax: is a release's"):
+        conversion.prepare(folder, tmp_path / "d", format="orbax")
