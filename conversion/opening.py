@@ -104,8 +104,7 @@ def prepare(
             raise UserError(f"--system {system}: {given} is a release of {release.entry.name}")
         there = None if base is None else open_base(base, dry)
         return ToTorch(
-            part_of(release, part) if part else release, dst, dtype=dtype,
-            format=format,
+            part_of(release, part) if part else release, dst, dtype=dtype, format=format,
             overwrite=overwrite, base=there,
         )  # fmt: skip
     if part:
