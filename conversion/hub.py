@@ -24,6 +24,7 @@ from mg_jax.errors import UserError
 
 # org/name or org/name@revision; a local path is looked for first, and a deeper one is no name
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
 SMALL_FILES = (
     "*.json", "tokenizer*", "vocab*", "merges.txt", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*",
     "README.md",
@@ -39,9 +40,11 @@ class Fetched(NamedTuple):
 
 
 def is_name(source: str | os.PathLike) -> bool:
-    """Whether `source` may be a name on the hub: org/name, and nothing of that path is here."""
+    """Whether `source` may be a name on the hub: org/name, no file of weights by its ending, and
+    nothing of that path is here."""
     text = os.fspath(source)
-    return NAME.fullmatch(text) is not None and not Path(text).exists()
+    named = NAME.fullmatch(text) and not text.lower().endswith(WEIGHTS)
+    return bool(named) and not Path(text).exists()
 
 
 def fetch(

@@ -11,6 +11,7 @@ from conversion import carried, engine, hf_config, hub, trunks
 from conversion.architectures import ARCHITECTURES, Architecture, detect, find_config, get
 from conversion.hf_config.sections import GROUP, TEXT
 from conversion.hub import Fetched
+from conversion.partial import check_names, real
 from conversion.readers import Source, open_checkpoint
 from mg_jax import checkpoint
 from mg_jax.disk import read_json
@@ -119,6 +120,7 @@ def find(
     if page := HUB_PAGE.match(os.fspath(source)):
         raise UserError(f"{source}: is a page of the hub: write the name alone, {page[1]}")
     path = Path(source)
+    check_names(path)
     if hub.is_name(source):
         return hub.fetch(os.fspath(source), revision, dry=dry, weights=weights)
     if revision is not None:
@@ -149,6 +151,8 @@ def open_torch(
         raise UserError(f"{given}: a file of a release; name its folder, {config.parent}")
     _entry(raw, system, str(config)).read(raw, str(config))  # refused before weights are opened
     there = None if base is None else find(base, dry=dry)
+    if there and real(there.path) == real(found.path):
+        raise UserError(f"--base {base}: is the source itself; a delta is added to another model")
     source = open_checkpoint(
         found.headers or found.path, base=there and (there.headers or there.path)
     )

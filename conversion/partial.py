@@ -26,6 +26,7 @@ JOURNAL = "journal.jsonl"
 MARK = "mg_jax conversion "  # begins a journal; behind it stands what is converted, as a hash
 VERSION = 1  # of what is written; another one starts clean
 SMALL = 1 << 20  # bytes; larger files were synced when they were written
+LONGEST = 255  # bytes of the name of a file
 SLACK = 1 << 24  # bytes of disk beside the tensors: headers, folders, indexes
 
 
@@ -153,6 +154,7 @@ def check_target(dst: Path, overwrite: bool, sources: Iterable[Path] = ()) -> No
 
     `sources`: files and folders that are read, which `dst` must neither be nor hold.
     """
+    check_names(dst)
     if not dst.exists():
         return
     for source in sources:
@@ -162,6 +164,12 @@ def check_target(dst: Path, overwrite: bool, sources: Iterable[Path] = ()) -> No
         raise UserError(f"{dst}: is a file; name a folder to write")
     if any(dst.iterdir()) and not overwrite:
         raise UserError(f"{dst}: is there already; name another folder or pass --overwrite")
+
+
+def check_names(path: Path) -> None:
+    """Raises UserError for a path that no file can have."""
+    if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
+        raise UserError(f"{str(path)[:60]}...: is no path: a name has more than {LONGEST} bytes")
 
 
 def real(path: Path) -> Path:

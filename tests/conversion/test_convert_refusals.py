@@ -264,3 +264,15 @@ def test_options_of_the_other_way_are_refused(tmp_path):
         conversion.prepare(release, tmp_path / "b", stage="language")
     with pytest.raises(UserError, match="--format bin: .* becomes a release: leave it out"):
         conversion.prepare(tmp_path / "a", tmp_path / "b", format="bin")
+
+
+def test_paths_that_are_mistaken_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="dir/model.pth"):  # no name on the hub, which is not asked
+        conversion.prepare("dir/model.pth", tmp_path / "b")
+    for source, target in (("x" * 300, "b"), ("a", "y" * 300)):
+        with pytest.raises(UserError, match=r"[xy]{9}\.\.\.: is no path: a name has more than 255"):
+            conversion.prepare(source, target)
+    write_folder(tmp_path / "a", "llama")
+    with pytest.raises(UserError, match="--base a: is the source itself"):
+        conversion.prepare(tmp_path / "a", tmp_path / "b", base="a")
