@@ -240,7 +240,9 @@ def write_ferret(cfg: Any) -> dict[str, Any]:
 
 
 def _check(mine: Any, theirs: Any, path: str, cfg: Any) -> None:
-    tiles = ("tile_size", "tile_pixels", "merge", "tile_pool", "region_map", "upsampling")
+    tiles = (
+        "tile_size", "tile_pixels", "merge", "image_order", "tile_pool", "region_map", "upsampling"
+    )  # fmt: skip
     if not cfg.grids and path in tiles:
         return  # of no meaning at one resolution
     if path == "tile_pixels":

@@ -121,7 +121,8 @@ class FerretAdapter(Adapter):
                 merged = merged[top : top + down, left : left + across]
                 ends = np.zeros((down, 1, 4))  # of rows: vectors that are of no place
                 merged = np.concatenate([merged, ends], 1).reshape(-1, 4)
-            places = np.concatenate([places, merged])
+            order = 1 if cfg.image_order == "whole_first" else -1
+            places = np.concatenate([places, merged][::order])
         return [View("picture", picture(row.query.image), self.codec.image_id, 0, places)]
 
     def answer(self, row: Row, ids: np.ndarray, logprobs: np.ndarray, kept: Any) -> Answer:

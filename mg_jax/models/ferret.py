@@ -78,8 +78,8 @@ class Ferret(VisionLM):
             self.labels = Linear((c.lm.width, c.label_words + 4), ("embed", "new_vocab"))
 
     def encode(self, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        """Pictures and points -> `image_tokens` [B,n,D] in the prompt's order, the whole picture's
-        first, and `region_tokens` [B,Q,D]; also every intermediate of both.
+        """Pictures and points -> `image_tokens` [B,n,D] in the prompt's order, and `region_tokens`
+        [B,Q,D]; also every intermediate of both.
 
         Without tiles in the batch only the whole picture is seen, without points no region.
         """
@@ -88,7 +88,7 @@ class Ferret(VisionLM):
         image = aux["low_tokens"]
         if "tiles" in batch:
             aux |= self.see_tiles(batch["tiles"], batch["grid"])
-            image = jnp.concatenate([image, self.merge(aux["tile_tokens"], batch)], 1)
+            image = self.joined(image, self.merge(aux["tile_tokens"], batch), batch)
         aux["image_tokens"] = image
         if "points" in batch and self.cfg.regions != "none":
             aux |= self.describe(aux, batch)
@@ -139,6 +139,23 @@ class Ferret(VisionLM):
         )
         ends = (column == columns)[..., None]
         return jnp.where(ends, self.newline.astype(tokens.dtype)[None, None], take(tokens, cell))
+
+    def joined(
+        self,
+        whole: Float[Array, "B P D"],
+        merged: Float[Array, "B n D"],
+        batch: Mapping[str, jax.Array],
+    ) -> Float[Array, "B m D"]:
+        """Both sequences by `image_order`; what lies past a row's last token means nothing."""
+        both, c, first = jnp.concatenate([whole, merged], 1), self.cfg, whole.shape[1]
+        if c.image_order == "whole_first":
+            return both
+        if c.merge == "spatial":
+            rows, columns = jnp.moveaxis(self.grid_size(batch["grid"], c.token_side), 1, 0)
+        else:
+            rows, columns = batch["window"][:, 2], batch["window"][:, 3] + 1
+        count, at = (rows * columns)[:, None], jnp.arange(both.shape[1])[None]
+        return take(both, jnp.where(at < count, at + first, at - count))
 
     def grid_size(self, grid: Int[Array, " B"], side: int) -> Int[Array, "B 2"]:
         """(rows, columns) of the merged map of tiles `side` cells a side."""

@@ -38,8 +38,9 @@ class FerretConfig:
     `transpose_sampling`: read the map mirrored at its diagonal, as all published weights expect
     (spec 4.2); not for training from scratch.
     `merge`: tokens of the merged map row by row, or cut to the picture's aspect and each row ended
-    by a learned vector. `tile_pool`: side of the squares of a tile's tokens that are averaged
-    into one; regions read the map before.
+    by a learned vector. `image_order`: whose tokens come first in the prompt, the whole picture's
+    (Ferret-UI) or the tiles' (the paper does not say). `tile_pool`: side of the squares of a tile's
+    tokens that are averaged into one; regions read the map before.
     `regions`: how they become vectors: the sampler, v1's mean of points, or not at all.
     `region_token`: id of `<region_fea>` where it is a row of the vocabulary (published weights).
     `unit_vectors`: visual vectors are brought to unit mean square before they join the text.
@@ -69,6 +70,7 @@ class FerretConfig:
     upsampling: Literal["nearest", "bilinear"] = "nearest"
     transpose_sampling: bool = False
     merge: Literal["spatial", "spatial_unpad"] = "spatial"
+    image_order: Literal["whole_first", "tiles_first"] = "whole_first"
     tile_pool: int = 1
     regions: Literal["sampler", "mean", "none"] = "sampler"
     sampler: SamplerConfig = SamplerConfig()
@@ -128,6 +130,14 @@ class FerretConfig:
         if window is not None:
             rows, columns = window[2:]
         return tokens + rows * (columns + 1)
+
+    def whole_at(self, tokens: int) -> int:
+        """Before which visual token of a picture of so many those of the whole one begin."""
+        return 0 if self.image_order == "whole_first" else tokens - self.low_side**2
+
+    def tiles_at(self) -> int:
+        """The same of its tiles."""
+        return self.low_side**2 if self.image_order == "whole_first" else 0
 
     @property
     def largest(self) -> int:

@@ -143,6 +143,16 @@ def test_cells_of_an_unpadded_map():
     assert picture.cell(0.99, 0.5) == 4 + (1 - top) * 7 + 5
 
 
+def test_cells_where_tiles_come_first():
+    cfg = rows_of(model__image_order="tiles_first")[1]
+    picture, other = (Picture(90, 28, c, True) for c in (cfg, rows_of()[1]))
+    assert picture.tokens == other.tokens and picture.first == (other.tokens - 4, 0)
+    assert picture.cell(0.99, 0.5) == other.cell(0.99, 0.5) - 4
+    unpad = rows_of(version="ui", model__merge="spatial_unpad", model__image_order="tiles_first")[1]
+    cut = Picture(70, 40, unpad, True)  # over a row that is cut away the whole picture is looked at
+    assert cut.cell(0.99, 0.01) == cut.tokens - 4 + 1
+
+
 def test_named_things_are_regions():
     config, _, rows = rows_of("labels")
     rng = np.random.default_rng(1)

@@ -24,7 +24,8 @@ def test_mixtures_are_drawn_by_weight_among_those_that_fit():
     assert converse(photo(captions=()), rng, {"caption": 1.0}, GROMA) is None
     bare = Example("x", 9, 9)
     assert converse(bare, rng, AUTO, GROMA) is None
-    assert set(AUTO) == set(TASKS) and all(AUTO.values())
+    assert set(TASKS) - set(AUTO) == {"dense_detection_centres"} and all(AUTO.values())
+    assert "dense_detection_centres" not in parse_tasks("auto")
 
 
 def test_conversations_of_several_turns():

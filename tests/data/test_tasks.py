@@ -227,6 +227,11 @@ def test_dense_tasks_name_at_most_ten_objects(pictures):
             assert all(names[b] == text for text, b in found)
             assert [b[1] for _, b in found] == sorted(b[1] for _, b in found)
             assert len({b for _, b in found}) == len(found) == min(len(names), 10)
+        for e in made("dense_detection_centres", example, 4):
+            said = markup.parse(e.turns[0].assistant)
+            boxes = [e.regions[s.regions[0]].box for s in said if s.regions]
+            middles = [b[1] + b[3] for b in boxes]
+            assert middles == sorted(middles) and len(boxes) == min(len(names), 10)
         for e in made("dense_referring", example, 4):
             places = pointed(e, e.turns[0].user)
             listed = ", ".join(f"{n}: {names[r.box]}" for n, r in enumerate(places, 1))

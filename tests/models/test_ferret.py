@@ -129,6 +129,23 @@ def test_rows_end_in_a_vector_where_the_merge_says(tiny):
         np.testing.assert_allclose(got, np.concatenate([aux["low_tokens"][row], want]), atol=1e-5)
 
 
+@pytest.mark.parametrize("merge", ["spatial", "spatial_unpad"])
+def test_tiles_may_come_first(tiny, merge):
+    """Also beside a row of more tiles: no token of nothing lies between."""
+    _, params = tiny
+    params = {**params, "newline": jnp.arange(16.0)} if merge == "spatial_unpad" else params
+    seen = {}
+    for order in ("whole_first", "tiles_first"):
+        system = build("ferret", {**TINY, "merge": merge, "image_order": order})
+        batch = make_batch(system.cfg, [(3, 0), (2, 1)])
+        seen[order] = np.asarray(run(system, params, batch)[1]["embeddings"])
+    for row, slots in enumerate(batch["tokens"] == system.cfg.id("image")):
+        whole, count = system.cfg.low_side**2, slots.sum()
+        assert system.cfg.whole_at(count) == count - whole and system.cfg.tiles_at() == 0
+        want = np.roll(seen["whole_first"][row][slots], -whole, axis=0)
+        np.testing.assert_allclose(seen["tiles_first"][row][slots], want, atol=1e-6)
+
+
 def test_tokens_of_tiles_are_pooled_and_regions_read_what_was_before(tiny):
     system, params = tiny
     pooled = build("ferret", {**TINY, "tile_pool": 2})

@@ -69,6 +69,7 @@ class Picture:
     """How a picture of some size is cut, and how many tokens it has.
 
     grid: index of its grid in cfg.grids, and window (see anyres.window) where those are used.
+    first: numbers of the first vector of the whole picture and of the tiles.
     """
 
     def __init__(self, width: int, height: int, cfg: Any, tiles: bool):
@@ -84,6 +85,7 @@ class Picture:
                 self.window = anyres.window(width, height, chosen, cfg.token_side)
         self.tiles = chosen[0] * chosen[1] if chosen else 0
         self.tokens = int(cfg.image_tokens(chosen, self.window))
+        self.first = (cfg.whole_at(self.tokens) if chosen else 0, cfg.tiles_at())
 
     def cell(self, x: float, y: float) -> int:
         """Number of the visual vector over a point in [0, 1]: a tile's, which sees most, but the
@@ -94,13 +96,13 @@ class Picture:
         if self.window:
             top, left, rows, columns = self.window
             row, column, across = row - top, column - left, columns + 1
-        before = 0
-        if len(self.sides) > 1:
+        if len(self.sides) == 1:
+            return row * across + column
+        if not (0 <= row < rows and 0 <= column < columns):
             side = self.sides[0][0]
-            before = side * side
-            if not (0 <= row < rows and 0 <= column < columns):
-                return min(int(y * side), side - 1) * side + min(int(x * side), side - 1)
-        return before + row * across + column
+            own = min(int(y * side), side - 1) * side + min(int(x * side), side - 1)
+            return self.first[0] + own
+        return self.first[1] + row * across + column
 
     def arrays(self, pixels: np.ndarray, cfg: Any) -> Record:
         """The pixels uint8 [h,w,3] as the model sees them, still bytes."""

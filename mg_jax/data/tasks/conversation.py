@@ -21,6 +21,7 @@ TASKS: dict[str, Task] = {
     "region_description": describing.region_description,
     "dense_referring": describing.dense_referring,
     "dense_detection": locating.dense_detection,
+    "dense_detection_centres": locating.dense_detection_centres,
     "presence": asking.presence,
     "vqa": asking.vqa,
     "choice": asking.choice,
@@ -52,8 +53,8 @@ _AGAIN = (
 )  # fmt: skip
 # These speak of things by their names
 _NAMED = (
-    "rec", "all_instances", "region_caption", "dense_referring", "dense_detection", "presence",
-    "dialogue", *NAMED,
+    "rec", "all_instances", "region_caption", "dense_referring", "dense_detection",
+    "dense_detection_centres", "presence", "dialogue", *NAMED,
 )  # fmt: skip
 _LINKED = ("relation", "object_relation")  # so do these where no relations are annotated
 _TRIES = 4  # draws a round until a conversation that repeats itself is left as it is
@@ -62,10 +63,11 @@ _TRIES = 4  # draws a round until a conversation that repeats itself is left as 
 def parse_tasks(text: str, where: str = "data") -> dict[str, float]:
     """Weights of "rec*2+presence" or "auto"; later parts add to earlier ones.
 
-    Tasks with object images, which not every system takes, have to be named.
+    Tasks with object images, which not every system takes, have to be named, and so has what is
+    not of AUTO.
     Raises UserError, beginning with `where`, for an unknown name or a weight that is none.
     """
-    return parse_weights(text, AUTO | dict.fromkeys(OBJECT_TASKS, 0.0), "auto", where)
+    return parse_weights(text, dict.fromkeys((*TASKS, *OBJECT_TASKS), 0.0) | AUTO, "auto", where)
 
 
 def converse(

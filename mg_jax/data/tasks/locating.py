@@ -1,4 +1,6 @@
-"""Tasks that are answered with boxes: rec, all_instances, dense_detection, grounded_caption."""
+"""Tasks that are answered with boxes."""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from mg_jax.data.tasks.base import (
     numbered,
     shuffled,
 )
-from mg_jax.example import Example, Region
+from mg_jax.example import Box, Example, Region
 from mg_jax.text import markup, words
 from mg_jax.text.instructions import Instructions
 
@@ -86,11 +88,27 @@ def dense_detection(
 ) -> Example | None:
     """Name and locate up to DENSE objects (a random choice of more) in raster order: by the upper
     edge, then by the left one."""
+    return _dense(example, rng, wording, lambda box: (box[1], box[0]))
+
+
+def dense_detection_centres(
+    example: Example, rng: np.random.Generator, wording: Instructions
+) -> Example | None:
+    """The same by the height of their centres, then from left to right."""
+    return _dense(example, rng, wording, lambda box: (box[1] + box[3], box[0] + box[2]))
+
+
+def _dense(
+    example: Example,
+    rng: np.random.Generator,
+    wording: Instructions,
+    key: Callable[[Box], tuple[float, float]],
+) -> Example | None:
     talk = Talk(example)
     objects = shuffled(named(example), rng)[:DENSE]
     if len(objects) < 2:
         return None
-    objects.sort(key=lambda item: (item[1].box[1], item[1].box[0]))
+    objects.sort(key=lambda item: key(item[1].box))
     listed = numbered([f"<p>{name}</p>{talk.mark(region)}" for name, region in objects])
     user = wording.draw("dense_detection", rng)
     talk.say("dense_detection", user, wording.draw("dense_detection_answer", rng, listed))
