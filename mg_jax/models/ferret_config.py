@@ -6,7 +6,7 @@ from typing import Any, Literal
 from mg_jax.attention import RopeScaling
 from mg_jax.errors import UserError
 from mg_jax.lm import LMConfig
-from mg_jax.models.pointing import check_pointing
+from mg_jax.models.pointing import check_teaching
 from mg_jax.models.sampler import SamplerConfig
 from mg_jax.vision.anyres import BUCKETS, GRIDS_UI, GRIDS_V2, Grid
 from mg_jax.vision.vit import ViTConfig
@@ -193,11 +193,8 @@ def check(cfg: FerretConfig) -> None:
     ):  # fmt: skip
         if size < 1 or size % vit.patch:
             raise UserError(f"{where}.{name}: {size} must be a multiple of the patch, {vit.patch}")
-    for name, count in (
-        ("text_positions", cfg.text_positions), ("label_words", cfg.label_words),
-    ):  # fmt: skip
-        if count < 0:
-            raise UserError(f"{where}.{name}: {count}; give a count from 0 up")
+    if cfg.text_positions < 0:
+        raise UserError(f"{where}.text_positions: {cfg.text_positions}; give a count from 0 up")
     if cfg.tile_pool < 1 or cfg.tile_side % cfg.tile_pool:
         raise UserError(
             f"{where}.tile_pool: {cfg.tile_pool} does not divide the {cfg.tile_side} cells a side "
@@ -233,7 +230,7 @@ def check(cfg: FerretConfig) -> None:
             "counted from 0; null gives <region_fea> no row"
         )
     check_sampler(cfg.sampler, f"{where}.sampler")
-    check_pointing(cfg)
+    check_teaching(cfg)
     if cfg.sampler.residual and cfg.map_width != cfg.lm.width:
         raise UserError(
             f"{where}.sampler.residual: points of {cfg.map_width} channels are no vectors of "

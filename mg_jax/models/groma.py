@@ -21,7 +21,7 @@ from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.detr import DetrConfig, Proposer
 from mg_jax.models.groma_batch import example_batch
-from mg_jax.models.pointing import check_pointing, pointing_loss, region_slots
+from mg_jax.models.pointing import check_teaching, pointing_loss, region_slots
 from mg_jax.models.regions import RegionConfig, RegionEncoder
 from mg_jax.models.vlm import NewTokens, VisionLM, occurrence, scatter, take, unit
 from mg_jax.nn import MLP, Linear, over_batch
@@ -300,7 +300,7 @@ def system(cfg: GromaConfig) -> System:
             f"config.model.taps is {cfg.taps}: give at least {count} numbers from 0 to "
             f"{cfg.vision.layers}, the layers of the encoder"
         )
-    check_pointing(cfg, first=1, heads=1)  # one head, which looks at what the layer before names
+    check_teaching(cfg, first=1, heads=1)  # one head, which looks at what the layer before names
     model = Groma(cfg)
 
     def detection(params, batch, key):

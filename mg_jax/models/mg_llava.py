@@ -21,7 +21,7 @@ from mg_jax.models import System
 from mg_jax.models.fusion import Fusion, Widths, fused_width, fusion_module
 from mg_jax.models.merging import WITH_TOKENS, Merge, Objects
 from mg_jax.models.naming import label_shapes
-from mg_jax.models.pointing import check_pointing, gaze_shapes, with_looks
+from mg_jax.models.pointing import check_teaching, gaze_shapes, with_looks
 from mg_jax.models.vlm import VisionLM, pool, scatter, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
@@ -295,7 +295,7 @@ def check(cfg: MGLLaVAConfig) -> None:
         )
     if cfg.places and cfg.lm.width % 8:
         raise UserError(f"config.model.places: lm.width={cfg.lm.width} is no multiple of 8")
-    check_pointing(cfg)
+    check_teaching(cfg)
 
 
 def system(cfg: MGLLaVAConfig) -> System:

@@ -51,9 +51,11 @@ def with_looks(
     return loss + cfg.pointing_weight * look, {**metrics, **found, "language": loss}
 
 
-def check_pointing(cfg: Any, first: int = 0, heads: int = TAUGHT) -> None:
+def check_teaching(cfg: Any, first: int = 0, heads: int = TAUGHT) -> None:
     """Raises UserError for a `pointing_layer` before layer `first`, or heads, that the language
-    model does not have, and for a weight below 0."""
+    model does not have, and for a weight or a number of `label_words` below 0."""
+    if cfg.label_words < 0:
+        raise UserError(f"config.model.label_words: {cfg.label_words}; give a count from 0 up")
     if cfg.pointing_weight < 0:
         raise UserError(f"config.model.pointing_weight: {cfg.pointing_weight} is negative")
     if cfg.pointing_weight and not first <= cfg.pointing_layer < cfg.lm.layers:

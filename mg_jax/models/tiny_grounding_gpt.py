@@ -21,7 +21,7 @@ from mg_jax.errors import UserError
 from mg_jax.lm import LM, LMConfig
 from mg_jax.models import System
 from mg_jax.models.naming import PLACE_WEIGHT, label_shapes
-from mg_jax.models.pointing import check_pointing, gaze_shapes, looking_loss
+from mg_jax.models.pointing import check_teaching, gaze_shapes, looking_loss
 from mg_jax.models.vlm import VisionLM, pool, scatter, take, true_first, unit
 from mg_jax.nn import MLP, Linear
 from mg_jax.ops.box_mean import box_mean
@@ -225,6 +225,9 @@ def example_batch(
 def check(cfg: TinyGroundingGPTConfig) -> None:
     """Raises UserError when the sizes of a config do not fit each other, naming the key."""
     clip, dino = cfg.clip, cfg.dino
+    for name, kind in (("clip", "clip"), ("dino", "dinov2")):
+        if (found := getattr(cfg, name).kind) != kind:
+            raise UserError(f"config.model.{name}.kind: {found!r} is not {kind!r}")
     for name in ("clip.patch", "clip.image_size", "dino.patch", "dino.image_size"):
         value = operator.attrgetter(name)(cfg)
         if value < 1:
@@ -239,7 +242,7 @@ def check(cfg: TinyGroundingGPTConfig) -> None:
             f"config.model.select_layer: {cfg.select_layer} is not one of the {clip.layers + 1} "
             "hidden states of CLIP"
         )
-    check_pointing(cfg)
+    check_teaching(cfg)
     allowed = [(clip.grid // n) ** 2 for n in range(1, clip.grid + 1) if clip.grid % n == 0]
     if cfg.object_tokens not in allowed:
         raise UserError(

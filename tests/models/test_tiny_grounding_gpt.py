@@ -237,6 +237,8 @@ def test_pixels_of_one_tower_become_those_of_the_other():
     ({"clip": {**TINY["clip"], "image_size": 0}}, "clip.image_size: 0 is not at least 1"),
     ({"select_layer": -5}, "select_layer: -5"),
     ({"object_tokens": 9}, "object_tokens: 9 are no means .* choose 16, 4, 1"),
+    ({"dino": {"kind": "clip"}}, "dino.kind: 'clip' is not 'dinov2'"),
+    ({"label_words": -1}, "label_words: -1; give a count from 0 up"),
     ({"dino_pixels": "raw"}, "dino_pixels: 'raw'"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit_are_refused(change, message):
