@@ -93,7 +93,7 @@ def prepare(
     if ours:
         companions.refuse(parts)
         if format == "orbax":
-            raise UserError(f"--format orbax: is a release's, and {given} becomes none")
+            raise UserError(f"--format orbax: {given} is a release already: leave it out")
         if stage:
             raise UserError(
                 f"--stage {stage}: {given} is a release, which tells its own; leave it out"

@@ -169,7 +169,9 @@ def check_target(dst: Path, overwrite: bool, sources: Iterable[Path] = ()) -> No
 def check_names(path: Path) -> None:
     """Raises UserError for a path that no file can have."""
     if any(len(os.fsencode(part)) > LONGEST for part in path.parts):
-        raise UserError(f"{str(path)[:60]}...: is no path: a name has more than {LONGEST} bytes")
+        raise UserError(
+            f"{str(path)[:60]}...: is no path: a name has more than {LONGEST} bytes; shorten it"
+        )
 
 
 def real(path: Path) -> Path:

@@ -43,7 +43,7 @@ def release(workdir: Path, last: str) -> Path:
 
 
 def questions(task: Any, spec: str) -> list[Any]:
-    """What launch.evaluate --limit asks about a data text, MOST or QUESTIONS of them; [] where it
+    """What launch.evaluate --limit asks about a data text, at most MOST or QUESTIONS; [] where it
     has nothing for the task. Raises UserError for data that cannot be asked about."""
     from mg_jax.evals import tasks
 

@@ -56,7 +56,7 @@ ASSUMED = {
 }
 # rows of a device at a time: a larger product wastes less on moving parameters
 AT_ONCE = (1, 2, 4, 8)
-FAR = 1.5  # times its memory
+FAR = 2.0  # times its memory: a tensor axis may halve what a device holds, no more
 
 
 def rows() -> Iterator[tuple[str, list[str]]]:
@@ -142,12 +142,16 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
             continue
         smaller, best, wrong = failed[-1:], None, False
         for settings in variants(flags, devices, batch_size):
-            unfit, sure = None, batch_size
-            for extra in settings:
+            unfit, sure, passed, back = None, batch_size, [], False
+            todo = list(settings)
+            while todo:
+                extra = todo.pop(0)
                 # more rows at a time take more; but a single batch holds one gradient, not two
-                if unfit and (best or accumulate(extra) > 1 or far(unfit)):
+                if unfit and not back and (best or accumulate(extra) > 1 or far(unfit)):
                     continue
-                if accumulate(extra) > sure:  # more rows at a time, which are faster, fit as well
+                # more rows at a time, which are faster, fit as well
+                if accumulate(extra) > sure and not back:
+                    passed.append(extra)
                     continue
                 report = compile_row([*flags, *extra], topology, seconds)
                 print(f"{name} {topology} {' '.join(extra)}: "
@@ -157,14 +161,18 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
                     wrong = True
                 elif report["fits"]:
                     best = max((r for r in (best, report) if r), key=speed)
+                    passed.clear()
                     sure = min(
                         a
                         for e in settings
-                        if (a := accumulate(e)) * times(report) >= accumulate(extra)
+                        if (a := accumulate(e)) * room_for(report) >= accumulate(extra)
                     )
                 else:
                     unfit = report
                     failed.append(report | {"topology": topology})
+                back = bool(passed) and not report.get("fits")
+                if back:  # so they did not
+                    todo.insert(0, passed.pop())
             if best:
                 row = {"name": name, "chip": generation, **best, "failed": smaller}
                 disk.write_json(path, row)
@@ -182,7 +190,7 @@ def accumulate(settings: list[str]) -> int:
     return int(settings[-1].partition("=")[2]) if settings else 1
 
 
-def times(report: Mapping[str, Any]) -> float:
+def room_for(report: Mapping[str, Any]) -> float:
     """How many times the rows of a program that fits would fit surely: as if all that it computes
     grew with them, which gradients do not."""
     if "bytes" not in report:

@@ -120,7 +120,12 @@ class TextRows(Source):
         self.counts += source.counts
         self.bad, self.problems = source.bad + self.bad, source.problems + self.problems
         if not numbers:
-            raise UserError(f"data {self.name}: holds no conversation of text alone that fits")
+            left = ", ".join(f"{n} {reason}" for reason, n in self.counts.items())
+            raise UserError(
+                f"data {self.name}: holds no conversation of text alone that fits"
+                + (f" ({left})" if left else "")
+                + ": leave it out, or set config.pack=False"
+            )
         self.texts = len(numbers)
         rows = pack(lengths, length)
         self._rows = [[numbers[n] for n in row] for row in rows]

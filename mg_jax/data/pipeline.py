@@ -105,7 +105,7 @@ def packed(sources: Sequence[Source], rows: Samples, config: Any) -> list[Source
     if out == list(sources):
         raise UserError(
             "config.pack: no data set is known to hold conversations without a picture: set it to "
-            "False"
+            "False (or make shards of older builds anew by launch.build_data)"
         )
     return out
 

@@ -108,5 +108,5 @@ def test_a_small_release_as_an_orbax_folder(tmp_path):
     assert found.keys() == wanted.keys()
     for path, value in wanted.items():
         np.testing.assert_array_equal(found[path], value)
-    with pytest.raises(UserError, match="--format orbax: is a release's"):
+    with pytest.raises(UserError, match="--format orbax: .* is a release already"):
         conversion.prepare(folder, tmp_path / "d", format="orbax")

@@ -74,7 +74,7 @@ def test_settings_that_cannot_win_are_not_compiled(tmp_path, monkeypatch):
     def compile_row(flags, topology, seconds):
         asked.append((topology.partition(":")[2], int(flags[-1].partition("=")[2])))
         if topology != "v5e:2x4":
-            return {"fits": False, "needed": 24.5 * gib, "available": 16 * gib - 2**28}
+            return {"fits": False, "needed": 32.5 * gib, "available": 16 * gib - 2**28}
         count = asked[-1][1]
         taken = 0.25 + 32 / count  # what grows with the rows at a time
         sizes = {"peak": (2 + taken) * gib, "temporaries": taken * gib}
@@ -86,6 +86,24 @@ def test_settings_that_cannot_win_are_not_compiled(tmp_path, monkeypatch):
     # where four do
     assert asked == [("1x1", 128), ("2x2", 32), ("2x4", 16), ("2x4", 4), ("2x4", 2)]
     assert json.loads((tmp_path / "row-v5e.json").read_text())["accumulate"] == 4
+
+
+def test_a_setting_passed_over_is_compiled_where_the_next_fails(tmp_path, monkeypatch):
+    gib, asked = 2**30, []
+
+    def compile_row(flags, topology, seconds):
+        count = int(flags[-1].partition("=")[2])
+        asked.append(count)
+        if count == 8:
+            return {"error": "not compiled within 1 s"}
+        sizes = {"peak": 3 * gib, "temporaries": 2 * gib}
+        return {"fits": count >= 16, "bytes": sizes, "hbm": 16 * gib, "accumulate": count}
+
+    monkeypatch.setattr(pod_table, "compile_row", compile_row)
+    monkeypatch.setitem(slices.SOLD, "v5e", ("2x2",))
+    pod_table.smallest("row", ["--config", TINY], "v5e", 128, tmp_path, 1.0)
+    assert asked == [32, 8, 16, 4]
+    assert json.loads((tmp_path / "row-v5e.json").read_text())["accumulate"] == 16
 
 
 def test_bad_rows_are_one_line(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from mg_jax.data.sources.base import Source
-from mg_jax.data.sources.measures import MEDIA, PICTURE, TEXT
+from mg_jax.data.sources.measures import MEDIA, PICTURE, TEXT, UNKNOWN
 from mg_jax.data.sources.voc import split_of
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example
@@ -97,6 +97,6 @@ def by_medium(source: Source, texts: bool = True) -> list[Source]:
 
 
 def has_only_texts(source: Source) -> bool:
-    """Whether all examples are known to be without picture and video."""
+    """Whether all examples are known to be conversations without picture and video."""
     found = source.measures()
-    return found is not None and bool((found[:, 0] == TEXT).all())
+    return found is not None and bool(((found[:, 0] == TEXT) & (found[:, 1] < UNKNOWN)).all())

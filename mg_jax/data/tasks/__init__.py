@@ -1,6 +1,6 @@
 """Conversations about annotated pictures, whatever data set they come from, in these rooms:
 
-locating      rec, all_instances, dense_detection, grounded_caption
+locating      rec, all_instances, dense_detection (_centres), grounded_caption
 describing    caption, region_caption, region_description, dense_referring
 asking        presence, vqa, choice, relation, dialogue
 objects       with object images: object_match, place_choice, name_choice, object_relation,
