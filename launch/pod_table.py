@@ -16,7 +16,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,44 +140,24 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
             failed = [{"topology": topology, "fits": False,
                        "reason": "its parameters alone are more than its memory"}]  # fmt: skip
             continue
-        smaller, best, wrong = failed[-1:], None, False
+        smaller, wrong = failed[-1:], False
+
+        def compiled(extra: list[str], topology: str = topology) -> dict[str, Any]:
+            report = compile_row([*flags, *extra], topology, seconds)
+            said = report.get("error") or ("fits" if report["fits"] else "does not fit")
+            print(f"{name} {topology} {' '.join(extra)}: {said}", file=sys.stderr, flush=True)
+            return report
+
         for settings in variants(flags, devices, batch_size):
-            unfit, sure, passed, back = None, batch_size, [], False
-            todo = list(settings)
-            while todo:
-                extra = todo.pop(0)
-                # more rows at a time take more; but a single batch holds one gradient, not two
-                if unfit and not back and (best or accumulate(extra) > 1 or far(unfit)):
-                    continue
-                # more rows at a time, which are faster, fit as well
-                if accumulate(extra) > sure and not back:
-                    passed.append(extra)
-                    continue
-                report = compile_row([*flags, *extra], topology, seconds)
-                print(f"{name} {topology} {' '.join(extra)}: "
-                      f"{report.get('error') or ('fits' if report['fits'] else 'does not fit')}",
-                      file=sys.stderr, flush=True)  # fmt: skip
-                if "error" in report:
-                    wrong = True
-                elif report["fits"]:
-                    best = max((r for r in (best, report) if r), key=speed)
-                    passed.clear()
-                    sure = min(
-                        a
-                        for e in settings
-                        if (a := accumulate(e)) * room_for(report) >= accumulate(extra)
-                    )
-                else:
-                    unfit = report
-                    failed.append(report | {"topology": topology})
-                back = bool(passed) and not report.get("fits")
-                if back:  # so they did not
-                    todo.insert(0, passed.pop())
-            if best:
-                row = {"name": name, "chip": generation, **best, "failed": smaller}
-                disk.write_json(path, row)
+            reports = fastest(settings, compiled)
+            if fitting := [r for r in reports if r.get("fits")]:
+                row = {"name": name, "chip": generation, **max(fitting, key=speed)}
+                disk.write_json(path, row | {"failed": smaller})
                 return
-            if unfit and far(unfit):
+            wrong |= any("error" in r for r in reports)
+            unfit = [r | {"topology": topology} for r in reports if "error" not in r]
+            failed += unfit
+            if any(map(far, unfit)):
                 break
         if wrong:
             return
@@ -185,12 +165,39 @@ def smallest(name: str, flags: list[str], generation: str, batch_size: int, fold
     disk.write_json(path, row)
 
 
+def fastest(
+    settings: Sequence[list[str]], compiled: Callable[[list[str]], dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Reports of those settings of a mesh among which the fastest that fits must be.
+
+    They come with more rows at a time each. Where one fits, those that are sure to fit as well are
+    passed over up to the last, which is faster; they are gone back to if it fails after all.
+    """
+    reports, todo, passed = [], list(settings), list[list[str]]()
+    while todo:
+        extra = todo.pop(0)
+        report = compiled(extra)
+        reports.append(report)
+        fits = any(r.get("fits") for r in reports)
+        if report.get("fits"):
+            passed, most = [], accumulate(extra) / times_as_many(report)
+            while len(todo) > 1 and accumulate(todo[1]) >= most:
+                passed.append(todo.pop(0))
+        elif passed:
+            todo = [passed.pop(), *(todo if "error" in report else ())]
+        elif "error" not in report:
+            # more rows at a time take more; but a single batch holds one gradient, not two
+            alone = [x for x in todo if accumulate(x) == 1]
+            todo = [] if fits or far(report) else alone
+    return reports
+
+
 def accumulate(settings: list[str]) -> int:
     """Of one of `variants`: in how many parts a batch is computed."""
     return int(settings[-1].partition("=")[2]) if settings else 1
 
 
-def room_for(report: Mapping[str, Any]) -> float:
+def times_as_many(report: Mapping[str, Any]) -> float:
     """How many times the rows of a program that fits would fit surely: as if all that it computes
     grew with them, which gradients do not."""
     if "bytes" not in report:

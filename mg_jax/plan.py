@@ -127,11 +127,14 @@ def plan(
         fetch=jax.tree.map(lambda x: x.sharding, near) if optim.offload else None,
     )  # fmt: skip
     out = jax.tree.map(lambda x: x.sharding, state), whole
+    shown = dict(system.example_batch(stage, rows, **(sizes or {})))
+    if config.pack and "tokens" in shown:
+        shown["segments"] = shown["tokens"]  # of one shape and dtype
     batch = {
         name: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=sharding.batch_sharding(mesh, len(x.shape))
         )
-        for name, x in system.example_batch(stage, rows, **(sizes or {})).items()
+        for name, x in shown.items()
     }
     return Plan(
         system, stage, mesh, rules, steps, state, frozen,

@@ -86,9 +86,9 @@ class TextRows(Source):
 
     count(example): tokens of a conversation, of which a row takes `length`. An item is an Example
     without picture or turns whose meta["texts"] are the examples of a row. Opening counts every
-    example of the source once. Left out and counted: those that are longer than a row, that `count`
-    finds Unfit, or without turns; malformed ones as in any source. Raises UserError when too many
-    are malformed or none is left.
+    example of the source once. Left out and counted: those that `count` finds Unfit, as what is
+    longer than a row, or without turns; malformed ones as in any source. Raises UserError when too
+    many are malformed or none is left.
     """
 
     medium = TEXT
@@ -110,9 +110,6 @@ class TextRows(Source):
                 continue
             except Unfit as e:
                 self.counts[e.reason] += 1
-                continue
-            if size > length:
-                self.counts[f"conversations of more than {length} tokens"] += 1
                 continue
             numbers.append(i)
             lengths.append(size)

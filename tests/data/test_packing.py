@@ -14,7 +14,7 @@ from mg_jax.data.sources import Source
 from mg_jax.errors import BadRecord, UserError
 from mg_jax.example import Example, Turn
 from mg_jax.lm import LM, LMConfig
-from mg_jax.text.codecs.rows import pad_rows
+from mg_jax.text.codecs.rows import check_size, pad_rows
 
 CFG = LMConfig(vocab=61, width=32, mlp=48, layers=2, heads=4, kv_heads=2, head=8)
 LENGTH = 24
@@ -46,8 +46,10 @@ def encode(example):
     return {"tokens": np.array(ids, np.int32), "loss_mask": np.array(loss)}
 
 
-def count(example):
-    return len(encode(example)["tokens"])
+def count(example, most=LENGTH):
+    size = len(encode(example)["tokens"])
+    check_size(size, most, example.id)
+    return size
 
 
 def rows_of(texts, length=LENGTH):
@@ -105,7 +107,7 @@ def test_rows_of_a_source_through_the_pipeline():
     source = TextRows(Texts(), count, LENGTH)
     assert source.counts == {
         "examples without turns": 6,
-        f"conversations of more than {LENGTH} tokens": 13,
+        "long text": 13,
     }
     assert source.problems == ["texts[11]: line 12: no valid JSON"]
     assert source.texts == 20 and len(source) < 20 and 0.7 < source.fill <= 1
@@ -124,7 +126,7 @@ def test_rows_of_a_source_through_the_pipeline():
 
 def test_a_source_of_which_nothing_fits():
     with pytest.raises(UserError, match="holds no conversation of text alone that fits"):
-        TextRows(Texts(), count, 3)
+        TextRows(Texts(), functools.partial(count, most=3), 3)
 
 
 def test_loss_and_gradients_are_those_of_a_row_each(redraw):

@@ -14,6 +14,7 @@ from mg_jax import sharding
 from mg_jax.data import pipeline
 from mg_jax.errors import UserError
 from mg_jax.models import build
+from mg_jax.plan import plan
 from tests.train.micro import micro_config as groma_config
 from tests.train.micro import save_tokenizer
 
@@ -48,6 +49,15 @@ def opened(system, data, **changes):
     return built, pipeline.open_batches(config, built.cfg), config.stage
 
 
+def planned(system, data, **changes):
+    """The batch whose step launch.compile sizes."""
+    config = MICRO[system](data=str(data), **changes)
+    built = build(config.system, config.model.to_dict())
+    sizes = pipeline.batch_sizes(config, built.cfg)
+    return plan(config, 10, system=built, mesh=sharding.make_mesh(1, 1, 1, jax.devices()[:1]),
+                sizes=sizes).example  # fmt: skip
+
+
 @pytest.mark.parametrize("system", MICRO)
 def test_losses_and_gradients_are_those_of_a_row_each(system, folder, redraw):
     more = LONG if system == "mg_llava" else {}
@@ -74,6 +84,7 @@ def test_losses_and_gradients_are_those_of_a_row_each(system, folder, redraw):
     for a, b in zip(jax.tree.leaves(gradients["lm"]), jax.tree.leaves(others["lm"]), strict=True):
         assert np.abs(b).max() > 0
         np.testing.assert_allclose(a, b, atol=3e-5, rtol=0)
+    assert planned(system, talk, batch_size=1, pack=True, **more).keys() == packed.keys()
     (mixed, _), _ = value(params, packed | {"segments": np.minimum(packed["segments"], 1)})
     assert abs(mixed - two) > 1e-3  # without segments texts see each other
 
